@@ -1,0 +1,1 @@
+"""Where it runs: the command line, the one runtime environment, submission."""

@@ -1,0 +1,1 @@
+"""Model families: ShareGPT4V (LLaVA shape) and Share-Captioner, toy and full size."""

@@ -1,0 +1,1 @@
+"""The toy world: rendered scenes whose truth is known, and the small models that learn them."""

@@ -1,0 +1,1 @@
+"""Online applications on Ray Serve; they come with the serving issue."""

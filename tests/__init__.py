@@ -1,0 +1,1 @@
+"""Tests mirror platform/, pipelines/, serve/ and cluster/; e2e/ runs commands, faults/ kills them."""
