@@ -52,3 +52,24 @@ REJECTS = pa.schema(
 
 OUTCOME = "outcome"
 """Column that parts the one checkpointed write into its two halves: `caption` or `reject`."""
+
+PENDING = pa.schema(
+    [
+        pa.field("shard", pa.int32()),  # number of the manifest shard: manifest/part-<shard>.parquet
+        pa.field("row", pa.int32()),  # position inside that shard
+        *[MANIFEST.field(name) for name in ("id", "image", "source", "container", "offset", "size")],
+    ]
+)
+"""What a session has still to do. (shard, row) follows each image to its outcome, so that the audit
+is a bit per manifest row and the finished output stands in manifest order."""
+
+OUTCOMES = pa.schema(
+    [
+        pa.field(OUTCOME, pa.string()),
+        PENDING.field("shard"),
+        PENDING.field("row"),
+        *CAPTIONS,
+        *[REJECTS.field(name) for name in ("stage", "reason", "message")],
+    ]
+)
+"""One row an image, whatever became of it: the fields of the other half are null."""

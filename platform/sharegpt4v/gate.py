@@ -1,0 +1,87 @@
+"""The caption quality gate: texts a captioner should not have written.
+
+Each rule has a code that rejects are counted by. The gate sees one caption at a time and no image;
+it catches what is wrong on its face, not what is untrue.
+"""
+
+import re
+import zlib
+from collections import Counter
+from dataclasses import dataclass
+
+_REFUSAL = re.compile(
+    r"\b(?:i'?m|i am) (?:sorry|unable|not able)\b|\bi (?:cannot|can'?t|can not) "
+    r"(?:help|assist|describe|see|view|provide|identify|process)\b|\bas an ai\b",
+    re.IGNORECASE,
+)
+_BOILERPLATE = re.compile(
+    r"\b(?:please (?:provide|upload|share) (?:the|an|your) image|no image (?:was|is|has been) "
+    r"(?:provided|attached|uploaded)|if you have any (?:other |further |more )?questions|"
+    r"(?:imagine|let us imagine|hypothetical) (?:an|the|that|image)\b)",
+    re.IGNORECASE,
+)
+_SENTENCE_END = re.compile(r"[.!?。！？\"')\]]\s*$")
+
+
+@dataclass(frozen=True, slots=True)
+class GateRules:
+    """min_characters: shorter captions are far too short. max_foreign_share: letters outside `script`.
+
+    script: the writing system captions are expected in, `latin` or `any`.
+    """
+
+    min_characters: int = 20
+    max_foreign_share: float = 0.2
+    script: str = "latin"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Why a caption is refused."""
+
+    reason: str
+    message: str
+
+
+def judge(caption: str, finish_reason: str, rules: GateRules) -> Verdict | None:
+    """None when the caption may be written; else the first rule it breaks.
+
+    Order matters: a refusal is usually short, too, and its own name tells more.
+    """
+    text = caption.strip()
+    if not text:
+        return Verdict("empty_caption", "the model wrote nothing")
+    if match := _REFUSAL.search(text[:300]):
+        return Verdict("refusal", f"the model refused: {match.group(0)!r}")
+    if match := _BOILERPLATE.search(text):
+        return Verdict("boilerplate", f"the text is not about the image: {match.group(0)!r}")
+    if loop := _repeated_phrase(text):
+        return Verdict("repetition", f"the caption repeats {loop!r}")
+    if finish_reason == "length" and not _SENTENCE_END.search(text):
+        return Verdict("cut_at_length_limit", f"the caption was cut after {len(text)} characters")
+    if len(text) < rules.min_characters:
+        return Verdict("too_short", f"{len(text)} characters, at least {rules.min_characters} expected")
+    share = _foreign_share(text) if rules.script == "latin" else 0.0
+    if share > rules.max_foreign_share:
+        return Verdict("wrong_script", f"{share:.0%} of the letters are not {rules.script}")
+    return None
+
+
+def _repeated_phrase(text: str) -> str | None:
+    """A phrase said over and over: five words four times, or a text that deflates to almost nothing."""
+    words = text.lower().split()
+    if len(words) >= 20:
+        phrases = Counter(tuple(words[i : i + 5]) for i in range(len(words) - 4))
+        phrase, count = phrases.most_common(1)[0]
+        if count >= 4 and count * 5 > 0.3 * len(words):
+            return " ".join(phrase)
+    raw = text.encode("utf-8", "surrogatepass")
+    if len(raw) >= 200 and len(zlib.compress(raw)) < 0.12 * len(raw):
+        return text[:40]
+    return None
+
+
+def _foreign_share(text: str) -> float:
+    """Share of letters past Latin Extended-B (U+024F); accents and diacritics count as Latin."""
+    letters = [c for c in text if c.isalpha()]
+    return sum(c > "ɏ" for c in letters) / len(letters) if letters else 1.0

@@ -1,0 +1,27 @@
+"""Prompts, each with an id and a version that are stored beside every caption.
+
+The captioner answers one unified prompt for every image (reference: released Share-Captioner). The
+seed prompts by source for the GPT4-Vision-class teacher come with the seed stage.
+"""
+
+from dataclasses import dataclass
+
+from sharegpt4v.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """`id` names the prompt for good; a changed text gets a new version."""
+
+    id: str
+    text: str
+
+    @classmethod
+    def of_user(cls, text: str) -> "Prompt":
+        """A prompt given on the command line; its id says that it is not one of ours."""
+        if not text.strip():
+            raise UserError("the prompt is empty; leave --prompt away for the captioner's own prompt")
+        return cls("custom@0", text)
+
+
+UNIFIED_CAPTION = Prompt("unified-caption@1", "Analyze the image in a comprehensive and detailed manner.")
