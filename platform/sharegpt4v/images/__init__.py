@@ -1,0 +1,20 @@
+"""Safe image decoding: bytes from anywhere in, uint8 pixels at model size or a named reject out.
+
+storage.py reads the bytes, formats.py judges them before any pixel is decoded, decode.py decodes,
+protocols.py brings them to the model's square.
+"""
+
+from sharegpt4v.images.formats import ImageLimits
+from sharegpt4v.images.protocols import PAD_COLOUR, Prepared, Protocol, inspect, prepare
+from sharegpt4v.images.storage import ImageReader, StorageError
+
+__all__ = [
+    "PAD_COLOUR",
+    "ImageLimits",
+    "ImageReader",
+    "Prepared",
+    "Protocol",
+    "StorageError",
+    "inspect",
+    "prepare",
+]

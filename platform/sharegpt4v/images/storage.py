@@ -1,0 +1,210 @@
+"""Reading the bytes of images: local files at the price of open and read, everything else through fsspec.
+
+A manifest is other people's input, so a path must stay below the root. And storage that fails is never
+the image's fault: what a second try may cure is tried again, and ends as StorageError, not as a reject.
+"""
+
+import errno
+import os
+import random
+import stat
+import time
+from collections.abc import Callable
+from urllib.parse import quote
+
+import fsspec
+
+from sharegpt4v.errors import Rejected
+from sharegpt4v.images.formats import ImageLimits
+
+_SCHEMES = frozenset(
+    "abfs abfss adl az cos gcs gs hdfs hf http https memory oci oss r2 s3 s3a wasb webhdfs".split()
+)
+"""Object stores. Others that fsspec knows (file, git, zip, chains with ::) reach around the root."""
+
+_DELAYS = (0.5, 1.0, 2.0, 4.0)
+"""Seconds before each further try, halved at most by chance so that workers do not come back together."""
+
+_MISSING = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG})
+_UNREADABLE = frozenset({errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENXIO})
+_MAX_CHECKED_FOLDERS = 65_536
+
+
+class StorageError(RuntimeError):
+    """Storage failed after every retry (EIO, timeouts, 429, 5xx): no fault of the row; it stays undone."""
+
+
+class ImageReader:
+    """Reads images below one root; picklable, usable from several threads.
+
+    root: a local folder, a URI that fsspec reads, or None where the manifest names URIs or tar shards only.
+    max_bytes: larger files are rejected before they are read, where the storage tells.
+    """
+
+    def __init__(self, root: str | None, *, max_bytes: int = ImageLimits.max_bytes) -> None:
+        self._max_bytes = max_bytes
+        self._uri = root.rstrip("/") if root and _is_uri(root) else ""
+        local = "" if self._uri or root is None else root
+        self._root = os.path.realpath(local.removeprefix("file://")) if local else ""
+        self._checked: set[str] = set()
+
+    def read(self, image: str, container: str = "", offset: int = 0, size: int = -1) -> bytes:
+        """The bytes of an image: a path below the root, a URI, or `size` bytes at `offset` of a tar shard.
+
+        size -1 means to the end. A shard (`container`) obeys the root like an image; without a root it is
+        a path or URI as given. Raises Rejected: missing, unreadable, outside_root, empty, too_large,
+        truncated (the shard ends early); StorageError when the storage keeps failing.
+        """
+        name = container or image
+        start, count = (offset, size) if container else (0, -1)
+        if start < 0:
+            raise Rejected("truncated", f"{name!r} has no byte {start}")
+        if count > self._max_bytes:
+            raise self._too_large(name, f"{count:,}")
+        location = self._locate(name, shard=bool(container))
+        # One byte over the limit is enough to know, whatever the file's size.
+        wanted = count if count >= 0 else self._max_bytes + 1
+        read = _read_remote if _is_uri(location) else self._read_local
+        data = _with_retries(name, lambda: read(location, start, wanted)) if wanted else b""
+        if len(data) > self._max_bytes:
+            raise self._too_large(name, f"over {self._max_bytes:,}")
+        if len(data) < count or (start and not data):
+            raise Rejected("truncated", f"{name!r} ends before byte {start + max(count, 1):,}")
+        if not data:
+            raise Rejected("empty", f"{name!r} has 0 bytes")
+        return data
+
+    def __getstate__(self) -> dict[str, object]:
+        # Another machine's folders are not this one's.
+        return {**self.__dict__, "_checked": set()}
+
+    def _too_large(self, name: str, count: str) -> Rejected:
+        return Rejected("too_large", f"{name!r} has {count} bytes, the limit is {self._max_bytes:,}")
+
+    def _locate(self, name: str, shard: bool) -> str:
+        """The path or URI to open. Raises Rejected (missing, outside_root, unreadable)."""
+        if not name or "\0" in name:
+            raise Rejected("missing", f"{name!r} is not a file name")
+        if _is_uri(name):
+            scheme = name.partition("://")[0].lower()
+            if scheme in ("file", "local") or "::" in name:
+                raise Rejected("outside_root", f"{name!r}: give local files as a path below the root")
+            if scheme not in _SCHEMES:
+                raise Rejected(
+                    "unreadable", f"{name!r}: {scheme}:// is not one of {', '.join(sorted(_SCHEMES))}"
+                )
+            return name
+        if shard and not self._root and not self._uri:
+            return name
+        if name[0] == "/" or (".." in name and ".." in name.split("/")):
+            raise Rejected("outside_root", f"{name!r} leaves the root: give a path below it, without ..")
+        if self._uri:
+            return f"{self._uri}/{quote(name) if self._uri.startswith('http') else name}"
+        if not self._root:
+            raise Rejected("outside_root", f"{name!r} is relative and there is no root: give one with --root")
+        return os.path.join(self._root, name)
+
+    def _read_local(self, path: str, start: int, count: int) -> bytes:
+        folder = os.path.dirname(path)
+        if self._root and folder not in self._checked:
+            self._check_below_root(folder)
+            if len(self._checked) >= _MAX_CHECKED_FOLDERS:
+                self._checked.clear()
+            self._checked.add(folder)
+        try:
+            return _read_file(path, start, count)
+        except OSError as error:
+            if error.errno != errno.ELOOP or not os.path.islink(path):
+                raise
+        # Only a link pays for its resolution: _read_file does not follow one.
+        target = os.path.realpath(path)
+        if self._root:
+            self._check_below_root(target)
+        return _read_file(target, start, count)
+
+    def _check_below_root(self, path: str) -> None:
+        real = os.path.realpath(path)
+        if real != self._root and not real.startswith(self._root.rstrip("/") + "/"):
+            raise Rejected("outside_root", f"{path!r} leaves the root {self._root!r} through a symbolic link")
+
+
+def _is_uri(name: str) -> bool:
+    return "://" in name and name.partition("://")[0].isalnum()
+
+
+def _read_file(path: str, start: int, count: int) -> bytes:
+    # O_NONBLOCK: opening a pipe that nobody writes to must not hang a worker.
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode):
+            raise Rejected("unreadable", f"{path!r} is not a regular file")
+        left = min(count, max(0, found.st_size - start))
+        data = os.pread(handle, left, start)
+        while len(data) < left and (more := os.pread(handle, left - len(data), start + len(data))):
+            data += more  # a read ends early past 2 GiB, and on some network file systems
+        return data
+    finally:
+        os.close(handle)
+
+
+def _read_remote(uri: str, start: int, count: int) -> bytes:
+    filesystem, path = fsspec.core.url_to_fs(uri)
+    try:
+        return bytes(filesystem.cat_file(path, start=start, end=start + count))
+    except Exception as error:
+        if _status(error) == 416:  # the range starts at or behind the end
+            return b""
+        raise
+
+
+def _with_retries(name: str, read: Callable[[], bytes]) -> bytes:
+    for delay in (*_DELAYS, None):
+        try:
+            return read()
+        except Rejected:
+            raise
+        except Exception as error:
+            rejected = _judge(name, error)
+            if rejected:
+                raise rejected from error
+            if delay is None:
+                tries = len(_DELAYS) + 1
+                raise StorageError(f"{name!r}: {tries} tries failed, the last with {error!r}") from error
+            time.sleep(delay * random.uniform(0.5, 1.0))
+    raise AssertionError("the last round returns or raises")
+
+
+def _judge(name: str, error: Exception) -> Rejected | None:
+    """The reject for an error that stays however often one tries; None for one that may pass."""
+    status = _status(error)
+    code = error.errno if isinstance(error, OSError) else None
+    if code in _MISSING or isinstance(error, FileNotFoundError) or status in (404, 410):
+        return Rejected("missing", f"{name!r} does not exist")
+    if code in _UNREADABLE or code == errno.ELOOP or isinstance(error, PermissionError | IsADirectoryError):
+        return Rejected("unreadable", f"{name!r}: {os.strerror(code) if code else 'permission denied'}")
+    if isinstance(error, ImportError):
+        return Rejected("unreadable", f"{name!r} needs a package that is not installed: {error}")
+    if status is not None and 400 <= status < 500 and status not in (408, 429):
+        return Rejected("unreadable", f"{name!r}: the server answered {status}")
+    return None
+
+
+def _status(error: BaseException | None) -> int | None:
+    """The HTTP status in an error of any of fsspec's back-ends, or in what it came from."""
+    while error is not None:
+        response = getattr(error, "response", None)
+        if isinstance(response, dict):  # botocore
+            return _number(response.get("ResponseMetadata", {}).get("HTTPStatusCode"))
+        for field in ("status", "status_code", "code"):  # aiohttp, Azure and Hugging Face, Google
+            if (number := _number(getattr(error, field, None))) is not None:
+                return number
+        error = error.__cause__
+    return None
+
+
+def _number(value: object) -> int | None:
+    try:
+        return int(value) if isinstance(value, int | str) else None
+    except ValueError:
+        return None
