@@ -1,0 +1,102 @@
+"""A set of a million ids in 16 bytes each, asked for whole Arrow columns at a time."""
+
+from collections.abc import Iterable
+from hashlib import blake2b
+from itertools import pairwise
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+Digests = npt.NDArray[np.uint64]
+Mask = npt.NDArray[np.bool_]
+
+RUN_IDS = 1 << 18
+"""Runs are merged up to this many ids: a merge then needs 10 MB at a time, however large the set is."""
+
+
+class IdSet:
+    """A growing set of strings, kept as sorted runs of 128-bit BLAKE2b digests.
+
+    A Python set of 1.2 million ids takes 150 MB and is asked one id at a time; this one takes 19 MB. Two
+    different ids share a digest with a chance of n^2 / 2^129: 2e-27 for 1.2 million.
+    """
+
+    def __init__(self, chunks: Iterable[pa.Array] = ()) -> None:
+        """chunks: string columns (pa.Array or pa.ChunkedArray) without nulls; repeats are held once."""
+        self._runs: list[tuple[Digests, Digests]] = []  # high and low words, sorted by (high, low)
+        for chunk in chunks:
+            self.add(chunk)
+
+    @classmethod
+    def of(cls, ids: Iterable[str]) -> Self:
+        """The set of a few plain strings."""
+        return cls([pa.array(list(ids), pa.string())])
+
+    def __len__(self) -> int:
+        return sum(high.size for high, _ in self._runs)
+
+    def add(self, ids: pa.Array | pa.ChunkedArray) -> Mask:
+        """Take up ids; True at each that was new, so at the first of equal ones. Shape (len(ids),)."""
+        high, low = _digests(ids)
+        fresh = ~self._holds(high, low)
+        order = np.lexsort((low, high))  # stable: the first of equal ids stays first
+        high_sorted, low_sorted = high[order], low[order]
+        repeat = (high_sorted[1:] == high_sorted[:-1]) & (low_sorted[1:] == low_sorted[:-1])
+        fresh[order[1:][repeat]] = False
+        kept = order[fresh[order]]
+        if kept.size:
+            self._push(high[kept], low[kept])
+        return fresh
+
+    def contains(self, ids: pa.Array | pa.ChunkedArray) -> Mask:
+        """True at each id the set holds. Shape (len(ids),)."""
+        return self._holds(*_digests(ids))
+
+    def _holds(self, high: Digests, low: Digests) -> Mask:
+        found = np.zeros(high.size, dtype=np.bool_)
+        order = np.argsort(high)  # ascending questions walk a run front to back and stay in the cache
+        asked, asked_low = high[order], low[order]
+        for run_high, run_low in self._runs:
+            at = np.searchsorted(run_high, asked)
+            open_ = np.arange(high.size)
+            while open_.size:  # one turn, save where two ids share all 64 high bits
+                place = at[open_]
+                inside = place < run_high.size
+                open_, place = open_[inside], place[inside]
+                same = run_high[place] == asked[open_]
+                open_, place = open_[same], place[same]
+                equal = run_low[place] == asked_low[open_]
+                found[order[open_[equal]]] = True
+                open_ = open_[~equal]
+                at[open_] += 1
+        return found
+
+    def _push(self, high: Digests, low: Digests) -> None:
+        self._runs.append((high, low))
+        while len(self._runs) > 1:
+            (high_a, low_a), (high_b, low_b) = self._runs[-2:]
+            if high_a.size > 2 * high_b.size or high_a.size + high_b.size > RUN_IDS:
+                return
+            high, low = np.concatenate((high_a, high_b)), np.concatenate((low_a, low_b))
+            order = np.lexsort((low, high))
+            self._runs[-2:] = [(high[order], low[order])]
+
+
+def _digests(ids: pa.Array | pa.ChunkedArray) -> tuple[Digests, Digests]:
+    """High and low words of each id's digest, two arrays of shape (len(ids),)."""
+    chunks = ids.chunks if isinstance(ids, pa.ChunkedArray) else [ids]
+    words = np.frombuffer(b"".join(_digest_bytes(chunk) for chunk in chunks), np.uint64).reshape(-1, 2)
+    return words[:, 0].copy(), words[:, 1].copy()
+
+
+def _digest_bytes(ids: pa.Array) -> bytes:
+    """16 bytes for each id, joined."""
+    if ids.null_count:
+        raise ValueError(f"an id set takes no nulls, got {ids.null_count} of {len(ids)}")
+    column = ids.cast(pa.large_string())
+    _, offsets, data = column.buffers()
+    ends = np.frombuffer(offsets, np.int64, len(column) + 1, column.offset * 8).tolist()
+    text = memoryview(data) if data is not None else memoryview(b"")
+    return b"".join(blake2b(text[a:b], digest_size=16).digest() for a, b in pairwise(ends))

@@ -1,0 +1,151 @@
+"""What a path given as a manifest stands for: an image folder, or files that list images."""
+
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from glob import has_magic
+from pathlib import PurePosixPath
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from sharegpt4v.errors import UserError
+
+IMAGE_SUFFIXES = frozenset(
+    ".jpg .jpeg .jpe .jfif .mpo .png .webp .gif .bmp .tif .tiff .heic .heif .avif .jp2".split()
+)
+"""Names that promise an image. Some of these formats are refused when read, and then show up as rejects."""
+
+JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
+PARQUET_SUFFIXES = (".parquet", ".pq")
+TAR_SUFFIXES = (".tar",)
+TAR_UNPACKERS = {
+    ".tar.gz": "gunzip",
+    ".tgz": "gunzip",
+    ".tar.bz2": "bunzip2",
+    ".tar.xz": "unxz",
+    ".tar.zst": "unzstd",
+}
+KINDS = "an image folder, .json, .jsonl, .parquet, .tar, or a folder or glob of .parquet or .tar files"
+
+
+@dataclass(frozen=True)
+class Located:
+    """name: the path as the user gave it. folder: the image folder, or "" where files list the images.
+
+    files: the listing files, sorted, as fs paths. root: where image paths and containers start, path or URI.
+    ignored: what a walk passed over, counted by suffix; it fills while the manifest is read.
+    """
+
+    name: str
+    fs: fsspec.AbstractFileSystem
+    folder: str
+    files: tuple[str, ...]
+    root: str
+    ignored: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self.fs, LocalFileSystem)
+
+
+def locate(path: str, root: str | None) -> Located:
+    """Find what path names, on local disk or behind any URI that fsspec reads.
+
+    A folder with an image or a sub-folder at its top is an image folder. One without, that holds tar or
+    Parquet files, is a folder of shards. Raises UserError where nothing is there.
+    """
+    fs, place = filesystem(path)
+    if fs.isdir(place):
+        files = _shards_at_top(fs, place)
+        base, folder = place, "" if files else place
+    else:
+        files, folder = _files(fs, place, path), ""
+        base = _fixed_part(place)
+    home = _display(fs, base)
+    return Located(path, fs, folder, files, _given_root(root) if root is not None else home)
+
+
+def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system behind a path or URI, and the path inside it."""
+    try:
+        fs, place = fsspec.core.url_to_fs(path)
+    except (ValueError, ImportError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"cannot read {path}: {reason}") from error
+    return fs, str(place)
+
+
+def suffix(name: str) -> str:
+    """The last suffix in lower case, `.jpg` for A.B.JPG; "" where there is none."""
+    return os.path.splitext(name)[1].lower()
+
+
+def is_image(name: str) -> bool:
+    return suffix(name) in IMAGE_SUFFIXES
+
+
+def is_hidden(relative: str) -> bool:
+    """Whether the file or a folder on its way starts with a dot, as .DS_Store and ._photo.jpg do."""
+    return relative.startswith(".") or "/." in relative
+
+
+def _shards_at_top(fs: fsspec.AbstractFileSystem, folder: str) -> tuple[str, ...]:
+    tars: list[str] = []
+    parquets: list[str] = []
+    for entry in fs.ls(folder, detail=True):
+        name = PurePosixPath(entry["name"]).name
+        if is_hidden(name):
+            continue
+        if entry["type"] == "directory" or is_image(name):
+            return ()
+        if name.endswith((*TAR_SUFFIXES, *TAR_UNPACKERS)):
+            tars.append(entry["name"])
+        elif name.endswith(PARQUET_SUFFIXES):
+            parquets.append(entry["name"])
+    return tuple(sorted(tars or parquets))  # img2dataset leaves a Parquet file of notes beside each tar
+
+
+def _files(fs: fsspec.AbstractFileSystem, place: str, path: str) -> tuple[str, ...]:
+    if fs.exists(place):
+        return (place,)
+    if has_magic(place):
+        matches = tuple(sorted(str(match) for match in fs.glob(place) if not fs.isdir(match)))
+        if matches:
+            return matches
+        raise UserError(f"{path} matches no file: check the pattern, and quote it for the shell")
+    raise UserError(f"{path} does not exist{_nearest(fs, place)}")
+
+
+def _nearest(fs: fsspec.AbstractFileSystem, place: str) -> str:
+    """A hint: the name most like the first part of the path that is not there."""
+    missing = PurePosixPath(place)
+    while not fs.exists(str(missing.parent)) and missing.parent != missing:
+        missing = missing.parent
+    if not fs.isdir(str(missing.parent)):
+        return ""
+    names = [PurePosixPath(entry).name for entry in fs.ls(str(missing.parent), detail=False)]
+    near = get_close_matches(missing.name, names, n=1)
+    return (
+        f": did you mean {missing.parent / near[0]}?" if near else f": {missing.parent} has no {missing.name}"
+    )
+
+
+def _fixed_part(place: str) -> str:
+    """The folder of a file; for a pattern, the deepest folder named before the first wildcard."""
+    parent = PurePosixPath(place).parent
+    while has_magic(str(parent)):
+        parent = parent.parent
+    return str(parent)
+
+
+def _display(fs: fsspec.AbstractFileSystem, place: str) -> str:
+    return place if isinstance(fs, LocalFileSystem) else str(fs.unstrip_protocol(place))
+
+
+def _given_root(root: str) -> str:
+    fs, place = filesystem(root)
+    if not fs.isdir(place):
+        raise UserError(f"the image root {root} is not a folder{_nearest(fs, place)}")
+    return _display(fs, place)

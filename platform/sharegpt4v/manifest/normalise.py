@@ -1,0 +1,197 @@
+"""Any manifest, normalised: Parquet shards in a run folder whose ids are known to be unique."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from sharegpt4v.errors import UserError
+from sharegpt4v.manifest.ids import IdSet, Mask
+from sharegpt4v.manifest.locate import locate
+from sharegpt4v.manifest.read import read_batches
+from sharegpt4v.manifest.rows import BATCH_ROWS, path_id
+from sharegpt4v.manifest.writer import ShardWriter, shards
+from sharegpt4v.records import MANIFEST
+
+NAMED = 5  # ids that a message lists
+LOCATION = ("image", "container", "offset", "size")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A normalised manifest, and what was noticed on the way.
+
+    rows, sources: what the folder holds now, all and by source. added: rows that this call brought.
+    root: where image paths and containers start, for ImageReader.
+    same_image_ids: rows of the input whose image an earlier id has too (allowed, worth knowing).
+    without_image, repeats: records dropped by dedupe_image.
+    ignored: files passed over in an image folder, by suffix.
+    """
+
+    folder: Path
+    rows: int
+    added: int
+    sources: dict[str, int]
+    root: str
+    same_image_ids: int = 0
+    without_image: int = 0
+    repeats: int = 0
+    ignored: dict[str, int] = field(default_factory=dict)
+
+    def ids(self) -> Iterator[pa.Array]:
+        """All ids in order, a column chunk at a time."""
+        for batch in _batches(self.folder, ["id"]):
+            yield batch["id"]
+
+
+def normalise(
+    path: str,
+    root: str | None,
+    out_dir: Path,
+    *,
+    limit: int | None = None,
+    shard_rows: int = 50_000,
+    dedupe_image: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> Manifest:
+    """Write a manifest (read_rows says what counts as one) to out_dir as Parquet shards of records.MANIFEST.
+
+    A manifest that is there already is joined: new ids are appended as new shards, equal rows are passed
+    over, rows whose id came back with another image or source are refused, and ids that vanished stay. limit
+    takes only the first rows; a later call without it joins the rest. dedupe_image takes each image once,
+    under its path as id, and drops records without one. progress is called with the number of records read so
+    far. Raises UserError; out_dir is then as it was.
+    """
+    located = locate(path, root)
+    intake = _Intake(path, out_dir, dedupe_image)
+    read = 0
+    with ShardWriter(out_dir, shard_rows) as writer:
+        for batch in read_batches(located):
+            read += batch.num_rows
+            room = None if limit is None else limit - intake.taken
+            writer.write(intake.take(batch, room))
+            if progress is not None:
+                progress(read)
+            if intake.taken == limit:
+                break
+        intake.refuse()
+        writer.publish()
+    return Manifest(
+        folder=out_dir,
+        rows=intake.sources.total(),
+        added=writer.rows,
+        sources=dict(sorted(intake.sources.items())),
+        root=located.root,
+        same_image_ids=intake.same_image_ids,
+        without_image=intake.without_image,
+        repeats=intake.repeats,
+        ignored=dict(located.ignored.most_common()),
+    )
+
+
+class _Intake:
+    """Decides row by row, a batch at a time, what is new, known, repeated or changed."""
+
+    def __init__(self, name: str, folder: Path, dedupe_image: bool) -> None:
+        self._name = name
+        self._folder = folder
+        self._dedupe = dedupe_image
+        self._seen = IdSet()
+        self._images = IdSet()
+        self._known = IdSet()
+        self.sources: Counter[str] = Counter()
+        for batch in _batches(folder, ["id", "source", *LOCATION]):
+            self._known.add(_row_keys(batch))
+            self._count(batch)
+        self.taken = self.same_image_ids = self.without_image = self.repeats = self._changed = 0
+        self._examples: list[str] = []
+
+    @cached_property
+    def _known_ids(self) -> IdSet:
+        return IdSet(batch["id"] for batch in _batches(self._folder, ["id"]))
+
+    def take(self, batch: pa.RecordBatch, room: int | None) -> pa.RecordBatch:
+        """The rows to append, of at most room rows taken. Problems are counted, for refuse() to raise."""
+        if not self._dedupe:
+            batch = batch.slice(0, room)
+        if batch["image"].null_count:
+            self.without_image += batch["image"].null_count
+            batch = batch.filter(pc.is_valid(batch["image"]))
+        if self._dedupe:
+            batch = batch.set_column(0, "id", path_id(batch["image"], batch["container"]))
+        first = self._seen.add(batch["id"])
+        self.repeats += self._note(batch, ~first)
+        batch = _where(batch, first).slice(0, room)
+        self.taken += batch.num_rows
+        self.same_image_ids += int((~self._images.add(_keys(batch, LOCATION))).sum())
+        if len(self._known):
+            batch = self._unknown(batch)
+        self._count(batch)
+        return pa.RecordBatch.from_arrays(batch.columns, schema=MANIFEST)
+
+    def refuse(self) -> None:
+        """Raise what the whole input turned out to be wrong about, with its numbers and first ids."""
+        read = self.taken + self.repeats + self.without_image
+        listed = ", ".join(self._examples)
+        if not read:
+            raise UserError(f"{self._name} is empty: it names no image")
+        if self._dedupe and not self.taken:
+            raise UserError(f"{self._name}: none of its {read} records has an image")
+        if self.without_image and not self._dedupe:
+            repeats = f" and {self.repeats} ids repeat (first: {listed})" if self.repeats else ""
+            raise UserError(
+                f"{self._name}: {self.without_image} of {read} records have no image{repeats}, as in a "
+                "conversation file; pass --dedupe image to take each image once and drop records without one"
+            )
+        if self.repeats and not self._dedupe:
+            raise UserError(
+                f"{self._name}: {self.repeats} of {read} ids repeat (first: {listed}); make them unique, or "
+                "pass --dedupe image to take each image once under its path"
+            )
+        if self._changed:
+            raise UserError(
+                f"{self._name}: {self._changed} ids are in {self._folder} already with another image or "
+                f"source (first: {listed}); give the rows new ids or use a new run folder"
+            )
+
+    def _unknown(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        batch = _where(batch, ~self._known.contains(_row_keys(batch)))
+        if batch.num_rows:
+            changed = self._known_ids.contains(batch["id"])
+            self._changed += self._note(batch, changed)
+            batch = _where(batch, ~changed)
+        return batch
+
+    def _note(self, batch: pa.RecordBatch, wrong: Mask) -> int:
+        """How many rows are wrong; the first of them are kept for the message."""
+        for row in np.flatnonzero(wrong)[: NAMED - len(self._examples)]:
+            self._examples.append(batch["id"][int(row)].as_py())
+        return int(wrong.sum())
+
+    def _count(self, batch: pa.RecordBatch) -> None:
+        for entry in pc.value_counts(batch["source"]).to_pylist():
+            self.sources[entry["values"]] += entry["counts"]
+
+
+def _where(batch: pa.RecordBatch, mask: Mask) -> pa.RecordBatch:
+    return batch if mask.all() else batch.filter(pa.array(mask))
+
+
+def _row_keys(batch: pa.RecordBatch) -> pa.Array:
+    """All that must not change under an id, as one text a row."""
+    return _keys(batch, ("id", "source", *LOCATION))
+
+
+def _keys(batch: pa.RecordBatch, columns: tuple[str, ...]) -> pa.Array:
+    return pc.binary_join_element_wise(*(batch[column].cast(pa.string()) for column in columns), "\0")
+
+
+def _batches(folder: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    for shard in shards(folder):
+        yield from pq.ParquetFile(shard).iter_batches(BATCH_ROWS, columns=columns)

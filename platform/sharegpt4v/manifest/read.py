@@ -1,0 +1,100 @@
+"""Read any manifest as one stream of rows, whatever format holds it."""
+
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import IO, TypedDict
+
+import pyarrow as pa
+
+from sharegpt4v.errors import UserError
+from sharegpt4v.manifest.folder import read_folder
+from sharegpt4v.manifest.json_files import read_json
+from sharegpt4v.manifest.locate import (
+    JSON_SUFFIXES,
+    KINDS,
+    PARQUET_SUFFIXES,
+    TAR_SUFFIXES,
+    TAR_UNPACKERS,
+    Located,
+    filesystem,
+    locate,
+    suffix,
+)
+from sharegpt4v.manifest.parquet import read_parquet
+from sharegpt4v.manifest.rows import complete
+from sharegpt4v.manifest.shards import read_shard
+
+Turn = TypedDict("Turn", {"from": str, "value": str})
+
+
+class ManifestRow(TypedDict):
+    """One row of records.MANIFEST; image is None for a record without one (a text-only conversation)."""
+
+    id: str
+    image: str | None
+    source: str
+    container: str
+    offset: int
+    size: int
+    conversations: list[Turn] | None
+
+
+def read_rows(path: str, root: str | None = None) -> Iterator[ManifestRow]:
+    """Stream the rows of any manifest, in order, ids unchecked; memory stays flat.
+
+    path: a folder of images, a JSON array, JSONL, Parquet, tar shards, a glob of such files; local or a URI.
+    root: where image paths start; by default the folder itself, or the one that holds the manifest.
+    Raises UserError (one line, with the record) for what cannot be read as a manifest.
+    """
+    for batch in read_batches(locate(path, root)):
+        yield from batch.to_pylist()
+
+
+def read_batches(located: Located) -> Iterator[pa.RecordBatch]:
+    """Completed rows (rows.complete) of everything that was located."""
+    if located.folder:
+        yield from _completed(read_folder(located), located.name)
+    for file in located.files:
+        yield from _completed(_read_file(located, file), _name(located, file))
+
+
+def _completed(batches: Iterator[pa.RecordBatch], name: str) -> Iterator[pa.RecordBatch]:
+    first = 1
+    for raw in batches:
+        yield complete(raw, name, first)
+        first += raw.num_rows
+
+
+def _read_file(located: Located, file: str) -> Iterator[pa.RecordBatch]:
+    name = _name(located, file)
+    for ending, unpacker in TAR_UNPACKERS.items():
+        if file.endswith(ending):
+            raise UserError(
+                f"{name} is compressed, so images in it cannot be found by range: {unpacker} it first"
+            )
+    kind = suffix(file)
+    if kind not in (*JSON_SUFFIXES, *PARQUET_SUFFIXES, *TAR_SUFFIXES):
+        raise UserError(f"{name} is no manifest (suffix {kind or 'missing'}); give {KINDS}")
+    opened: IO[bytes] = located.fs.open(file, "rb")
+    with opened:
+        if kind in JSON_SUFFIXES:
+            yield from read_json(opened, name)
+        elif kind in PARQUET_SUFFIXES:
+            yield from read_parquet(opened, name)
+        else:
+            yield from read_shard(opened, _container(located, file), name)
+
+
+def _container(located: Located, file: str) -> str:
+    """The shard's path below the root, which rows carry so that a run can move with its data."""
+    _, root = filesystem(located.root)
+    if not PurePosixPath(file).is_relative_to(root):
+        raise UserError(
+            f"the shard {file} lies outside the image root {root}: leave the root away or widen it"
+        )
+    return str(PurePosixPath(file).relative_to(root))
+
+
+def _name(located: Located, file: str) -> str:
+    """How messages call a file: as the user did, or by its own name out of a folder or pattern."""
+    return located.name if len(located.files) == 1 else PurePosixPath(file).name
