@@ -1,20 +1,20 @@
 """From a configuration to a running engine; what crosses to an actor is the small picklable spec."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 from sharegpt4v.engine.base import Engine
 from sharegpt4v.engine.fake import FakeEngine, FakeOptions
+from sharegpt4v.weights import locate
 
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
-    """kind: which engine. folder and model: the weights and their id. capacity: requests at once."""
+    """kind: which engine. weights: their folder or URI. model: their id. capacity: requests at once."""
 
     kind: Literal["torch", "fake"]
     model: str
-    folder: Path | None = None
+    weights: str | None = None
     capacity: int = 32
     dtype: str = "auto"
     threads: int = 1
@@ -31,10 +31,10 @@ def build_engine(spec: EngineSpec) -> Engine:
     from sharegpt4v.engine.torch_engine import TorchEngine
     from sharegpt4v.models.adapter import load_adapter
 
-    assert spec.folder is not None
+    assert spec.weights is not None
     # Ray sets OMP_NUM_THREADS=1 for actors of one CPU or less; the configuration knows better.
     torch.set_num_threads(spec.threads)
     device = "cuda" if spec.use_gpu else "cpu"
     kind = spec.dtype if spec.dtype != "auto" else "bfloat16" if spec.use_gpu else "float32"
-    adapter = load_adapter(spec.folder, dtype=getattr(torch, kind), device=device)
+    adapter = load_adapter(locate(spec.weights), dtype=getattr(torch, kind), device=device)
     return TorchEngine(adapter, spec.model, spec.capacity)

@@ -86,30 +86,32 @@ def open_run(path: Path) -> RunFolder:
     return RunFolder(path.absolute())
 
 
-def settle(
+def check_fingerprint(run: RunFolder, fingerprint: dict[str, Any]) -> None:
+    """Raises UserError naming the first field that would make a resume's rows differ from the earlier ones.
+
+    fingerprint: what changes an output row, and only that. A new run folder has nothing to compare with.
+    """
+    if not (run.path / "run.yaml").exists():
+        return
+    old = read_settings(run.path)
+    if old.get("schema_version") != SCHEMA_VERSION:
+        raise UserError(
+            f"{run.path} was written with run folder version {old.get('schema_version')}, this is "
+            f"version {SCHEMA_VERSION}: finish it with the release that began it, or give another --out"
+        )
+    for key in sorted(fingerprint.keys() | old["fingerprint"].keys()):
+        before, now = old["fingerprint"].get(key), fingerprint.get(key)
+        if before != now:
+            raise UserError(
+                f"{key} changed since this run began ({_short(before)} before, {_short(now)} now): "
+                f"restore it, or give another --out"
+            )
+
+
+def write_settings(
     run: RunFolder, config: dict[str, Any], fingerprint: dict[str, Any], facts: dict[str, Any]
 ) -> None:
-    """Writes `run.yaml` on the first start, and refuses a resume whose outputs would differ.
-
-    config: the resolved configuration. fingerprint: what changes an output row, and only that. facts: what
-    readers of the run need (root, model, prompt_id, prompt_text, engine); they may change between sessions.
-    Raises UserError naming the first field of the fingerprint that is not the same.
-    """
-    path = run.path / "run.yaml"
-    if path.exists():
-        old = read_settings(run.path)
-        if old.get("schema_version") != SCHEMA_VERSION:
-            raise UserError(
-                f"{run.path} was written with run folder version {old.get('schema_version')}, this is "
-                f"version {SCHEMA_VERSION}: finish it with the release that began it, or give another --out"
-            )
-        for key in sorted(fingerprint.keys() | old["fingerprint"].keys()):
-            before, now = old["fingerprint"].get(key), fingerprint.get(key)
-            if before != now:
-                raise UserError(
-                    f"{key} changed since this run began ({_short(before)} before, {_short(now)} now): "
-                    f"restore it, or give another --out"
-                )
+    """Writes `run.yaml`. facts: what readers of the run need (root, model, prompt_id, prompt_text, engine)."""
     settings = {
         "schema_version": SCHEMA_VERSION,
         **facts,
@@ -118,7 +120,7 @@ def settle(
         "versions": {name: _version(name) for name in _PACKAGES},
         "git_revision": _git_revision(),
     }
-    write_atomic(path, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+    write_atomic(run.path / "run.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
 
 
 def read_settings(run: Path) -> dict[str, Any]:

@@ -1,0 +1,49 @@
+# On a fresh machine with Python 3.11+, make and git: `make quickstart`, or `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN ?= runs/quickstart
+
+.DELETE_ON_ERROR:
+.PHONY: help setup quickstart test lint faults bench weights clean
+
+help:  ## what there is to make
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
+
+setup: $(VENV)/.installed  ## everything into .venv
+
+# torch first and by its own version: alone, pip takes the CPU build where an index offers one, and elsewhere the CUDA
+# build; asked for through another package it would take whatever is newest.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 $(MAKECMDGOALS)")'
+	@echo "setting up $(VENV) (a few minutes the first time)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+quickstart: setup  ## caption 200 toy images with the toy captioner, and show where the report is
+	$(BIN)/python -m sharegpt4v.toy images --out toy-images --count 200
+	$(BIN)/sharegpt4v caption --images toy-images --out $(RUN)
+
+test: setup  ## the tests: under ten minutes on two cores
+	$(BIN)/python -m pytest -q -m "not slow"
+
+lint: setup  ## ruff and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+faults: setup  ## kill the main job twenty times and compare its output with an undisturbed run's
+	$(BIN)/python -m pytest -q -m slow tests/faults
+
+bench: setup  ## the measurements of benchmarks/README.md (half an hour)
+	$(BIN)/python -m benchmarks.image_prep
+	$(BIN)/python -m benchmarks.caption_overhead
+	$(BIN)/python -m benchmarks.caption_real
+
+weights: setup  ## train the shipped toy models again (about a quarter of an hour)
+	$(BIN)/python -m sharegpt4v.toy weights
+
+clean:  ## remove what make made, but not your runs
+	rm -rf $(VENV) toy-images

@@ -1,0 +1,1 @@
+"""What measures speed; README.md holds commands, machines and figures."""

@@ -1,0 +1,62 @@
+"""The command line `sharegpt4v COMMAND [flags]`: each command is a module whose main does the work."""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cluster.env import runtime_env
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """module: where its main is. on_ray: it takes a runtime environment for other nodes."""
+
+    module: str
+    text: str
+    on_ray: bool = False
+
+
+COMMANDS = {
+    "check": Command("pipelines.check", "look at every image of a manifest, without a model", on_ray=True),
+    "caption": Command("pipelines.caption", "caption every image of a manifest, exactly once", on_ray=True),
+    "export": Command("pipelines.export", "write a finished run as LLaVA JSON, a HF data set, or tar shards"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code of the command, 2 when there is no such command."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_help())
+        return 0 if arguments else 2
+    name, *rest = arguments
+    command = COMMANDS.get(name)
+    if command is None:
+        print(f"sharegpt4v: unknown command {name!r}; known: {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    run = importlib.import_module(command.module).main
+    # Inside a submitted job the environment is there already, and Ray refuses a second one.
+    inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    code: int = run(rest, runtime_env()) if command.on_ray and not inside_job else run(rest)
+    return code
+
+
+def _help() -> str:
+    lines = [f"  {name:<10}{command.text}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: sharegpt4v COMMAND [flags]",
+            "",
+            "From a heap of images to a served multimodal chat model, on Ray.",
+            "",
+            *lines,
+            "",
+            "sharegpt4v COMMAND --help lists its flags; they are the fields of its configuration file.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

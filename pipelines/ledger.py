@@ -1,0 +1,160 @@
+"""Which images are in work where, so that one that kills its process is found out and set aside.
+
+Ray starts a dead worker again and repeats its calls, for ever. The ledger lives in a process of its own
+and remembers what a dead process had in work: those images are suspects, and are tried alone. One that
+kills its process alone, twice, is quarantined.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import ray
+
+LONE_TRIES = 2
+"""Times a suspect is tried alone before it is quarantined."""
+
+FIRST_JUDGEMENT = 1_000
+"""Images after which the share of rejects is judged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """Answer to `begin`: suspects must be tried alone, quarantined not at all; stop ends the run."""
+
+    suspects: frozenset[str] = frozenset()
+    quarantined: frozenset[str] = frozenset()
+    stop: str | None = None
+
+
+@dataclass(slots=True)
+class Tally:
+    """Images done in this session."""
+
+    captions: int = 0
+    rejects: int = 0
+    reasons: dict[str, int] = field(default_factory=dict)
+    deaths: int = 0
+    stop: str | None = None
+
+
+class LedgerClient(Protocol):
+    """How a step reaches the ledger: over Ray in a pipeline, directly in tests."""
+
+    def begin(self, worker: str, ids: Sequence[str]) -> Admission: ...
+
+    def begin_alone(self, worker: str, key: str) -> None: ...
+
+    def end(self, ids: Iterable[str]) -> None: ...
+
+    def count(self, captions: int, reasons: dict[str, int]) -> None: ...
+
+
+class Ledger:
+    """A plain class; pipelines run one of it as a Ray actor without CPUs.
+
+    A call names itself by a `worker` token that lives as long as its process.
+    """
+
+    def __init__(self, max_reject_rate: float) -> None:
+        self._max_reject_rate = max_reject_rate
+        self._holder: dict[str, str] = {}  # image id -> worker that has it in work
+        self._alone: dict[str, str] = {}  # image id -> worker that tries it alone
+        self._suspects: set[str] = set()
+        self._lone_deaths: dict[str, int] = {}
+        self._tally = Tally()
+        self._dead: set[str] = set()
+
+    def begin(self, worker: str, ids: Sequence[str]) -> Admission:
+        """Asks before `ids` are worked on together. Ids held by another worker mean that it died."""
+        suspects, quarantined = set(), set()
+        for key in ids:
+            holder = self._holder.get(key)
+            if holder is not None and holder != worker:
+                self._bury(key, holder)
+            if self._lone_deaths.get(key, 0) >= LONE_TRIES:
+                quarantined.add(key)
+            elif key in self._suspects:
+                suspects.add(key)
+            else:
+                self._holder[key] = worker
+        return Admission(frozenset(suspects), frozenset(quarantined), self._tally.stop)
+
+    def begin_alone(self, worker: str, key: str) -> None:
+        """Marks a suspect that is about to be tried with nothing else in its process."""
+        self._holder[key] = self._alone[key] = worker
+
+    def end(self, ids: Iterable[str]) -> None:
+        """These images came through: nothing is held against them any more."""
+        for key in ids:
+            self._holder.pop(key, None)
+            self._alone.pop(key, None)
+            self._suspects.discard(key)
+            self._lone_deaths.pop(key, None)
+
+    def count(self, captions: int, reasons: dict[str, int]) -> None:
+        """Adds finished images, and stops the run when too many of them are rejects."""
+        tally = self._tally
+        tally.captions += captions
+        for reason, count in reasons.items():
+            tally.rejects += count
+            tally.reasons[reason] = tally.reasons.get(reason, 0) + count
+        done = tally.captions + tally.rejects
+        if tally.stop is None and done >= FIRST_JUDGEMENT and tally.rejects > self._max_reject_rate * done:
+            worst = max(tally.reasons, key=lambda reason: tally.reasons[reason])
+            tally.stop = (
+                f"{tally.rejects:,} of the first {done:,} images were rejected ({tally.rejects / done:.1%}, "
+                f"--max-reject-rate is {self._max_reject_rate:.1%}), mostly as {worst}"
+            )
+
+    def tally(self) -> Tally:
+        return self._tally
+
+    def _bury(self, key: str, holder: str) -> None:
+        if holder not in self._dead:
+            self._dead.add(holder)
+            self._tally.deaths += 1
+        if self._alone.get(key) == holder:
+            self._lone_deaths[key] = self._lone_deaths.get(key, 0) + 1
+        self._suspects.add(key)
+        self._holder.pop(key, None)
+        self._alone.pop(key, None)
+
+
+class RemoteLedger:
+    """The ledger as a Ray actor, with its methods called and waited for as if it were here.
+
+    `begin` must have arrived before the work starts, else a death at once leaves no suspect: every call
+    waits for its answer.
+    """
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    @classmethod
+    def start(cls, max_reject_rate: float) -> "RemoteLedger":
+        """Takes no CPU, and is restarted empty should its node die: a poison image then kills once more."""
+        return cls(
+            ray.remote(Ledger)
+            .options(num_cpus=0, max_restarts=-1, max_task_retries=-1)
+            .remote(max_reject_rate)
+        )
+
+    def begin(self, worker: str, ids: Sequence[str]) -> Admission:
+        admission = ray.get(self._actor.begin.remote(worker, list(ids)))
+        assert isinstance(admission, Admission)
+        return admission
+
+    def begin_alone(self, worker: str, key: str) -> None:
+        ray.get(self._actor.begin_alone.remote(worker, key))
+
+    def end(self, ids: Iterable[str]) -> None:
+        ray.get(self._actor.end.remote(list(ids)))
+
+    def count(self, captions: int, reasons: dict[str, int]) -> None:
+        ray.get(self._actor.count.remote(captions, reasons))
+
+    def tally(self) -> Tally:
+        tally = ray.get(self._actor.tally.remote())
+        assert isinstance(tally, Tally)
+        return tally

@@ -1,0 +1,219 @@
+"""The two steps of captioning, as plain classes that run without Ray: decode, then caption.
+
+Each takes a batch of columns and gives one back in the same order, one row for each image whatever
+happens to it: an output in completion order loses and doubles rows when Ray repeats a call.
+"""
+
+import hashlib
+import logging
+import os
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipelines.isolation import Isolation
+from pipelines.ledger import LedgerClient
+from sharegpt4v.engine.base import (
+    Completion,
+    Engine,
+    EngineError,
+    Handle,
+    Request,
+    SamplingParams,
+    Turn,
+    sampling_seed,
+)
+from sharegpt4v.engine.build import EngineSpec, build_engine
+from sharegpt4v.errors import Rejected
+from sharegpt4v.gate import GateRules, judge
+from sharegpt4v.images import ImageReader, prepare
+from sharegpt4v.images import Protocol as ImageProtocol
+from sharegpt4v.prompts import Prompt
+from sharegpt4v.records import OUTCOME, OUTCOMES
+
+log = logging.getLogger(__name__)
+
+Columns = dict[str, npt.NDArray[Any]]
+
+HUNG_EXIT_CODE = 86
+"""A worker whose engine hangs ends itself with this code, so that Ray starts another."""
+
+KILLED_WORKER = "killed_worker"
+KILLED_WORKER_MESSAGE = "its process died each time it was in work, twice of them with nothing else"
+
+
+class Decode:
+    """Bytes to uint8 pixels at model size.
+
+    In: PENDING columns. Out: the same without the byte ranges, and pixels (B, S, S, 3) uint8, sha256, width,
+    height, reason and message; a row that cannot be decoded has a reason and black pixels.
+    """
+
+    def __init__(
+        self, reader: ImageReader, size: int, protocol: ImageProtocol, fast: bool, ledger: LedgerClient
+    ) -> None:
+        self._reader = reader
+        self._size = size
+        self._protocol = protocol
+        self._fast = fast
+        self._ledger = ledger
+
+    def __call__(self, batch: Columns) -> Columns:
+        count = len(batch["id"])
+        out: Columns = {
+            **{name: batch[name] for name in ("shard", "row", "id", "image", "source")},
+            "pixels": np.zeros((count, self._size, self._size, 3), np.uint8),
+            "sha256": np.full(count, "", dtype="<U64"),
+            "width": np.zeros(count, np.int32),
+            "height": np.zeros(count, np.int32),
+            "reason": np.full(count, "", dtype=object),
+            "message": np.full(count, "", dtype=object),
+        }
+        # A task has its process to itself, so the ledger's name for it may be as short-lived as the call.
+        isolation = Isolation(self._ledger, "decode")
+        ids = [str(key) for key in batch["id"]]
+        for row in isolation.run(ids, lambda rows: self._decode(batch, rows, out)):
+            out["reason"][row], out["message"][row] = KILLED_WORKER, KILLED_WORKER_MESSAGE
+        return out
+
+    def _decode(self, batch: Columns, rows: list[int], out: Columns) -> None:
+        for row in rows:
+            place = (
+                batch["image"][row],
+                batch["container"][row],
+                int(batch["offset"][row]),
+                int(batch["size"][row]),
+            )
+            try:
+                data = self._reader.read(*place)
+                out["sha256"][row] = hashlib.sha256(data).hexdigest()
+                prepared = prepare(data, self._size, self._protocol, fast=self._fast)
+            except Rejected as rejected:
+                out["reason"][row], out["message"][row] = rejected.reason, rejected.message
+            else:
+                out["pixels"][row] = prepared.pixels
+                out["width"][row], out["height"][row] = prepared.width, prepared.height
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionRules:
+    """What an answer must be, and how it is asked for. All of it is part of the fingerprint."""
+
+    prompt: Prompt
+    sampling: SamplingParams
+    retry: SamplingParams
+    gate: GateRules
+
+
+@dataclass(slots=True)
+class _Row:
+    """The outcome of one image, growing as attempts end."""
+
+    stage: str = ""
+    reason: str = ""
+    message: str = ""
+    attempt: int = 0
+    completion: Completion | None = None
+
+
+class Caption:
+    """Pixels to outcomes through an engine, the gate, and one retry with other sampling.
+
+    In: what Decode gives. Out: a table of records.OUTCOMES. Several threads may call it at once; their
+    images meet in the engine.
+    """
+
+    def __init__(
+        self, spec: EngineSpec, rules: CaptionRules, ledger: LedgerClient, hang_seconds: float
+    ) -> None:
+        self._engine: Engine = build_engine(spec)
+        self._rules = rules
+        self._ledger = ledger
+        self._hang_seconds = hang_seconds
+        self._isolation = Isolation(ledger, "caption")
+
+    def __call__(self, batch: Columns) -> pa.Table:
+        rows = [
+            _Row("decode", reason, message)
+            for reason, message in zip(batch["reason"], batch["message"], strict=True)
+        ]
+        todo = [index for index, row in enumerate(rows) if not row.reason]
+        # No more than the engine works on at once is held in work, so that a death has few suspects.
+        for start in range(0, len(todo), self._engine.capacity):
+            self._caption(batch, rows, todo[start : start + self._engine.capacity])
+        table = self._table(batch, rows)
+        reasons = Counter(row.reason for row in rows if row.reason)
+        self._ledger.count(len(rows) - reasons.total(), dict(reasons))
+        return table
+
+    def _caption(self, batch: Columns, rows: list[_Row], members: list[int]) -> None:
+        def work(positions: list[int]) -> None:
+            self._attempt(batch, rows, [members[position] for position in positions])
+
+        for position in self._isolation.run([str(batch["id"][index]) for index in members], work):
+            rows[members[position]] = _Row("caption", KILLED_WORKER, KILLED_WORKER_MESSAGE)
+
+    def _attempt(self, batch: Columns, rows: list[_Row], members: list[int]) -> None:
+        """First try for all, then the retry for those the gate or the engine refused."""
+        for attempt, sampling in enumerate((self._rules.sampling, self._rules.retry)):
+            handles = [(index, self._submit(batch, index, attempt, sampling)) for index in members]
+            for index, handle in handles:
+                rows[index] = self._outcome(handle, attempt)
+            members = [index for index in members if rows[index].reason]
+
+    def _submit(self, batch: Columns, index: int, attempt: int, sampling: SamplingParams) -> Handle:
+        key = str(batch["id"][index])
+        return self._engine.submit(
+            Request(
+                id=key,
+                turns=(Turn("user", self._rules.prompt.text),),
+                images=(batch["pixels"][index],),
+                sampling=replace(sampling, seed=sampling_seed(key, attempt)),
+            )
+        )
+
+    def _outcome(self, handle: Handle, attempt: int) -> _Row:
+        try:
+            completion = self._wait(handle)
+        except EngineError as error:
+            return _Row("caption", "engine_error", str(error), attempt)
+        verdict = judge(completion.text, completion.finish_reason, self._rules.gate)
+        if verdict:
+            return _Row("gate", verdict.reason, verdict.message, attempt)
+        return _Row(attempt=attempt, completion=completion)
+
+    def _wait(self, handle: Handle) -> Completion:
+        """Waits as long as the engine gets on; an engine that does not takes its process with it."""
+        before = self._engine.stats()
+        while True:
+            try:
+                return handle.result(self._hang_seconds)
+            except TimeoutError:
+                now = self._engine.stats()
+                if now == before:
+                    log.error("the engine did nothing for %.0f s: its process ends", self._hang_seconds)
+                    os._exit(HUNG_EXIT_CODE)
+                before = now
+
+    def _table(self, batch: Columns, rows: list[_Row]) -> pa.Table:
+        """Outcome rows in input order; the fields of the other half are null."""
+        kept = [row.completion for row in rows]
+        columns: dict[str, Any] = {
+            OUTCOME: ["reject" if row.reason else "caption" for row in rows],
+            **{name: batch[name] for name in ("shard", "row", "id", "image", "source", "width", "height")},
+            "caption": [c.text if c else None for c in kept],
+            "prompt_id": [self._rules.prompt.id if c else None for c in kept],
+            "model": [self._engine.model if c else None for c in kept],
+            "tokens": [c.tokens if c else None for c in kept],
+            "finish_reason": [c.finish_reason if c else None for c in kept],
+            "attempt": [row.attempt for row in rows],
+            "image_sha256": batch["sha256"],
+            "stage": [row.stage if row.reason else None for row in rows],
+            "reason": [row.reason or None for row in rows],
+            "message": [row.message if row.reason else None for row in rows],
+        }
+        return pa.table({name: columns[name] for name in OUTCOMES.names}, schema=OUTCOMES)
