@@ -1,0 +1,249 @@
+"""A scene of the toy world: everything that is true about one image, before a pixel is drawn."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from random import Random
+from typing import Any, NamedTuple
+
+from sharegpt4v.errors import UserError
+from sharegpt4v.toy.sources import (
+    COLOURS,
+    GRID,
+    LANDMARKS,
+    OBJECTS_BY_DIFFICULTY,
+    ROWS,
+    SHAPES,
+    SIDES,
+    SIZES,
+    SOURCES,
+    WORDS,
+    Source,
+)
+
+VARIANTS = 4
+"""Backdrops come in this many variants each: another light, another horizon, other brush strokes."""
+
+
+class Box(NamedTuple):
+    """Pixels of the full-size image; x1 and y1 are past the last one."""
+
+    x0: int
+    y0: int
+    x1: int
+    y1: int
+
+
+@dataclass(frozen=True, slots=True)
+class SceneObject:
+    """One coloured shape. cell: 3 * row + column of the grid; it holds the centre of the box."""
+
+    shape: str
+    colour: str
+    size: str
+    cell: int
+    box: Box
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenWord:
+    """A word on a sign. row: row of the grid that the sign fills; box: the sign with its plate."""
+
+    text: str
+    row: int
+    box: Box
+
+
+@dataclass(frozen=True, slots=True)
+class Landmark:
+    """side: left or right; it fills the lower two rows of two columns there."""
+
+    name: str
+    side: str
+    box: Box
+
+
+class Relation(NamedTuple):
+    """`subject` is `predicate` (above, left of, right of) `object`; both index Scene.objects."""
+
+    subject: int
+    predicate: str
+    object: int
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """The whole truth behind one image; captions and pixels are pure functions of it.
+
+    background: a name of the source's backgrounds; for wikiart it is the style. variant: which of its VARIANTS.
+    objects: in reading order of their cells; no two share both colour and shape. clutter: grey bars that no caption
+    mentions.
+    """
+
+    seed: int
+    index: int
+    source: str
+    difficulty: int
+    width: int
+    height: int
+    background: str
+    variant: int
+    objects: tuple[SceneObject, ...]
+    words: tuple[WrittenWord, ...]
+    landmark: Landmark | None
+    style: str | None
+    clutter: tuple[Box, ...]
+
+    @property
+    def path(self) -> str:
+        """Where the image lies below the image root; unique by source and index."""
+        return SOURCES[self.source].path.format(self.index)
+
+    def counts(self, attribute: str) -> dict[str, int]:
+        """Objects by `shape`, `colour` or `size`."""
+        return dict(Counter(getattr(thing, attribute) for thing in self.objects))
+
+    def relations(self) -> tuple[Relation, ...]:
+        """What holds between the cells of every two objects, the earlier in reading order first."""
+        found: list[Relation] = []
+        for first, one in enumerate(self.objects):
+            for second in range(first + 1, len(self.objects)):
+                other = self.objects[second]
+                if one.cell // GRID < other.cell // GRID:
+                    found.append(Relation(first, "above", second))
+                if one.cell % GRID != other.cell % GRID:
+                    side = "left of" if one.cell % GRID < other.cell % GRID else "right of"
+                    found.append(Relation(first, side, second))
+        return tuple(found)
+
+    def to_json(self) -> dict[str, Any]:
+        """The record for json.dumps; counts and relations are written out for readers in other languages."""
+        return {
+            **asdict(self),
+            "counts": {name: self.counts(name) for name in ("shape", "colour", "size")},
+            "relations": self.relations(),
+        }
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> "Scene":
+        """The scene that to_json wrote, before or after a trip through JSON text."""
+        landmark = record["landmark"]
+        return cls(
+            **{name: record[name] for name in ("seed", "index", "source", "difficulty", "width", "height")},
+            background=record["background"],
+            variant=record["variant"],
+            objects=tuple(SceneObject(**{**o, "box": Box(*o["box"])}) for o in record["objects"]),
+            words=tuple(WrittenWord(**{**w, "box": Box(*w["box"])}) for w in record["words"]),
+            landmark=Landmark(**{**landmark, "box": Box(*landmark["box"])}) if landmark else None,
+            style=record["style"],
+            clutter=tuple(Box(*box) for box in record["clutter"]),
+        )
+
+
+def make_scene(seed: int, index: int, *, source: str | None = None, difficulty: int = 1) -> Scene:
+    """The scene number `index` of world `seed`, always the same.
+
+    source: a key of SOURCES; None draws one. difficulty 1: one to three objects, well apart; 2: three to five;
+    3: five to seven, smaller, off their places, overlapping, among clutter.
+    """
+    if difficulty not in OBJECTS_BY_DIFFICULTY:
+        raise UserError(f"difficulty {difficulty} is not one of {sorted(OBJECTS_BY_DIFFICULTY)}")
+    if source is not None and source not in SOURCES:
+        raise UserError(f"source {source!r} is not one of {', '.join(SOURCES)}")
+    rng = Random(f"{seed}/{index}/{difficulty}")
+    drawn = rng.choice(tuple(SOURCES))
+    name = source or drawn
+    kind = SOURCES[name]
+    width, height = rng.choice(kind.sizes)
+    background = rng.choice(kind.backgrounds)
+    frame = _Frame(width, height, kind)
+    words = (_word(rng, frame),) if name == "textcaps" else ()
+    landmark = _landmark(rng, frame) if name == "landmark" else None
+    free = _free_cells(words, landmark)
+    fewest, most = (n - kind.fewer for n in OBJECTS_BY_DIFFICULTY[difficulty])
+    count = min(rng.randint(fewest, most), len(free))
+    return Scene(
+        seed=seed,
+        index=index,
+        source=name,
+        difficulty=difficulty,
+        width=width,
+        height=height,
+        background=background,
+        variant=rng.randrange(VARIANTS),
+        objects=_objects(rng, frame, sorted(rng.sample(free, count)), difficulty),
+        words=words,
+        landmark=landmark,
+        style=background if name == "wikiart" else None,
+        clutter=_clutter(rng, frame) if difficulty == 3 else (),
+    )
+
+
+class _Frame:
+    """The part of the image inside the margin, and its grid; all in pixels."""
+
+    def __init__(self, width: int, height: int, source: Source) -> None:
+        self.left, self.top = width * source.margin, height * source.margin
+        self.cell_width = (width - 2 * self.left) / GRID
+        self.cell_height = (height - 2 * self.top) / GRID
+        self.scale = source.scale * min(self.cell_width, self.cell_height)
+
+    def box(self, row: float, column: float, rows: float, columns: float) -> Box:
+        """A block of the grid, measured in cells."""
+        x0, y0 = self.left + column * self.cell_width, self.top + row * self.cell_height
+        x1, y1 = x0 + columns * self.cell_width, y0 + rows * self.cell_height
+        return Box(round(x0), round(y0), round(x1), round(y1))
+
+    def square(self, x: float, y: float, side: float) -> Box:
+        """A square around (x, y), pushed inside the margin."""
+        right, bottom = self.left + GRID * self.cell_width, self.top + GRID * self.cell_height
+        x0 = round(min(max(x - side / 2, self.left), right - side))
+        y0 = round(min(max(y - side / 2, self.top), bottom - side))
+        return Box(x0, y0, x0 + round(side), y0 + round(side))
+
+
+def _word(rng: Random, frame: _Frame) -> WrittenWord:
+    row = rng.randrange(len(ROWS))
+    return WrittenWord(rng.choice(WORDS), row, frame.box(row + 0.05, 0.08, 0.9, GRID - 0.16))
+
+
+def _landmark(rng: Random, frame: _Frame) -> Landmark:
+    side = rng.choice(SIDES)
+    return Landmark(rng.choice(LANDMARKS), side, frame.box(1, SIDES.index(side), 2, 2))
+
+
+def _free_cells(words: Sequence[WrittenWord], landmark: Landmark | None) -> list[int]:
+    taken = {GRID * word.row + column for word in words for column in range(GRID)}
+    if landmark:
+        first = SIDES.index(landmark.side)
+        taken |= {GRID * row + column for row in (1, 2) for column in (first, first + 1)}
+    return [cell for cell in range(GRID * GRID) if cell not in taken]
+
+
+def _objects(rng: Random, frame: _Frame, cells: list[int], difficulty: int) -> tuple[SceneObject, ...]:
+    # No two objects share colour and shape, so that "the red circle" always means one thing.
+    looks = rng.sample([(colour, shape) for colour in COLOURS for shape in SHAPES], len(cells))
+    objects: list[SceneObject] = []
+    for cell, (colour, shape) in zip(cells, looks, strict=True):
+        size = rng.choice(tuple(SIZES))
+        side = SIZES[size] * frame.scale * (rng.uniform(0.75, 1.0) if difficulty == 3 else 1.0)
+        # Off the middle of its cell by no more than stays inside it, and a third of a cell at difficulty 3.
+        dx, dy = (
+            rng.uniform(-1, 1) * (0.33 * extent if difficulty == 3 else 0.4 * (extent - side))
+            for extent in (frame.cell_width, frame.cell_height)
+        )
+        x = frame.left + (cell % GRID + 0.5) * frame.cell_width + dx
+        y = frame.top + (cell // GRID + 0.5) * frame.cell_height + dy
+        objects.append(SceneObject(shape, colour, size, cell, frame.square(x, y, side)))
+    return tuple(objects)
+
+
+def _clutter(rng: Random, frame: _Frame) -> tuple[Box, ...]:
+    """Thin grey bars, a third to a whole cell long."""
+    bars: list[Box] = []
+    for _ in range(rng.randint(5, 9)):
+        long, thin = rng.uniform(0.3, 1.0), 0.05
+        across, down = (long, thin) if rng.random() < 0.5 else (thin, long)
+        row, column = rng.uniform(0, GRID - down), rng.uniform(0, GRID - across)
+        bars.append(frame.box(row, column, down, across))
+    return tuple(bars)
