@@ -7,11 +7,16 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from PIL import Image
 
 from sharegpt4v.errors import UserError
+from sharegpt4v.images import ImageReader
+from sharegpt4v.manifest import read_rows
+from sharegpt4v.records import MANIFEST
 from sharegpt4v.run import export
 from sharegpt4v.run.export import export_run, hf, webdataset
 from tests.run.fake_run import PROMPT, caption, reject, write_images, write_run
@@ -20,7 +25,7 @@ HOSTILE = [
     caption("coco/train2017/000.1.jpg", 'A "red" bus.\nAnd a dog\\.', image="a b/000.1.jpg"),
     caption("日本/ü\n.tar", "Ein Bär, \u2028 <image> und 🚌.", source="sam", image="ü.jpg"),
     caption("../../etc/passwd", "x" * 100_000, source="a|b", image="c.jpg"),
-    caption("", "", image="d.jpg"),
+    caption(" ", "", image="d.jpg"),
 ]
 
 
@@ -44,7 +49,7 @@ def test_llava_json_is_one_array_with_the_prompt_as_the_human_turn(run: Path, tm
     summary = export_run(run, "llava-json", tmp_path / "out.json", root=None)
 
     records = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
-    assert summary.captions == len(records) == len(HOSTILE)
+    assert summary.rows == len(records) == len(HOSTILE)
     assert summary.size == (tmp_path / "out.json").stat().st_size
     for record, row in zip(records, HOSTILE, strict=True):
         assert record == {
@@ -115,6 +120,42 @@ def test_webdataset_gives_back_ids_captions_and_the_very_image_bytes(
         assert json.loads(sample["json"])["id"] == row["id"]
         assert sample["txt"].decode() == row["caption"]
         assert sample["jpg"] == (root / row["image"]).read_bytes()
+
+
+def test_llava_json_and_webdataset_are_manifests_that_lose_nothing(
+    run: Path, root: Path, tmp_path: Path
+) -> None:
+    export_run(run, "llava-json", tmp_path / "out.json", root=None)
+    export_run(run, "webdataset", tmp_path / "out", root=str(root))
+
+    listed = list(read_rows(str(tmp_path / "out.json"), str(root)))
+    sharded = list(read_rows(str(tmp_path / "out")))
+    expected = [(row["id"], row["source"]) for row in HOSTILE]
+    assert [(row["id"], row["source"]) for row in listed] == expected
+    assert [(row["id"], row["source"]) for row in sharded] == expected
+    assert [row["image"] for row in listed] == [row["image"] for row in HOSTILE]
+    reader = ImageReader(str(tmp_path / "out"))
+    for row, original in zip(sharded, HOSTILE, strict=True):
+        image = reader.read(row["image"] or "", row["container"], row["offset"], row["size"])
+        assert image == (root / original["image"]).read_bytes()
+
+
+def test_webdataset_reads_images_out_of_tar_shards(run: Path, root: Path, tmp_path: Path) -> None:
+    """A run over shards names its images by container and byte range, not by file."""
+    export_run(run, "webdataset", tmp_path / "first", root=str(root))
+    rows: list[dict[str, Any]] = [dict(row) for row in read_rows(str(tmp_path / "first"))]
+    again = [caption(row["id"], "again", image=row["image"]) for row in rows]
+    for row, original in zip(again, HOSTILE, strict=True):
+        row["image_sha256"] = sha256((root / original["image"]).read_bytes()).hexdigest()
+    second = write_run(tmp_path / "again", again)
+    places = {key: [row[key] for row in rows] for key in MANIFEST.names}
+    pq.write_table(pa.table(places, schema=MANIFEST), second / "manifest" / "part-00000.parquet")
+
+    export_run(second, "webdataset", tmp_path / "second", root=str(tmp_path / "first"))
+
+    with tarfile.open(tmp_path / "second" / "train-000000.tar") as tar:
+        image = tar.extractfile("000000001.jpg")
+        assert image and image.read() == (root / HOSTILE[1]["image"]).read_bytes()
 
 
 def test_webdataset_extension_follows_the_bytes_not_the_name(tmp_path: Path, root: Path) -> None:

@@ -200,11 +200,13 @@ def test_rejects_show_examples_of_each_reason(tmp_path: Path) -> None:
     assert page.index("missing") < page.index("repeated_phrase")
 
 
-@pytest.mark.parametrize(("model", "stand_in"), [("toy-captioner@1", True), ("share-captioner@2", False)])
-def test_only_a_toy_model_is_called_a_stand_in(tmp_path: Path, model: str, stand_in: bool) -> None:
+@pytest.mark.parametrize(
+    ("model", "stand_in"), [("toy-captioner@1", True), ("fake@0", True), ("share-captioner@2", False)]
+)
+def test_only_a_toy_or_fake_model_is_called_a_stand_in(tmp_path: Path, model: str, stand_in: bool) -> None:
     page = write_report(write_run(tmp_path / "run", [caption("a", "b")], model=model), root=None).read_text()
 
-    assert ("Stand-in model." in page) == stand_in
+    assert ("Stand-in." in page) == stand_in
 
 
 def test_more_sources_than_a_table_holds_are_summed(tmp_path: Path) -> None:

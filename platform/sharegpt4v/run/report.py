@@ -8,6 +8,7 @@ import heapq
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import blake2b
@@ -22,6 +23,7 @@ from markupsafe import escape
 from sharegpt4v.errors import UserError
 from sharegpt4v.run import charts, parts, timeline
 from sharegpt4v.run.folder import write_atomic
+from sharegpt4v.run.stand_in import stand_in
 from sharegpt4v.run.thumbnails import Thumbnailer
 
 MAX_SAMPLE = 500
@@ -41,6 +43,9 @@ FIELD_CHARACTERS = 300
 
 TABLE_ROWS = 40
 """Sources or reasons listed one by one; the rest share a last line."""
+
+READERS = 8
+"""Images read at once: a remote root answers slowly, but answers many."""
 
 EXAMPLES = 4
 """Rejected images shown for each reason."""
@@ -97,7 +102,7 @@ def write_report(run: Path, *, root: str | None, sample: int = MAX_SAMPLE, seed:
     page = _template().render(
         name=run.resolve().name,
         summary=summary,
-        toy=summary["model"].startswith("toy"),
+        warning=stand_in(summary["model"]),
         root=root,
         seed=seed,
         cards=cards,
@@ -178,9 +183,12 @@ def _add_thumbnails(run: Path, root: str | None, rows: list[dict[str, Any]], car
     text = sum(len(escape(c.caption + 2 * c.id + 2 * c.source + c.image).encode()) for c in cards)
     thumbnailer = Thumbnailer(root, (MAX_BYTES - PAGE_BYTES - text) // len(cards))
     locations = parts.locations(run, (row["id"] for row in rows))
-    for row, card in zip(rows, cards, strict=True):
-        if row["id"] in locations:
-            card.thumbnail = thumbnailer.data_uri(locations[row["id"]], row["width"], row["height"])
+    places = [locations[row["id"]] for row in rows]
+    widths, heights = [row["width"] for row in rows], [row["height"] for row in rows]
+    with ThreadPoolExecutor(READERS) as pool:
+        thumbnails = pool.map(thumbnailer.data_uri, places, widths, heights)
+        for card, thumbnail in zip(cards, thumbnails, strict=True):
+            card.thumbnail = thumbnail
 
 
 def _sources(by_source: Mapping[str, Mapping[str, int]]) -> list[Line]:

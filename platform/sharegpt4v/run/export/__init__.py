@@ -33,7 +33,7 @@ class ExportSummary:
 
     target: Format
     out: Path
-    captions: int
+    rows: int  # captions
     files: int
     size: int  # bytes of all files
 

@@ -1,17 +1,21 @@
 """A folder that `datasets.load_dataset(folder)` reads and the Hugging Face hub shows: Parquet and a card."""
 
 import json
+from collections.abc import Iterator
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import pyarrow as pa
-import pyarrow.dataset as pads
+import pyarrow.parquet as pq
 import yaml
 
 from sharegpt4v import records
 from sharegpt4v.run import parts
 from sharegpt4v.run.folder import read_settings
+from sharegpt4v.run.stand_in import stand_in
 
 ROWS_PER_FILE = 250_000
 """About 100 MB a file at the paper's caption length; the hub asks for files well below 5 GB."""
@@ -24,22 +28,25 @@ def write(run: Path, out: Path, root: str | None) -> None:
 
     Images are named, not included: `root` is not needed.
     """
-    data = out / "data"
-    data.mkdir(parents=True)
-    pads.write_dataset(
-        pa.RecordBatchReader.from_batches(records.CAPTIONS, parts.batches(run, "captions")),
-        data,
-        format="parquet",
-        file_options=pads.ParquetFileFormat().make_write_options(compression="zstd"),
-        basename_template="{i}.parquet",
-        max_rows_per_file=ROWS_PER_FILE,
-        max_rows_per_group=min(parts.BATCH_ROWS, ROWS_PER_FILE),
-        use_threads=False,  # threads would mix the manifest's order
-    )
-    written = list(data.iterdir())
-    for path in written:
-        path.rename(data / f"train-{int(path.stem):05}-of-{len(written):05}.parquet")
+    (out / "data").mkdir(parents=True)
+    files = -(-parts.count(run, "captions") // ROWS_PER_FILE)
+    for number, pieces in groupby(_pieces(run), key=itemgetter(0)):
+        path = out / "data" / f"train-{number:05}-of-{files:05}.parquet"
+        with pq.ParquetWriter(path, records.CAPTIONS, compression="zstd") as writer:
+            for _, batch in pieces:
+                writer.write_batch(batch)
     (out / "README.md").write_text(card(run), encoding="utf-8")
+
+
+def _pieces(run: Path) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """The captions in order, cut where files end, each piece with the number of its file."""
+    row = 0
+    for batch in parts.batches(run, "captions"):
+        while len(batch):
+            piece = batch.slice(0, ROWS_PER_FILE - row % ROWS_PER_FILE)
+            yield row // ROWS_PER_FILE, piece
+            row += len(piece)
+            batch = batch.slice(len(piece))
 
 
 def card(run: Path) -> str:
@@ -48,13 +55,13 @@ def card(run: Path) -> str:
     The licence is left to the publisher, because it follows from the images and from the model.
     """
     summary: dict[str, Any] = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-    toy = summary["model"].startswith("toy")
+    warning = stand_in(summary["model"])
     front = {
         "pretty_name": f"Captions of {run.resolve().name}",
         "language": ["en"],
         "task_categories": ["image-to-text"],
         "size_categories": [size_category(summary["captions"])],
-        "tags": ["image-captioning", "synthetic"] + ["toy-stand-in"] * toy,
+        "tags": ["image-captioning", "synthetic"] + (["stand-in"] if warning else []),
         "configs": [
             {
                 "config_name": "default",
@@ -75,14 +82,14 @@ def card(run: Path) -> str:
         front=yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip(),
         name=" ".join(run.resolve().name.split()),
         summary=summary,
-        toy=toy,
+        warning=warning,
         sources=sorted(summary["by_source"].items(), key=lambda item: -item[1]["captions"]),
         prompt=read_settings(run)["prompt_text"].splitlines(),
     )
 
 
 def size_category(rows: int) -> str:
-    """The hub's name for a number of rows: `n<1K`, `1K<n<10K`, ..., `n>1T` is out of reach here."""
+    """The hub's name for a number of rows: `n<1K`, `1K<n<10K`, and so on by powers of ten."""
     for power, name in enumerate(_SIZE_NAMES):
         if rows < 1_000 * 10**power:
             return f"{_SIZE_NAMES[power - 1]}<n<{name}" if power else f"n<{name}"
