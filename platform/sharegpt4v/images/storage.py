@@ -68,7 +68,7 @@ class ImageReader:
         data = _with_retries(name, lambda: read(location, start, wanted)) if wanted else b""
         if len(data) > self._max_bytes:
             raise self._too_large(name, f"over {self._max_bytes:,}")
-        if len(data) < count or (start and not data):
+        if len(data) < count or (start and wanted and not data):
             raise Rejected("truncated", f"{name!r} ends before byte {start + max(count, 1):,}")
         if not data:
             raise Rejected("empty", f"{name!r} has 0 bytes")
