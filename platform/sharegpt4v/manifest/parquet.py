@@ -26,7 +26,7 @@ def read_parquet(file: IO[bytes], name: str) -> Iterator[pa.RecordBatch]:
         _require_image(schema, name)
         first = 1
         known = [field.name for field in RAW if field.name in schema.names]
-        for batch in parquet.iter_batches(BATCH_ROWS, columns=known):
+        for batch in parquet.iter_batches(BATCH_ROWS, columns=known, use_threads=False):
             yield _raw(batch, name, first)
             first += batch.num_rows
     except (pa.ArrowInvalid, OSError) as error:

@@ -1,0 +1,61 @@
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from sharegpt4v.errors import UserError
+from sharegpt4v.manifest import read_rows
+from sharegpt4v.manifest.locate import locate
+from tests.manifest.conftest import write_jsonl
+
+
+def test_path_that_does_not_exist_names_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / "captions.jsonl").touch()
+    with pytest.raises(UserError, match=r"does not exist: did you mean .*/captions.jsonl\?$"):
+        locate(str(tmp_path / "caption.jsonl"), None)
+
+
+def test_missing_folder_on_the_way_is_the_one_named(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(UserError, match=r"did you mean .*/photos\?$"):
+        locate(str(tmp_path / "photo" / "2024" / "x.json"), None)
+
+
+def test_root_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "m.jsonl", [{"image": "a.jpg"}])
+    with pytest.raises(UserError, match="image root .*/nowhere is not a folder"):
+        locate(path, str(tmp_path / "nowhere"))
+
+
+def test_default_root_is_the_folder_of_the_manifest(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "m.jsonl", [{"image": "a.jpg"}])
+    assert locate(path, None).root == str(tmp_path)
+    assert locate(path, str(tmp_path.parent)).root == str(tmp_path.parent)
+
+
+def test_unknown_suffix_and_unknown_protocol_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text("id,image\n")
+    with pytest.raises(UserError, match=r"suffix \.csv\); give an image folder"):
+        list(read_rows(str(tmp_path / "m.csv")))
+    with pytest.raises(UserError, match="Protocol not known: nosuch"):
+        list(read_rows("nosuch://bucket/m.json"))
+
+
+def test_glob_reads_its_files_in_order_and_refuses_to_match_nothing(tmp_path: Path) -> None:
+    for number in (2, 1):
+        write_jsonl(tmp_path / f"part-{number}.jsonl", [{"image": f"{number}.jpg"}])
+    assert [row["image"] for row in read_rows(str(tmp_path / "part-*.jsonl"))] == ["1.jpg", "2.jpg"]
+    with pytest.raises(UserError, match="matches no file"):
+        locate(str(tmp_path / "none-*.jsonl"), None)
+
+
+def test_wildcards_in_a_name_that_exists_are_plain_characters(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "m[1].jsonl", [{"image": "a.jpg"}])
+    assert [row["image"] for row in read_rows(path)] == ["a.jpg"]
+
+
+def test_remote_manifest_is_read_in_place() -> None:
+    fsspec.filesystem("memory").pipe_file("/lists/m.json", b'[{"image": "a.jpg"}]')
+    assert [row["image"] for row in read_rows("memory://lists/m.json")] == ["a.jpg"]
+    with pytest.raises(UserError, match="does not exist: did you mean /lists/m.json"):
+        locate("memory://lists/n.json", None)
