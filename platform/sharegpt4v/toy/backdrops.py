@@ -15,7 +15,6 @@ _SIDE = 384
 
 _WALL = (150, 132, 118)
 _SKY = ((150, 192, 232), (132, 146, 108))
-_GOLD, _GOLD_EDGE = (184, 146, 62), (104, 78, 30)
 
 RGB = tuple[int, int, int]
 
@@ -104,7 +103,9 @@ def _strokes(rng: Random) -> Image.Image:
     draw = ImageDraw.Draw(image)
     for _ in range(170):
         x, y, length = rng.uniform(-40, _SIDE), rng.uniform(0, _SIDE), rng.uniform(40, 90)
-        shade = rng.choice(((150, 182, 196), (178, 202, 184), (190, 180, 208), (206, 214, 224), (140, 166, 190)))
+        shade = rng.choice(
+            ((150, 182, 196), (178, 202, 184), (190, 180, 208), (206, 214, 224), (140, 166, 190))
+        )
         draw.line((x, y, x + length, y - 0.4 * length), fill=shade, width=14)
     return image
 

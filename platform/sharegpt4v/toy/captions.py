@@ -18,6 +18,7 @@ from sharegpt4v.toy.sources import (
     WORDS,
 )
 
+
 def detailed_caption(scene: Scene) -> str:
     """Everything that is in the image: its kind, the count, every object in reading order, and one relation."""
     things = scene.objects
@@ -96,11 +97,17 @@ def phrases() -> Iterator[str]:
         counted = _counted(count)
         yield from (f"A photo of {counted} on a {name} background:" for name in BACKGROUNDS)
         yield from (f"A wide view of a {name} with {counted}." for name in SETTINGS)
-        yield from (f"{opening} of {counted} with {_counted(count, 'other ')}." for opening in STYLES.values())
+        yield from (
+            f"{opening} of {counted} with {_counted(count, 'other ')}." for opening in STYLES.values()
+        )
         yield from (f"A view of {name} on the {side}, with {counted}" for name in LANDMARKS for side in SIDES)
-        yield from (f'A sign across the {row} says "{word}", with {counted}' for row in ROWS for word in WORDS)
+        yield from (
+            f'A sign across the {row} says "{word}", with {counted}' for row in ROWS for word in WORDS
+        )
     for thing in (f"{colour} {shape}" for colour in COLOURS for shape in SHAPES):
         yield f"with {article(thing)} {thing} and"
-        yield from (f"The {thing} is {predicate} the {thing}." for predicate in ("above", "left of", "right of"))
+        yield from (
+            f"The {thing} is {predicate} the {thing}." for predicate in ("above", "left of", "right of")
+        )
         yield from (f"{article(size)} {size} {thing} {place}, and" for size in SIZES for place in PLACES)
     yield from (f'A sign that says "{word}".' for word in WORDS)

@@ -43,7 +43,8 @@ class _Canvas:
         self.scene = scene
         self.backdrop = backdrop(scene.background, scene.variant, size)
         self.image = self.backdrop.copy()
-        self.pen = ImageDraw.Draw(self.image, "RGBA")
+        self.pen = ImageDraw.Draw(self.image)
+        self.shade = ImageDraw.Draw(self.image, "RGBA")
         self.x_scale, self.y_scale = size[0] / scene.width, size[1] / scene.height
 
     def draw_scene(self) -> None:
@@ -52,7 +53,7 @@ class _Canvas:
             self.pen.rectangle(self._scaled(bar), fill=_CLUTTER)
         if scene.landmark:
             for part in LANDMARK_OUTLINES[scene.landmark.name]:
-                self._polygon(part, scene.landmark.box, _STONE)
+                self.pen.polygon(self._placed(part, scene.landmark.box), fill=_STONE)
         for thing in scene.objects:
             self._object(thing)
         for word in scene.words:
@@ -65,42 +66,48 @@ class _Canvas:
         outline = SHAPE_OUTLINES[thing.shape]
         if not self.scene.style:
             shift = round(0.05 * (thing.box.x1 - thing.box.x0))
-            self._polygon(outline, Box(*(edge + shift for edge in thing.box)), _SHADOW)
-        self._polygon(outline, thing.box, COLOURS[thing.colour])
+            shadow = Box(*(edge + shift for edge in thing.box))
+            self.shade.polygon(self._placed(outline, shadow), fill=_SHADOW)
+        self.pen.polygon(self._placed(outline, thing.box), fill=COLOURS[thing.colour])
 
     def _sign(self, word: WrittenWord) -> None:
-        x0, y0, x1, y1 = self._scaled(word.box)
-        edge = 0.05 * (y1 - y0)
-        self.pen.rectangle((x0, y0, x1, y1), fill=_PLATE, outline=_INK, width=max(1, round(edge)))
-        left, top = round(x0 + 3 * edge), round(y0 + 3 * edge)
-        letters = _letters(word.text).resize((round(x1 - 3 * edge) - left, round(y1 - 3 * edge) - top))
+        edge = 0.05 * (word.box.y1 - word.box.y0)
+        self.pen.rectangle(self._scaled(word.box), fill=_INK)
+        self.pen.rectangle(self._scaled(_inset(word.box, edge)), fill=_PLATE)
+        left, top, right, bottom = self._scaled(_inset(word.box, 3 * edge))
+        letters = _letters(word.text).resize((right + 1 - left, bottom + 1 - top))
         self.image.paste(_INK, (left, top), letters)
 
     def _frame(self, margin: float) -> None:
         pen = ImageDraw.Draw(self.image)
         width, height = self.image.size
-        across, down = round(margin * width), round(margin * height)
-        for box in (
-            (0, 0, width, down),
-            (0, height - down, width, height),
-            (0, 0, across, height),
-            (width - across, 0, width, height),
-        ):
-            pen.rectangle(box, fill=_GOLD)
-        line = max(1, round(0.1 * down))
-        pen.rectangle((across, down, width - across, height - down), outline=_GOLD_EDGE, width=line)
+        line = 0.25 * margin
+        for share, colour in ((margin, _GOLD_EDGE), (margin - line, _GOLD)):
+            across, down = round(share * width), round(share * height)
+            pen.rectangle((0, 0, width, down - 1), fill=colour)
+            pen.rectangle((0, height - down, width, height), fill=colour)
+            pen.rectangle((0, 0, across - 1, height), fill=colour)
+            pen.rectangle((width - across, 0, width, height), fill=colour)
 
-    def _polygon(self, outline: Outline, box: Box, fill: tuple[int, ...]) -> None:
-        x0, y0, x1, y1 = self._scaled(box)
-        self.pen.polygon([(x0 + x * (x1 - x0), y0 + y * (y1 - y0)) for x, y in outline], fill=fill)
+    def _placed(self, outline: Outline, box: Box) -> list[tuple[float, float]]:
+        # Pillow fills every pixel its outline touches: one pixel less, or small canvases show fatter shapes.
+        x0, y0 = box.x0 * self.x_scale, box.y0 * self.y_scale
+        width, height = (box.x1 - box.x0) * self.x_scale - 1, (box.y1 - box.y0) * self.y_scale - 1
+        return [(x0 + x * width, y0 + y * height) for x, y in outline]
 
-    def _scaled(self, box: Box) -> tuple[float, float, float, float]:
+    def _scaled(self, box: tuple[float, float, float, float]) -> tuple[int, int, int, int]:
+        x0, y0, x1, y1 = box
+        # Pillow fills the last row and column named, too.
         return (
-            box.x0 * self.x_scale,
-            box.y0 * self.y_scale,
-            box.x1 * self.x_scale,
-            box.y1 * self.y_scale,
+            round(x0 * self.x_scale),
+            round(y0 * self.y_scale),
+            round(x1 * self.x_scale) - 1,
+            round(y1 * self.y_scale) - 1,
         )
+
+
+def _inset(box: tuple[float, float, float, float], by: float) -> tuple[float, float, float, float]:
+    return box[0] + by, box[1] + by, box[2] - by, box[3] - by
 
 
 @lru_cache(maxsize=32)

@@ -50,7 +50,7 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
 SETTINGS: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
     "beach": ((165, 215, 235), (228, 206, 160)),
     "glacier": ((188, 198, 215), (244, 248, 252)),
-    "swamp": ((26, 32, 62), (14, 16, 22)),
+    "moor": ((26, 32, 62), (14, 16, 22)),
     "desert": ((238, 176, 160), (112, 88, 90)),
 }
 """Sky and ground of the wide views."""
@@ -142,6 +142,6 @@ SOURCES: dict[str, Source] = {
         path="wikiart/images/{:05d}.png",
         sizes=((600, 600), (720, 576), (576, 720)),
         backgrounds=tuple(STYLES),
-        margin=0.06,
+        margin=0.0625,
     ),
 }
