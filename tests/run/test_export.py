@@ -49,7 +49,7 @@ def test_llava_json_is_one_array_with_the_prompt_as_the_human_turn(run: Path, tm
     summary = export_run(run, "llava-json", tmp_path / "out.json", root=None)
 
     records = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
-    assert summary.rows == len(records) == len(HOSTILE)
+    assert summary.captions == len(records) == len(HOSTILE)
     assert summary.size == (tmp_path / "out.json").stat().st_size
     for record, row in zip(records, HOSTILE, strict=True):
         assert record == {

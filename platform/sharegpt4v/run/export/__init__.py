@@ -33,7 +33,7 @@ class ExportSummary:
 
     target: Format
     out: Path
-    rows: int  # captions
+    captions: int
     files: int
     size: int  # bytes of all files
 
