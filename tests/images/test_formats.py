@@ -144,12 +144,13 @@ def test_every_format_obeys_the_limits(kind: str) -> None:
         assert caught.value.reason == "too_large"
 
 
-def test_a_frame_beyond_its_gif_canvas_obeys_the_limits() -> None:
+@pytest.mark.parametrize("frame_size", [(65_535, 64), (97, 65_535)])
+def test_a_frame_beyond_its_gif_canvas_obeys_the_limits(frame_size: tuple[int, int]) -> None:
     data = bytearray(FILES["gif"])
     frame = 13 + 3 * 2 ** ((data[10] & 7) + 1) if data[10] & 0x80 else 13
     while data[frame] != 0x2C:
         frame += 1
-    struct.pack_into("<HH", data, frame + 5, 65_535, 65_535)
+    struct.pack_into("<HH", data, frame + 5, *frame_size)
     assert reason(bytes(data)) == "too_large"
 
 

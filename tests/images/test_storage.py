@@ -77,10 +77,11 @@ def test_an_absolute_path_is_refused_even_below_the_root(root: Path) -> None:
     assert _reason(ImageReader(str(root)), str(root / "sub" / "a.jpg")) == "outside_root"
 
 
-@pytest.mark.parametrize("name", ["simplecache::file:///etc/passwd", "s3://b/k::file:///etc/passwd"])
-def test_chained_uris_are_refused(root: Path, name: str) -> None:
-    with pytest.raises(Rejected):
-        ImageReader(str(root)).read(name)
+def test_chained_uris_are_refused(root: Path) -> None:
+    # fsspec would open the last link of the chain, wherever it points.
+    reader = ImageReader(str(root))
+    assert _reason(reader, "http://127.0.0.1/a::file:///etc/passwd") == "outside_root"
+    assert _reason(reader, "simplecache::file:///etc/passwd") == "missing"
 
 
 def test_other_schemes_are_named(root: Path) -> None:
