@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from sharegpt4v.errors import UserError
 from sharegpt4v.manifest.ids import IdSet, Mask
 from sharegpt4v.manifest.locate import locate
+from sharegpt4v.manifest.parquet import stream_columns
 from sharegpt4v.manifest.read import read_batches
-from sharegpt4v.manifest.rows import BATCH_ROWS, path_id
+from sharegpt4v.manifest.rows import path_id
 from sharegpt4v.manifest.writer import ShardWriter, shards
 from sharegpt4v.records import MANIFEST
 
@@ -194,4 +194,4 @@ def _keys(batch: pa.RecordBatch, columns: tuple[str, ...]) -> pa.Array:
 
 def _batches(folder: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
     for shard in shards(folder):
-        yield from pq.ParquetFile(shard).iter_batches(BATCH_ROWS, columns=columns)
+        yield from stream_columns(shard, columns)
