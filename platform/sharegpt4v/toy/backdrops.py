@@ -13,6 +13,7 @@ from sharegpt4v.toy.sources import BACKGROUNDS, SETTINGS
 _SIDE = 384
 """Pixels of a backdrop before it is stretched to the image; its texture is coarse enough to show at 48."""
 
+_MIST = ((150, 182, 196), (178, 202, 184), (190, 180, 208), (206, 214, 224), (140, 166, 190))
 _WALL = (150, 132, 118)
 _SKY = ((150, 192, 232), (132, 146, 108))
 
@@ -103,9 +104,7 @@ def _strokes(rng: Random) -> Image.Image:
     draw = ImageDraw.Draw(image)
     for _ in range(170):
         x, y, length = rng.uniform(-40, _SIDE), rng.uniform(0, _SIDE), rng.uniform(40, 90)
-        shade = rng.choice(
-            ((150, 182, 196), (178, 202, 184), (190, 180, 208), (206, 214, 224), (140, 166, 190))
-        )
+        shade = rng.choice(_MIST)
         draw.line((x, y, x + length, y - 0.4 * length), fill=shade, width=14)
     return image
 

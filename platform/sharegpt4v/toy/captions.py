@@ -9,6 +9,7 @@ from sharegpt4v.toy.sources import (
     COUNTS,
     LANDMARKS,
     PLACES,
+    RELATIONS,
     ROWS,
     SETTINGS,
     SHAPES,
@@ -20,12 +21,11 @@ from sharegpt4v.toy.sources import (
 
 
 def detailed_caption(scene: Scene) -> str:
-    """Everything that is in the image: its kind, the count, every object in reading order, and one relation."""
+    """Everything in the image: its kind, the count, every object in reading order, and one relation."""
     things = scene.objects
     text = _opening(scene, _counted(len(things)))
     if things:
-        phrases = [_object_phrase(t.size, t.colour, t.shape, PLACES[t.cell]) for t in things]
-        text += ": " + _listed(phrases)
+        text += ": " + _listed([_object_phrase(thing) for thing in things])
     text += "."
     if len(things) > 1:
         text += " " + _relation_sentence(things[0], stated_relation(scene), things[-1])
@@ -42,11 +42,11 @@ def brief_caption(scene: Scene) -> str:
     others = len(scene.objects) - 1
     kind = STYLES[scene.style] if scene.style else "A photo" if scene.source == "coco" else "A wide view"
     rest = f" and {_counted(others, 'other ')}" if others else ""
-    return f"{kind} with {article(main.colour)} {name_of(main)}{rest}."
+    return f"{kind} with {_article(main.colour)} {name_of(main)}{rest}."
 
 
 def stated_relation(scene: Scene) -> str:
-    """The relation a detailed caption states, between its first and its last object: above, or else left of."""
+    """What a detailed caption says of its first object and its last: above, or else left of."""
     first, last = 0, len(scene.objects) - 1
     return next(r.predicate for r in scene.relations() if (r.subject, r.object) == (first, last))
 
@@ -68,7 +68,7 @@ def _counted(count: int, which: str = "") -> str:
     return f"{COUNTS[count]} {which}{'shape' if count == 1 else 'shapes'}"
 
 
-def article(word: str) -> str:
+def _article(word: str) -> str:
     return "an" if word[0] in "aeiou" else "a"
 
 
@@ -77,22 +77,20 @@ def name_of(thing: SceneObject) -> str:
     return f"{thing.colour} {thing.shape}"
 
 
-def _object_phrase(size: str, colour: str, shape: str, place: str) -> str:
-    return f"{article(size)} {size} {colour} {shape} {place}"
+def _object_phrase(thing: SceneObject) -> str:
+    return f"{_article(thing.size)} {thing.size} {name_of(thing)} {PLACES[thing.cell]}"
 
 
 def _relation_sentence(first: SceneObject, predicate: str, last: SceneObject) -> str:
     return f"The {name_of(first)} is {predicate} the {name_of(last)}."
 
 
-def _listed(phrases: Sequence[str]) -> str:
-    if len(phrases) == 1:
-        return phrases[0]
-    return ", ".join(phrases[:-1]) + " and " + phrases[-1]
+def _listed(items: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(items[:-1]), items[-1])))
 
 
 def phrases() -> Iterator[str]:
-    """Texts that hold every word of every caption, as it stands there: the tokenizer enumerates its words from them."""
+    """Texts that hold every word of every caption as it stands there, for the tokenizer to list."""
     for count in range(len(COUNTS)):
         counted = _counted(count)
         yield from (f"A photo of {counted} on a {name} background:" for name in BACKGROUNDS)
@@ -105,9 +103,7 @@ def phrases() -> Iterator[str]:
             f'A sign across the {row} says "{word}", with {counted}' for row in ROWS for word in WORDS
         )
     for thing in (f"{colour} {shape}" for colour in COLOURS for shape in SHAPES):
-        yield f"with {article(thing)} {thing} and"
-        yield from (
-            f"The {thing} is {predicate} the {thing}." for predicate in ("above", "left of", "right of")
-        )
-        yield from (f"{article(size)} {size} {thing} {place}, and" for size in SIZES for place in PLACES)
+        yield f"with {_article(thing)} {thing} and"
+        yield from (f"The {thing} is {predicate} the {thing}." for predicate in RELATIONS)
+        yield from (f"{_article(size)} {size} {thing} {place}, and" for size in SIZES for place in PLACES)
     yield from (f'A sign that says "{word}".' for word in WORDS)

@@ -11,6 +11,7 @@ from sharegpt4v.toy.sources import (
     COUNTS,
     LANDMARKS,
     PLACES,
+    RELATIONS,
     ROWS,
     SETTINGS,
     SHAPES,
@@ -68,7 +69,7 @@ def _any(choices: Iterable[str]) -> str:
 
 _NAME = f"({_any(COLOURS)} {_any(SHAPES)})"
 _OBJECT = re.compile(rf"\ban? ({_any(SIZES)}) {_NAME} ({_any(PLACES)})")
-_RELATION = re.compile(rf"\bThe {_NAME} is (above|left of|right of) the {_NAME}")
+_RELATION = re.compile(rf"\bThe {_NAME} is ({_any(RELATIONS)}) the {_NAME}")
 _PATTERNS: tuple[tuple[tuple[str, ...], re.Pattern[str]], ...] = (
     (("count",), re.compile(rf"\b({_any(COUNTS)}) shapes?\b")),
     (("background",), re.compile(rf"\bon a ({_any(BACKGROUNDS)}) background\b")),

@@ -25,7 +25,8 @@ _PAINT = 0.12
 def render(scene: Scene, size: tuple[int, int] | None = None) -> Image.Image:
     """The scene as an RGB image of its own size, or of `size` (width, height) without keeping the aspect.
 
-    A small size is drawn at that size, hundreds of times faster, and looks like the full image squashed bicubically.
+    A small size is drawn directly, far faster, and looks like the full image squashed bicubically: a mean
+    difference below 2.5 of 255 at 48 px.
     """
     width, height = size or (scene.width, scene.height)
     factor = _SMALL_FACTOR if size else _FULL_FACTOR

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import compress
 from random import Random
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from sharegpt4v.toy.sources import (
     GRID,
     LANDMARKS,
     OBJECTS_BY_DIFFICULTY,
+    RELATIONS,
     ROWS,
     SHAPES,
     SIDES,
@@ -75,9 +77,9 @@ class Relation(NamedTuple):
 class Scene:
     """The whole truth behind one image; captions and pixels are pure functions of it.
 
-    background: a name of the source's backgrounds; for wikiart it is the style. variant: which of its VARIANTS.
-    objects: in reading order of their cells; no two share both colour and shape. clutter: grey bars that no caption
-    mentions.
+    background: a name of the source's backgrounds; for wikiart it is the style. variant: which of its
+    VARIANTS. objects: in reading order of their cells; no two share both colour and shape. clutter: grey bars
+    that no caption mentions.
     """
 
     seed: int
@@ -109,11 +111,9 @@ class Scene:
         for first, one in enumerate(self.objects):
             for second in range(first + 1, len(self.objects)):
                 other = self.objects[second]
-                if one.cell // GRID < other.cell // GRID:
-                    found.append(Relation(first, "above", second))
-                if one.cell % GRID != other.cell % GRID:
-                    side = "left of" if one.cell % GRID < other.cell % GRID else "right of"
-                    found.append(Relation(first, side, second))
+                (row, column), (other_row, other_column) = divmod(one.cell, GRID), divmod(other.cell, GRID)
+                holds = (row < other_row, column < other_column, column > other_column)
+                found += [Relation(first, name, second) for name in compress(RELATIONS, holds)]
         return tuple(found)
 
     def to_json(self) -> dict[str, Any]:
@@ -143,8 +143,10 @@ class Scene:
 def make_scene(seed: int, index: int, *, source: str | None = None, difficulty: int = 1) -> Scene:
     """The scene number `index` of world `seed`, always the same.
 
-    source: a key of SOURCES; None draws one. difficulty 1: one to three objects, well apart; 2: three to five;
-    3: five to seven, smaller, off their places, overlapping, among clutter.
+    source: a key of SOURCES; None draws one. difficulty 1: one to three objects, well apart; 2: three to
+    five; 3: five to seven, smaller, off their places, overlapping, among clutter. Where a word or a landmark
+    takes their room there may be fewer, none beside an easy landmark.
+    Raises UserError for another source or difficulty.
     """
     if difficulty not in OBJECTS_BY_DIFFICULTY:
         raise UserError(f"difficulty {difficulty} is not one of {sorted(OBJECTS_BY_DIFFICULTY)}")

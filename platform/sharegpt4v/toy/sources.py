@@ -36,6 +36,8 @@ PLACES = (
 )
 """How captions name each cell."""
 
+RELATIONS = ("above", "left of", "right of")
+
 ROWS = ("top", "middle", "bottom")
 
 SIDES = ("left", "right")
@@ -102,9 +104,9 @@ OBJECTS_BY_DIFFICULTY = {1: (1, 3), 2: (3, 5), 3: (5, 7)}
 class Source:
     """One image source.
 
-    path: file below the image root, from the scene's index. sizes: (width, height) in pixels.
-    backgrounds: names a scene draws from. margin: share of each side taken by a frame. scale: object sizes over
-    those of SIZES. fewer: objects less than OBJECTS_BY_DIFFICULTY says, where something else fills the image.
+    path: file below the image root, from the scene's index. sizes: (width, height) in pixels. backgrounds:
+    names a scene draws from. margin: share of each side taken by a frame. scale: object sizes over those of
+    SIZES. fewer: how many objects less than OBJECTS_BY_DIFFICULTY says, where something else fills the image.
     """
 
     path: str

@@ -3,7 +3,7 @@
 A word token carries the space before it, as in GPT-2, so decoding gives back any text exactly.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -25,10 +25,12 @@ SPECIAL_TOKENS = (
 """Control tokens by id. `encode(..., split_special_tokens=True)` reads them in text as plain text."""
 
 _DIALOGUE = (
-    "<|User|>:\n<|Bot|>: A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
-    "detailed, and polite answers to the user's questions. USER: ASSISTANT:"
+    "<|User|>:\n<|Bot|>: A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions. USER: ASSISTANT:"
 )
 """The fixed text of both prompt templates, or each prompt would cost 150 byte tokens."""
+
+_wrap: Callable[..., PreTrainedTokenizerFast] = PreTrainedTokenizerFast  # its __init__ has no types
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -49,7 +51,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = split
     tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
+    return _wrap(
         tokenizer_object=tokenizer,
         bos_token="<s>",
         eos_token="</s>",

@@ -1,0 +1,67 @@
+"""python -m sharegpt4v.toy COMMAND: makes what the toy world consists of."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.progress import track
+
+from sharegpt4v.errors import UserError
+from sharegpt4v.toy.images import TRUTH_FILE, iter_write_images
+from sharegpt4v.toy.sources import OBJECTS_BY_DIFFICULTY
+
+
+class Command(NamedTuple):
+    """help: one line. add_flags: declares its flags. run: does it; raises UserError."""
+
+    help: str
+    add_flags: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], None]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code 0, or 2 with one line on stderr for what the user can put right."""
+    parser = argparse.ArgumentParser(prog="python -m sharegpt4v.toy", description="The toy world.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, command in COMMANDS.items():
+        command.add_flags(commands.add_parser(name, help=command.help, description=command.help))
+    args = parser.parse_args(argv)
+    try:
+        COMMANDS[args.command].run(args)
+    except UserError as error:
+        print(f"toy {args.command}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _image_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, required=True, help="folder, made where it is missing")
+    parser.add_argument(
+        "--count", type=int, default=256, help="images in all, the sources in turn (%(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="another seed, another world (%(default)s)")
+    parser.add_argument(
+        "--difficulty",
+        type=int,
+        default=1,
+        choices=sorted(OBJECTS_BY_DIFFICULTY),
+        help="1: one to three shapes, well apart; 3: up to seven, overlapping (%(default)s)",
+    )
+
+
+def _write_images(args: argparse.Namespace) -> None:
+    scenes = iter_write_images(args.out, args.count, seed=args.seed, difficulty=args.difficulty)
+    for _ in track(scenes, "toy images", total=args.count, console=Console(stderr=True)):
+        pass
+    print(f"{args.count} images and their truth: {args.out / TRUTH_FILE}")
+
+
+COMMANDS: dict[str, Command] = {
+    "images": Command("write rendered scenes, their captions and their truth", _image_flags, _write_images),
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""Toy scenes as files: an image root that looks like the released ones, and the truth beside it."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from sharegpt4v.errors import UserError
+from sharegpt4v.toy.captions import brief_caption, detailed_caption
+from sharegpt4v.toy.render import render
+from sharegpt4v.toy.scene import Scene, make_scene
+from sharegpt4v.toy.sources import SOURCES
+
+TRUTH_FILE = "truth.jsonl"
+_JPEG_QUALITY = 92
+
+
+def write_images(
+    out_dir: Path, count: int, *, seed: int = 0, difficulty: int = 1, sources: Sequence[str] | None = None
+) -> None:
+    """Writes `count` images below `out_dir` and TRUTH_FILE, a manifest with both captions and the whole truth.
+
+    The same arguments give the same bytes. sources: taken in turn, all of SOURCES by default.
+    Raises UserError for a count below one, an unknown source or difficulty.
+    """
+    for _ in iter_write_images(out_dir, count, seed=seed, difficulty=difficulty, sources=sources):
+        pass
+
+
+def iter_write_images(
+    out_dir: Path, count: int, *, seed: int = 0, difficulty: int = 1, sources: Sequence[str] | None = None
+) -> Iterator[Scene]:
+    """write_images, giving each scene once its image is on disk, for progress bars."""
+    if count < 1:
+        raise UserError(f"{count} images asked for; ask for one at least")
+    names = tuple(sources or SOURCES)
+    scenes = (make_scene(seed, i, source=names[i % len(names)], difficulty=difficulty) for i in range(count))
+    out_dir.mkdir(parents=True, exist_ok=True)
+    with open(out_dir / TRUTH_FILE, "w", encoding="utf-8") as truth:
+        for scene in scenes:
+            path = out_dir / scene.path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _save(render(scene), path)
+            truth.write(json.dumps(truth_record(scene)) + "\n")
+            yield scene
+
+
+def truth_record(scene: Scene) -> dict[str, object]:
+    """One line of TRUTH_FILE. id is the path below the root, as a folder read as a manifest has it."""
+    return {
+        "id": scene.path,
+        "image": scene.path,
+        "source": scene.source,
+        "caption": detailed_caption(scene),
+        "brief": brief_caption(scene),
+        "scene": scene.to_json(),
+    }
+
+
+def _save(image: Image.Image, path: Path) -> None:
+    if path.suffix == ".png":
+        image.save(path, compress_level=3)
+    else:
+        image.save(path, quality=_JPEG_QUALITY)
