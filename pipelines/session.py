@@ -19,11 +19,6 @@ from sharegpt4v.flags import EXIT_INTERRUPTED
 LEAVE_SECONDS = 8.0
 """After Ctrl-C the process is gone within this time, Ray's goodbye or not."""
 
-_QUIET = {
-    "RAY_BACKEND_LOG_LEVEL": "fatal",  # its C++ side warns on our stderr about its own actors' arguments
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # and about a default of a coming release
-}
-
 _LOGICAL_CPUS = 4
 """Ray Data keeps a reader, decoders, actors and a writer going; with fewer slots they wait for each other."""
 
@@ -41,30 +36,32 @@ def ray_session(address: str | None, runtime_env: dict[str, Any] | None = None) 
         "num_cpus": max(_LOGICAL_CPUS, os.cpu_count() or 1),
         "include_dashboard": False,
     }
-    os.environ.update({name: value for name, value in _QUIET.items() if name not in os.environ})
+    # Ray's hint about a default of a coming release is of no use to our users.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     print("starting Ray on this machine" if local else f"connecting to Ray at {address}", file=sys.stderr)
-    try:
-        ray.init(
-            address=address,
-            runtime_env=None if local else runtime_env,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            **(own if local else {}),
-        )
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        cause = " ".join(str(error).split())[:200]
-        raise UserError(f"cannot reach Ray at {address}: {cause}") from None
-    try:
-        with _prompt_interrupts():
-            yield
-    finally:
-        ray.shutdown()
+    with _quiet_native_stderr():
+        try:
+            ray.init(
+                address=address,
+                runtime_env=None if local else runtime_env,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                **(own if local else {}),
+            )
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            cause = " ".join(str(error).split())[:200]
+            raise UserError(f"cannot reach Ray at {address}: {cause}") from None
+        try:
+            with _prompt_interrupts():
+                yield
+        finally:
+            ray.shutdown()
 
 
 def cluster_resource(name: str) -> float:
     """What all living nodes have of it together, `GPU` for example."""
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    return sum(node["Resources"].get(name, 0.0) for node in nodes if node["Alive"])
+    return float(sum(node["Resources"].get(name, 0) for node in nodes if node["Alive"]))
 
 
 def quiet_data_context(no_progress_seconds: float) -> None:
@@ -74,6 +71,27 @@ def quiet_data_context(no_progress_seconds: float) -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = no_progress_seconds
+
+
+@contextmanager
+def _quiet_native_stderr() -> Iterator[None]:
+    """Keeps what Ray's C++ side writes to file descriptor 2 off the terminal; Python's stderr stays there.
+
+    It warns, for one, about the constructor arguments of Ray Data's own actors. Nothing is lost: the same
+    lines stand in Ray's session logs.
+    """
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    python_stderr, sys.stderr = sys.stderr, os.fdopen(terminal, "w", buffering=1, closefd=False)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        sys.stderr = python_stderr
+        os.dup2(terminal, 2)
+        os.close(terminal)
 
 
 @contextmanager

@@ -46,6 +46,7 @@ class Fake(Stage):
 
     image_size: int = Field(96, ge=1, description="pixels a side handed to the engine")
     seconds_per_request: float = Field(0.0, ge=0, description="time each caption takes")
+    capacity: int = Field(1024, ge=1, description="requests it holds in work at once")
     faults: dict[str, str] = Field(
         default_factory=dict, description="fault name to a regular expression over ids, as JSON"
     )

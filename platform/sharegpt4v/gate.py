@@ -20,6 +20,8 @@ _BOILERPLATE = re.compile(
     r"(?:imagine|let us imagine|hypothetical) (?:an|the|that|image)\b)",
     re.IGNORECASE,
 )
+_LETTER = re.compile(r"[^\W\d_]")
+_FOREIGN_LETTER = re.compile(r"[^\W\d_\u0000-\u024f]")
 _SENTENCE_END = re.compile(r"[.!?。！？\"')\]]\s*$")
 
 
@@ -61,7 +63,7 @@ def judge(caption: str, finish_reason: str, rules: GateRules) -> Verdict | None:
         return Verdict("cut_at_length_limit", f"the caption was cut after {len(text)} characters")
     if len(text) < rules.min_characters:
         return Verdict("too_short", f"{len(text)} characters, at least {rules.min_characters} expected")
-    share = _foreign_share(text) if rules.script == "latin" else 0.0
+    share = _foreign_share(text) if rules.script == "latin" and not _plainly_latin(text) else 0.0
     if share > rules.max_foreign_share:
         return Verdict("wrong_script", f"{share:.0%} of the letters are not {rules.script}")
     return None
@@ -71,9 +73,9 @@ def _repeated_phrase(text: str) -> str | None:
     """A phrase said over and over: five words four times, or a text that deflates to almost nothing."""
     words = text.lower().split()
     if len(words) >= 20:
-        phrases = Counter(tuple(words[i : i + 5]) for i in range(len(words) - 4))
-        phrase, count = phrases.most_common(1)[0]
-        if count >= 4 and count * 5 > 0.3 * len(words):
+        phrases = Counter(zip(words, words[1:], words[2:], words[3:], words[4:], strict=False))
+        phrase = max(phrases, key=phrases.__getitem__)
+        if phrases[phrase] >= 4 and phrases[phrase] * 5 > 0.3 * len(words):
             return " ".join(phrase)
     raw = text.encode("utf-8", "surrogatepass")
     if len(raw) >= 200 and len(zlib.compress(raw)) < 0.12 * len(raw):
@@ -81,7 +83,12 @@ def _repeated_phrase(text: str) -> str | None:
     return None
 
 
+def _plainly_latin(text: str) -> bool:
+    """Nearly every caption: no letter but ASCII ones, and at least one of those."""
+    return text.isascii() and _LETTER.search(text) is not None
+
+
 def _foreign_share(text: str) -> float:
     """Share of letters past Latin Extended-B (U+024F); accents and diacritics count as Latin."""
-    letters = [c for c in text if c.isalpha()]
-    return sum(c > "ɏ" for c in letters) / len(letters) if letters else 1.0
+    letters = len(_LETTER.findall(text))
+    return len(_FOREIGN_LETTER.findall(text)) / letters if letters else 1.0

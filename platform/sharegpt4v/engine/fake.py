@@ -91,7 +91,7 @@ class FakeEngine:
         request = handle.request
         if self.options.seconds_per_request:
             time.sleep(self.options.seconds_per_request)
-        if handle.cancelled.is_set():
+        if handle.cancelled:
             handle.finish(Completion("", 0, "cancelled"))
             return
         fault = self._fault(request)

@@ -200,7 +200,7 @@ class TorchEngine:
         """Finishes the request when its answer is complete."""
         stopped = row.tokens[-1] in self.adapter.eos_token_ids
         full = len(row.tokens) >= row.handle.request.sampling.max_new_tokens
-        if row.handle.cancelled.is_set():
+        if row.handle.cancelled:
             row.handle.finish(Completion("", len(row.tokens), "cancelled"))
         elif stopped or full:
             kept = row.tokens[:-1] if stopped else row.tokens
