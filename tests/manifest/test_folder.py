@@ -73,3 +73,20 @@ def test_remote_folder_reads_as_a_local_one(out: Path) -> None:
 def test_file_uri_is_the_local_folder(tmp_path: Path) -> None:
     touch(tmp_path / "a.jpg")
     assert [row["image"] for row in read_rows(f"file://{tmp_path}")] == ["a.jpg"]
+
+
+def test_folder_that_may_not_be_read_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path / "a.jpg")
+    touch(tmp_path / "closed" / "b.jpg")
+    scan = os.scandir
+
+    def scandir(path: str) -> object:  # permissions do not stop root, who runs tests in containers
+        if "closed" in path:
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(UserError, match="closed/ may not be read"):
+        list(read_rows(str(tmp_path)))

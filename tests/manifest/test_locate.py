@@ -59,3 +59,10 @@ def test_remote_manifest_is_read_in_place() -> None:
     assert [row["image"] for row in read_rows("memory://lists/m.json")] == ["a.jpg"]
     with pytest.raises(UserError, match="does not exist: did you mean /lists/m.json"):
         locate("memory://lists/n.json", None)
+
+
+def test_root_of_a_pattern_is_the_folder_before_its_first_wildcard(tmp_path: Path) -> None:
+    for part in ("a", "b"):
+        (tmp_path / part).mkdir()
+        write_jsonl(tmp_path / part / "m.jsonl", [{"image": "1.jpg"}])
+    assert locate(str(tmp_path / "*" / "m.jsonl"), None).root == str(tmp_path)

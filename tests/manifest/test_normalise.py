@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sharegpt4v.errors import UserError
-from sharegpt4v.manifest import IdSet, Manifest, normalise
+from sharegpt4v.manifest import IdSet, Manifest, json_files, normalise
 from sharegpt4v.manifest.writer import ShardWriter
 from sharegpt4v.records import MANIFEST
 from tests.manifest.conftest import Record, caption_record, write_json, write_jsonl
@@ -101,6 +101,20 @@ def test_one_image_under_two_ids_is_allowed_and_reported(tmp_path: Path, out: Pa
     path = write_json(tmp_path / "m.json", [caption_record(1, "a.jpg"), caption_record(2, "a.jpg")])
     manifest = normalise(path, None, out)
     assert (manifest.rows, manifest.same_image_ids) == (2, 1)
+
+
+@pytest.mark.parametrize("dedupe_image", [False, True])
+def test_limit_goes_on_from_batch_to_batch(
+    tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch, dedupe_image: bool
+) -> None:
+    monkeypatch.setattr(json_files, "BATCH_ROWS", 2)
+    path = write_json(tmp_path / "m.json", records(*range(9)))
+    assert normalise(path, None, out, limit=5, dedupe_image=dedupe_image).rows == 5
+
+
+def test_an_empty_image_path_counts_as_none(tmp_path: Path, out: Path) -> None:
+    path = write_json(tmp_path / "m.json", [{"id": "a", "image": ""}, *records(1)])
+    assert normalise(path, None, out, dedupe_image=True).without_image == 1
 
 
 SFT_MIX: list[Record] = [

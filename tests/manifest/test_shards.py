@@ -1,6 +1,7 @@
 import gzip
 import json
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -116,3 +117,13 @@ def test_sidecar_that_is_no_record_is_refused_by_name(tmp_path: Path, content: b
     write_tar(tmp_path / "s.tar", {"a.json": content, "a.jpg": b"x"})
     with pytest.raises(UserError, match="a.json is"):
         list(read_rows(str(tmp_path / "s.tar")))
+
+
+def test_headers_of_a_large_shard_are_not_kept(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "s.tar", {f"{n}.txt": b"" for n in range(4000)} | {"a.jpg": b"x"})
+    list(read_rows(path))  # pays for the imports
+    tracemalloc.start()
+    assert len(list(read_rows(path))) == 1
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1e6, "tarfile keeps a header for every member"

@@ -163,9 +163,7 @@ class _Intake:
     def _unknown(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         batch = _where(batch, ~self._known.contains(_row_keys(batch)))
         if batch.num_rows:
-            changed = self._known_ids.contains(batch["id"])
-            self._changed += self._note(batch, changed)
-            batch = _where(batch, ~changed)
+            self._changed += self._note(batch, self._known_ids.contains(batch["id"]))
         return batch
 
     def _note(self, batch: pa.RecordBatch, wrong: Mask) -> int:

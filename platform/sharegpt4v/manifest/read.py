@@ -52,10 +52,13 @@ def read_rows(path: str, root: str | None = None) -> Iterator[ManifestRow]:
 
 def read_batches(located: Located) -> Iterator[pa.RecordBatch]:
     """Completed rows (rows.complete) of everything that was located."""
-    if located.folder:
-        yield from _completed(read_folder(located), located.name)
-    for file in located.files:
-        yield from _completed(_read_file(located, file), _name(located, file))
+    try:
+        if located.folder:
+            yield from _completed(read_folder(located), located.name)
+        for file in located.files:
+            yield from _completed(_read_file(located, file), _name(located, file))
+    except PermissionError as error:  # skipping what may not be read would lose images in silence
+        raise UserError(f"{error.filename or located.name} may not be read: give this user access") from error
 
 
 def _completed(batches: Iterator[pa.RecordBatch], name: str) -> Iterator[pa.RecordBatch]:
