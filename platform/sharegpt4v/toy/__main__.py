@@ -39,9 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _image_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder, made where it is missing")
-    parser.add_argument(
-        "--count", type=int, default=256, help="images in all, the sources in turn (%(default)s)"
-    )
+    parser.add_argument("--count", type=int, default=256, help="images, the sources in turn (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="another seed, another world (%(default)s)")
     parser.add_argument(
         "--difficulty",

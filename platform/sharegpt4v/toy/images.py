@@ -1,7 +1,7 @@
 """Toy scenes as files: an image root that looks like the released ones, and the truth beside it."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -19,7 +19,7 @@ _JPEG_QUALITY = 92
 def write_images(
     out_dir: Path, count: int, *, seed: int = 0, difficulty: int = 1, sources: Sequence[str] | None = None
 ) -> None:
-    """Writes `count` images below `out_dir` and TRUTH_FILE, a manifest with both captions and the whole truth.
+    """Writes `count` images below `out_dir`, and TRUTH_FILE: a manifest with both captions and the truth.
 
     The same arguments give the same bytes. sources: taken in turn, all of SOURCES by default.
     Raises UserError for a count below one, an unknown source or difficulty.
@@ -36,6 +36,10 @@ def iter_write_images(
         raise UserError(f"{count} images asked for; ask for one at least")
     names = tuple(sources or SOURCES)
     scenes = (make_scene(seed, i, source=names[i % len(names)], difficulty=difficulty) for i in range(count))
+    return _written(out_dir, scenes)
+
+
+def _written(out_dir: Path, scenes: Iterable[Scene]) -> Iterator[Scene]:
     out_dir.mkdir(parents=True, exist_ok=True)
     with open(out_dir / TRUTH_FILE, "w", encoding="utf-8") as truth:
         for scene in scenes:

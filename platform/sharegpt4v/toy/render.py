@@ -5,7 +5,8 @@ from functools import lru_cache
 from PIL import Image, ImageDraw, ImageFont
 
 from sharegpt4v.toy.backdrops import backdrop
-from sharegpt4v.toy.scene import Box, Scene, SceneObject, WrittenWord
+from sharegpt4v.toy.grid import Box
+from sharegpt4v.toy.scene import Scene, SceneObject, WrittenWord
 from sharegpt4v.toy.silhouettes import LANDMARK_OUTLINES, SHAPE_OUTLINES, Outline
 from sharegpt4v.toy.sources import COLOURS, SOURCES
 

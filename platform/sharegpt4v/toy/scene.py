@@ -8,6 +8,7 @@ from random import Random
 from typing import Any, NamedTuple
 
 from sharegpt4v.errors import UserError
+from sharegpt4v.toy.grid import Box, Grid
 from sharegpt4v.toy.sources import (
     COLOURS,
     GRID,
@@ -20,20 +21,10 @@ from sharegpt4v.toy.sources import (
     SIZES,
     SOURCES,
     WORDS,
-    Source,
 )
 
 VARIANTS = 4
 """Backdrops come in this many variants each: another light, another horizon, other brush strokes."""
-
-
-class Box(NamedTuple):
-    """Pixels of the full-size image; x1 and y1 are past the last one."""
-
-    x0: int
-    y0: int
-    x1: int
-    y1: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,10 +149,11 @@ def make_scene(seed: int, index: int, *, source: str | None = None, difficulty: 
     kind = SOURCES[name]
     width, height = rng.choice(kind.sizes)
     background = rng.choice(kind.backgrounds)
-    frame = _Frame(width, height, kind)
-    words = (_word(rng, frame),) if name == "textcaps" else ()
-    landmark = _landmark(rng, frame) if name == "landmark" else None
+    grid = Grid(width, height, kind.margin)
+    words = (_word(rng, grid),) if name == "textcaps" else ()
+    landmark = _landmark(rng, grid) if name == "landmark" else None
     free = _free_cells(words, landmark)
+    unit = kind.scale * min(grid.cell_width, grid.cell_height)
     fewest, most = (n - kind.fewer for n in OBJECTS_BY_DIFFICULTY[difficulty])
     count = min(rng.randint(fewest, most), len(free))
     return Scene(
@@ -173,45 +165,22 @@ def make_scene(seed: int, index: int, *, source: str | None = None, difficulty: 
         height=height,
         background=background,
         variant=rng.randrange(VARIANTS),
-        objects=_objects(rng, frame, sorted(rng.sample(free, count)), difficulty),
+        objects=_objects(rng, grid, sorted(rng.sample(free, count)), unit, difficulty),
         words=words,
         landmark=landmark,
         style=background if name == "wikiart" else None,
-        clutter=_clutter(rng, frame) if difficulty == 3 else (),
+        clutter=_clutter(rng, grid) if difficulty == 3 else (),
     )
 
 
-class _Frame:
-    """The part of the image inside the margin, and its grid; all in pixels."""
-
-    def __init__(self, width: int, height: int, source: Source) -> None:
-        self.left, self.top = width * source.margin, height * source.margin
-        self.cell_width = (width - 2 * self.left) / GRID
-        self.cell_height = (height - 2 * self.top) / GRID
-        self.scale = source.scale * min(self.cell_width, self.cell_height)
-
-    def box(self, row: float, column: float, rows: float, columns: float) -> Box:
-        """A block of the grid, measured in cells."""
-        x0, y0 = self.left + column * self.cell_width, self.top + row * self.cell_height
-        x1, y1 = x0 + columns * self.cell_width, y0 + rows * self.cell_height
-        return Box(round(x0), round(y0), round(x1), round(y1))
-
-    def square(self, x: float, y: float, side: float) -> Box:
-        """A square around (x, y), pushed inside the margin."""
-        right, bottom = self.left + GRID * self.cell_width, self.top + GRID * self.cell_height
-        x0 = round(min(max(x - side / 2, self.left), right - side))
-        y0 = round(min(max(y - side / 2, self.top), bottom - side))
-        return Box(x0, y0, x0 + round(side), y0 + round(side))
-
-
-def _word(rng: Random, frame: _Frame) -> WrittenWord:
+def _word(rng: Random, grid: Grid) -> WrittenWord:
     row = rng.randrange(len(ROWS))
-    return WrittenWord(rng.choice(WORDS), row, frame.box(row + 0.05, 0.08, 0.9, GRID - 0.16))
+    return WrittenWord(rng.choice(WORDS), row, grid.box(row + 0.05, 0.08, 0.9, GRID - 0.16))
 
 
-def _landmark(rng: Random, frame: _Frame) -> Landmark:
+def _landmark(rng: Random, grid: Grid) -> Landmark:
     side = rng.choice(SIDES)
-    return Landmark(rng.choice(LANDMARKS), side, frame.box(1, SIDES.index(side), 2, 2))
+    return Landmark(rng.choice(LANDMARKS), side, grid.box(1, SIDES.index(side), 2, 2))
 
 
 def _free_cells(words: Sequence[WrittenWord], landmark: Landmark | None) -> list[int]:
@@ -222,30 +191,32 @@ def _free_cells(words: Sequence[WrittenWord], landmark: Landmark | None) -> list
     return [cell for cell in range(GRID * GRID) if cell not in taken]
 
 
-def _objects(rng: Random, frame: _Frame, cells: list[int], difficulty: int) -> tuple[SceneObject, ...]:
+def _objects(
+    rng: Random, grid: Grid, cells: Sequence[int], unit: float, difficulty: int
+) -> tuple[SceneObject, ...]:
+    """One object a cell, as large as SIZES says of `unit` pixels."""
     # No two objects share colour and shape, so that "the red circle" always means one thing.
     looks = rng.sample([(colour, shape) for colour in COLOURS for shape in SHAPES], len(cells))
     objects: list[SceneObject] = []
     for cell, (colour, shape) in zip(cells, looks, strict=True):
         size = rng.choice(tuple(SIZES))
-        side = SIZES[size] * frame.scale * (rng.uniform(0.75, 1.0) if difficulty == 3 else 1.0)
+        side = SIZES[size] * unit * (rng.uniform(0.75, 1.0) if difficulty == 3 else 1.0)
         # Off the middle of its cell by no more than stays inside it, and a third of a cell at difficulty 3.
         dx, dy = (
             rng.uniform(-1, 1) * (0.33 * extent if difficulty == 3 else 0.4 * (extent - side))
-            for extent in (frame.cell_width, frame.cell_height)
+            for extent in (grid.cell_width, grid.cell_height)
         )
-        x = frame.left + (cell % GRID + 0.5) * frame.cell_width + dx
-        y = frame.top + (cell // GRID + 0.5) * frame.cell_height + dy
-        objects.append(SceneObject(shape, colour, size, cell, frame.square(x, y, side)))
+        x, y = grid.middle(cell)
+        objects.append(SceneObject(shape, colour, size, cell, grid.square(x + dx, y + dy, side)))
     return tuple(objects)
 
 
-def _clutter(rng: Random, frame: _Frame) -> tuple[Box, ...]:
+def _clutter(rng: Random, grid: Grid) -> tuple[Box, ...]:
     """Thin grey bars, a third to a whole cell long."""
     bars: list[Box] = []
     for _ in range(rng.randint(5, 9)):
         long, thin = rng.uniform(0.3, 1.0), 0.05
         across, down = (long, thin) if rng.random() < 0.5 else (thin, long)
         row, column = rng.uniform(0, GRID - down), rng.uniform(0, GRID - across)
-        bars.append(frame.box(row, column, down, across))
+        bars.append(grid.box(row, column, down, across))
     return tuple(bars)
