@@ -28,7 +28,8 @@ def scene_of(
 def test_a_photo_is_described_in_reading_order_with_one_relation() -> None:
     assert detailed_caption(scene_of(ORANGE, RED, BLUE)) == (
         "A photo of three shapes on a white background: a small orange triangle at the top left, "
-        "a large red circle at the top right and a small blue ring at the bottom. The orange triangle is above the blue ring."
+        "a large red circle at the top right and a small blue ring at the bottom. "
+        "The orange triangle is above the blue ring."
     )
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageChops
 
-from sharegpt4v.toy.render import render
 from sharegpt4v.toy.grid import Box
+from sharegpt4v.toy.render import render
 from sharegpt4v.toy.scene import make_scene
 from sharegpt4v.toy.sources import LANDMARKS, SOURCES, WORDS
 
@@ -22,8 +22,8 @@ def test_a_scene_is_rendered_at_its_own_size_in_rgb(source: str) -> None:
 @pytest.mark.parametrize("difficulty", (1, 2, 3))
 @pytest.mark.parametrize("source", SOURCES)
 def test_a_small_render_looks_like_the_full_image_squashed(source: str, difficulty: int) -> None:
-    # Measured over 180 scenes: a mean of 0.2 to 2.6 of 255, signs worst, and 2.6 times as much at least once the
-    # picture is moved by one pixel.
+    # Measured over 180 scenes: a mean of 0.2 to 2.6 of 255, signs worst, and 2.6 times as much at least
+    # once the picture is moved by one pixel.
     for index in range(3):
         scene = make_scene(21, index, source=source, difficulty=difficulty)
         small = np.asarray(render(scene, (48, 48)), dtype=np.int16)
