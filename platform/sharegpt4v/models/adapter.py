@@ -1,0 +1,237 @@
+"""One face for both model families: pixels and a prompt in, embeddings for a Llama decoder out.
+
+The engine knows this object and nothing of vision towers, samplers or templates.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from transformers import (
+    LlamaForCausalLM,
+    LlavaForConditionalGeneration,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from sharegpt4v.errors import UserError
+from sharegpt4v.models.captioner import IMAGE_SLOT, ShareCaptioner
+
+Model = TypeVar("Model", bound=PreTrainedModel)
+
+ImageProtocol = Literal["squash", "pad", "crop"]
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+"""Both families normalise as CLIP does, on pixels scaled to 0..1."""
+
+VICUNA_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+"""System line of the vicuna_v1 template."""
+
+
+class Adapter:
+    """What every family offers. Subclasses say how an image is embedded and what stands around it.
+
+    name: name of the weights' folder. image_size: side in px of the square image the model takes.
+    protocol: how an image becomes that square. language_model: takes inputs_embeds, attention_mask,
+    position_ids, past_key_values and use_cache as LlamaForCausalLM does.
+    """
+
+    protocol: ImageProtocol
+    image_token_id: int  # what stands for an image position in training ids
+    image_tokens: int  # embeddings of one image in the prompt
+    language_model: LlamaForCausalLM
+    image_mean = CLIP_MEAN
+    image_std = CLIP_STD
+
+    def __init__(
+        self,
+        folder: Path,
+        model: ShareCaptioner | LlavaForConditionalGeneration,
+        tokenizer: PreTrainedTokenizerFast,
+    ) -> None:
+        self.folder = folder
+        self.name = folder.resolve().name
+        self.tokenizer = tokenizer
+        self.device = model.device
+        self.dtype = model.dtype
+        self.image_size: int = model.config.vision_config.image_size
+        # One tensor op on the device: (pixel / 255 - mean) / std = pixel * scale + shift.
+        mean, std = torch.tensor(CLIP_MEAN), torch.tensor(CLIP_STD)
+        self._scale = (1 / (255 * std)).view(3, 1, 1).to(self.device)
+        self._shift = (-mean / std).view(3, 1, 1).to(self.device)
+
+    def prompt_ids(self, prompt: str) -> tuple[list[int], list[int]]:
+        """Token ids before and after the image. Control strings inside `prompt` stay plain text."""
+        raise NotImplementedError
+
+    def image_features(self, pixel_values: Tensor) -> Tensor:
+        """(B, 3, S, S) float, normalised -> (B, image_tokens, D)."""
+        raise NotImplementedError
+
+    @cached_property
+    def eos_token_ids(self) -> frozenset[int]:
+        """Tokens that end an answer."""
+        ids = self.language_model.generation_config.eos_token_id
+        return frozenset(ids if isinstance(ids, Sequence) else [ids])
+
+    def normalise(self, pixels: Tensor | npt.NDArray[np.uint8]) -> Tensor:
+        """(B, H, W, 3) uint8 -> (B, 3, H, W) float on the model's device, CLIP-normalised.
+
+        Raises UserError when the images are not at model size.
+        """
+        batch = torch.as_tensor(pixels)
+        wanted = (self.image_size, self.image_size, 3)
+        if batch.dtype != torch.uint8 or batch.ndim != 4 or tuple(batch.shape[1:]) != wanted:
+            raise UserError(
+                f"pixels are {batch.dtype} {tuple(batch.shape)}; {self.name} takes uint8 (B, {wanted[0]}, "
+                f"{wanted[1]}, 3): prepare images by the {self.protocol} protocol at {self.image_size} px"
+            )
+        # uint8 over the bus, a quarter of the bytes; floats only on the device.
+        channels_first = batch.to(self.device).permute(0, 3, 1, 2)
+        return (channels_first * self._scale + self._shift).to(self.dtype)
+
+    @torch.inference_mode()
+    def prompt_embeddings(self, pixels: Tensor | npt.NDArray[np.uint8], prompt: str) -> Tensor:
+        """One image and the same prompt per row.
+
+        pixels: (B, S, S, 3) uint8, S = image_size, prepared by `protocol`. Returns (B, T, D) in the model's
+        dtype; generation goes on from there until one of `eos_token_ids`.
+        """
+        images = self.image_features(self.normalise(pixels))
+        before, after = (self._embed_ids(ids).expand(len(images), -1, -1) for ids in self.prompt_ids(prompt))
+        return torch.cat([before, images.to(before.dtype), after], dim=1)
+
+    def _embed_ids(self, ids: Sequence[int]) -> Tensor:
+        """(1, T, D)."""
+        table = self.language_model.get_input_embeddings()
+        embeddings: Tensor = table(torch.tensor([ids], dtype=torch.long, device=self.device))
+        return embeddings
+
+    def _text(self, text: str) -> list[int]:
+        """Ids of plain text: the tokenizer was loaded so that it finds no control tokens in text."""
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
+        return ids
+
+    def _control(self, token: str) -> int:
+        """Id of a control token. Raises UserError when the tokenizer does not have it."""
+        index = self.tokenizer.get_vocab().get(token)
+        if index is None:
+            raise UserError(
+                f"the tokenizer in {self.folder} has no {token}; copy the one of the released model"
+            )
+        return int(index)
+
+    def _marker(self, marker: str) -> list[int]:
+        """Ids of a template's marker: one control token where the tokenizer has it, else its text."""
+        return [self._control(marker)] if marker in self.tokenizer.get_vocab() else self._text(marker)
+
+
+class CaptionerAdapter(Adapter):
+    """Share-Captioner: BOS `<|User|>:` image prompt `<TOKENS_UNUSED_0>` newline `<|Bot|>:` (as released)."""
+
+    protocol: ImageProtocol = "squash"
+    image_token_id = IMAGE_SLOT
+
+    def __init__(self, folder: Path, model: ShareCaptioner, tokenizer: PreTrainedTokenizerFast) -> None:
+        super().__init__(folder, model, tokenizer)
+        self.model = model
+        self.language_model = model.language_model
+        self.image_tokens = model.config.image_tokens
+        self._user = [self.tokenizer.bos_token_id, *self._marker("<|User|>:")]
+        self._bot = [self._control("<TOKENS_UNUSED_0>"), *self._text("\n"), *self._marker("<|Bot|>:")]
+
+    def prompt_ids(self, prompt: str) -> tuple[list[int], list[int]]:
+        return self._user, self._text(prompt) + self._bot
+
+    def image_features(self, pixel_values: Tensor) -> Tensor:
+        return self.model.image_features(pixel_values)
+
+
+class LmmAdapter(Adapter):
+    """ShareGPT4V: BOS system line ` USER: ` image newline question ` ASSISTANT:` (template vicuna_v1)."""
+
+    def __init__(
+        self, folder: Path, model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast
+    ) -> None:
+        super().__init__(folder, model, tokenizer)
+        self.model = model
+        self.protocol = getattr(model.config, "image_protocol", "pad")
+        self.image_token_id = model.config.image_token_id
+        self.image_tokens = model.config.image_seq_length
+        self.language_model = _causal_language_model(model)
+        self._system = [self.tokenizer.bos_token_id, *self._text(f"{VICUNA_SYSTEM} USER: ")]
+
+    def prompt_ids(self, prompt: str) -> tuple[list[int], list[int]]:
+        return self._system, self._text(f"\n{prompt} ASSISTANT:")
+
+    def image_features(self, pixel_values: Tensor) -> Tensor:
+        features: Tensor = torch.stack(self.model.get_image_features(pixel_values).pooler_output)
+        return features
+
+
+def _causal_language_model(model: LlavaForConditionalGeneration) -> LlamaForCausalLM:
+    """LLaVA keeps its head beside the decoder; this is the two as one module, sharing every tensor."""
+    with torch.device("meta"):
+        language_model = LlamaForCausalLM(model.config.text_config)
+    language_model.model = model.model.language_model
+    language_model.lm_head = model.lm_head
+    language_model.generation_config = model.generation_config
+    return language_model.eval()
+
+
+def _load_captioner(folder: Path, dtype: torch.dtype, device: str) -> Adapter:
+    model = _load_strictly(ShareCaptioner, folder, dtype).to(device)
+    return CaptionerAdapter(folder, model, _plain_tokenizer(folder))
+
+
+def _load_lmm(folder: Path, dtype: torch.dtype, device: str) -> Adapter:
+    model = _load_strictly(LlavaForConditionalGeneration, folder, dtype).to(device)
+    return LmmAdapter(folder, model, _plain_tokenizer(folder))
+
+
+def _load_strictly(family: type[Model], folder: Path, dtype: torch.dtype) -> Model:
+    """from_pretrained, but a tensor that is missing, surplus or misshapen is an error and not a warning."""
+    model, info = family.from_pretrained(
+        folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, use_safetensors=True
+    )
+    for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if info[fault]:
+            names = sorted(map(str, info[fault]))
+            raise UserError(
+                f"{folder}: {len(names)} {fault.replace('_', ' ')}, {names[0]} first; copy it again"
+            )
+    return model.eval()
+
+
+def _plain_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    # Without split_special_tokens a caption prompt that quotes </s> or <image> would turn into the token.
+    return PreTrainedTokenizerFast.from_pretrained(folder, split_special_tokens=True)
+
+
+FAMILIES: dict[str, Callable[..., Adapter]] = {"share_captioner": _load_captioner, "llava": _load_lmm}
+"""Loader by `model_type` of config.json."""
+
+
+def load_adapter(folder: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Adapter:
+    """The model in a transformers folder (config.json, safetensors, tokenizer), ready for an engine.
+
+    Raises UserError for a folder without config.json or a family we do not know.
+    """
+    folder = Path(folder)
+    try:
+        family = json.loads((folder / "config.json").read_text()).get("model_type")
+    except FileNotFoundError:
+        raise UserError(f"{folder} has no config.json; --model takes a transformers folder") from None
+    if family not in FAMILIES:
+        raise UserError(f"{folder} holds a {family!r} model; we can run {' and '.join(FAMILIES)}")
+    return FAMILIES[family](folder, dtype, device)
