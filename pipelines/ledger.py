@@ -141,20 +141,25 @@ class RemoteLedger:
         )
 
     def begin(self, worker: str, ids: Sequence[str]) -> Admission:
-        admission = ray.get(self._actor.begin.remote(worker, list(ids)))
+        admission = _wait(self._actor.begin.remote(worker, list(ids)))
         assert isinstance(admission, Admission)
         return admission
 
     def begin_alone(self, worker: str, key: str) -> None:
-        ray.get(self._actor.begin_alone.remote(worker, key))
+        _wait(self._actor.begin_alone.remote(worker, key))
 
     def end(self, ids: Iterable[str]) -> None:
-        ray.get(self._actor.end.remote(list(ids)))
+        _wait(self._actor.end.remote(list(ids)))
 
     def count(self, captions: int, reasons: dict[str, int]) -> None:
-        ray.get(self._actor.count.remote(captions, reasons))
+        _wait(self._actor.count.remote(captions, reasons))
 
     def tally(self) -> Tally:
-        tally = ray.get(self._actor.tally.remote())
+        tally = _wait(self._actor.tally.remote())
         assert isinstance(tally, Tally)
         return tally
+
+
+def _wait(reference: Any) -> Any:
+    """As ray.get, but without giving the task's CPU back meanwhile: Ray would start one more worker on it."""
+    return reference.future().result()

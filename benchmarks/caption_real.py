@@ -1,0 +1,87 @@
+"""Real captioning on CPU: the pipeline with the toy captioner against its bare engine in one process.
+
+    python -m benchmarks.caption_real --images 3000
+
+Both decode the same files. Start-up is left out of both rates and printed: for the pipeline the time to its first
+commit, for the bare engine the loading of the weights. The bare engine is given the thread count it is fastest with.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+from benchmarks.machine import describe_machine
+from pipelines.caption import make_plan
+from pipelines.ledger import Ledger
+from pipelines.steps import Decode
+from sharegpt4v.config import CAPTION_PRESETS, CaptionConfig, resolve
+from sharegpt4v.engine.base import Request, Turn
+from sharegpt4v.engine.build import build_engine
+from sharegpt4v.images import ImageReader
+from sharegpt4v.toy.images import write_images
+
+
+def pipeline(images: Path, out: Path) -> tuple[float, float]:
+    """Images/s after the first commit, and seconds until it."""
+    command = [sys.executable, "-m", "cluster.cli", "caption", "--images", str(images), "--out", str(out)]
+    start = time.time()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    commits = json.loads((out / "summary.json").read_text())["commits"]
+    first, last = commits[0], commits[-1]
+    rows = sum(commit["rows"] for commit in commits) - first["rows"]
+    return rows / (last["time"] - first["time"]), first["time"] - start
+
+
+def bare(images: Path, manifest: Path, threads: int) -> tuple[float, float]:
+    """Images/s of decode, submit and wait in one process, and seconds of loading."""
+    config = resolve(CaptionConfig, CAPTION_PRESETS["toy"], {"images": str(images), "out": "unused"})
+    plan = make_plan(config)
+    start = time.perf_counter()
+    engine = build_engine(plan.spec)
+    torch.set_num_threads(threads)
+    loaded = time.perf_counter() - start
+    decode = Decode(ImageReader(str(images)), plan.image_size, plan.protocol, False, Ledger(1.0))
+    table = pq.read_table(manifest)
+    start = time.perf_counter()
+    waiting = []
+    for offset in range(0, len(table), plan.spec.capacity):
+        part = table.slice(offset, plan.spec.capacity)
+        batch = {name: part[name].to_numpy() for name in part.column_names}
+        batch |= {name: np.zeros(len(part), np.int32) for name in ("shard", "row")}
+        for key, pixels in zip(batch["id"], decode(batch)["pixels"], strict=True):
+            turns = (Turn("user", plan.rules.prompt.text),)
+            waiting.append(engine.submit(Request(str(key), turns, (pixels,), plan.rules.sampling)))
+    for handle in waiting:
+        handle.result()
+    seconds = time.perf_counter() - start
+    engine.close()
+    return len(waiting) / seconds, loaded
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=3_000)
+    options = parser.parse_args()
+    print(describe_machine())
+    with tempfile.TemporaryDirectory(prefix="caption-real-") as folder:
+        images, run = Path(folder) / "images", Path(folder) / "run"
+        write_images(images, options.images, seed=1)
+        rate, first = pipeline(images, run)
+        sides = {threads: bare(images, run / "manifest" / "part-00000.parquet", threads) for threads in (1, 2)}
+    best = max(sides, key=lambda threads: sides[threads][0])
+    print(f"pipeline: {rate:.1f} images/s, first commit after {first:.1f} s")
+    for threads, (speed, loaded) in sides.items():
+        print(f"bare engine, {threads} threads: {speed:.1f} images/s, loaded in {loaded:.1f} s")
+    print(f"ratio {rate / sides[best][0]:.2f}")
+
+
+if __name__ == "__main__":
+    main()
