@@ -46,8 +46,8 @@ def _request(adapter: Adapter, number: int, prompt: str = PROMPTS[0], **sampling
 def _reference(adapter: Adapter, request: Request) -> tuple[str, int]:
     """transformers' greedy generate, one request at a time."""
     embeddings = adapter.prompt_embeddings(request.images[0][None], request.turns[0].text)
-    generate: Any = adapter.language_model.generate  # its declared self type is a protocol of its own
-    tokens = generate(
+    model: Any = adapter.language_model  # the declared self type of generate is a protocol of its own
+    tokens = model.generate(
         inputs_embeds=embeddings,
         attention_mask=torch.ones(embeddings.shape[:2], dtype=torch.long),
         max_new_tokens=request.sampling.max_new_tokens,
