@@ -22,7 +22,9 @@ LAYOUTS: list[Sampler] = ["resampler", "qformer"]
 
 def toy_captioner(sampler: Sampler = "resampler") -> ShareCaptioner:
     torch.manual_seed(0)
-    return ShareCaptioner(toy_captioner_config(sampler)).eval()
+    model = ShareCaptioner(toy_captioner_config(sampler))
+    model.eval()
+    return model
 
 
 def toy_pixels(images: int) -> Tensor:
@@ -94,7 +96,7 @@ def test_resampler_equals_attention_written_out() -> None:
     queries = nn.functional.layer_norm(resampler.query, (128,), eps=1e-6) + sincos_positions(4, 128)
     weights = resampler.attn.in_proj_weight.chunk(3)
     q, k, v = (
-        (x @ w.T).unflatten(-1, (4, 32)).transpose(-2, -3)
+        (x @ w.T).reshape(*x.shape[:-1], 4, 32).transpose(-2, -3)
         for x, w in zip((queries, keys, values), weights, strict=True)
     )
     attended = ((q @ k.transpose(-1, -2)) / 32**0.5).softmax(-1) @ v
@@ -139,7 +141,7 @@ def test_image_slots_are_filled_in_order() -> None:
     features = model.image_features(pixels)
     torch.testing.assert_close(embedded[0, 1:17], features[0])
     torch.testing.assert_close(embedded[1, :16], features[1])
-    assert torch.equal(embedded[0, 17], model.get_input_embeddings().weight[9])
+    assert torch.equal(embedded[0, 17], model.language_model.model.embed_tokens.weight[9])
 
 
 def test_slots_and_embeddings_that_differ_are_refused_with_both_counts() -> None:

@@ -201,6 +201,7 @@ def _load_lmm(folder: Path, dtype: torch.dtype, device: str) -> Adapter:
 
 def _load_strictly(family: type[Model], folder: Path, dtype: torch.dtype) -> Model:
     """from_pretrained, but a tensor that is missing, surplus or misshapen is an error and not a warning."""
+    model: Model
     model, info = family.from_pretrained(
         folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, use_safetensors=True
     )
@@ -210,7 +211,8 @@ def _load_strictly(family: type[Model], folder: Path, dtype: torch.dtype) -> Mod
             raise UserError(
                 f"{folder}: {len(names)} {fault.replace('_', ' ')}, {names[0]} first; copy it again"
             )
-    return model.eval()
+    model.eval()
+    return model
 
 
 def _plain_tokenizer(folder: Path) -> PreTrainedTokenizerFast:

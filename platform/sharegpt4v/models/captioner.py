@@ -112,8 +112,10 @@ class Resampler(nn.Module):
     def forward(self, patches: Tensor) -> Tensor:
         """(B, K, vision width) -> (B, N, width)."""
         values = self.ln_kv(self.kv_proj(patches))
-        queries = (self.ln_q(self.query) + self.query_positions).expand(len(patches), -1, -1)
-        sampled: Tensor = self.attn(queries, values + self.key_positions, values, need_weights=False)[0]
+        # Loading at half precision leaves computed buffers at full.
+        query_positions, key_positions = self.query_positions.to(values), self.key_positions.to(values)
+        queries = (self.ln_q(self.query) + query_positions).expand(len(patches), -1, -1)
+        sampled: Tensor = self.attn(queries, values + key_positions, values, need_weights=False)[0]
         return sampled
 
 
@@ -163,7 +165,8 @@ class ShareCaptioner(PreTrainedModel):
                 initialization.trunc_normal_(parameter, std=0.02)
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.language_model.get_input_embeddings()
+        table: nn.Module = self.language_model.get_input_embeddings()
+        return table
 
     def image_features(self, pixel_values: Tensor) -> Tensor:
         """Embeddings of images, ready to stand in the prompt.
