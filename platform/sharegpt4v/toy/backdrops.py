@@ -13,6 +13,8 @@ from sharegpt4v.toy.sources import BACKGROUNDS, SETTINGS
 _SIDE = 384
 """Pixels of a backdrop before it is stretched to the image; its texture is coarse enough to show at 48."""
 
+_KEPT_PIXELS = 256 * 256
+
 _MIST = ((150, 182, 196), (178, 202, 184), (190, 180, 208), (206, 214, 224), (140, 166, 190))
 _WALL = (150, 132, 118)
 _SKY = ((150, 192, 232), (132, 146, 108))
@@ -20,10 +22,18 @@ _SKY = ((150, 192, 232), (132, 146, 108))
 RGB = tuple[int, int, int]
 
 
-@lru_cache(maxsize=128)
 def backdrop(name: str, variant: int, size: tuple[int, int]) -> Image.Image:
     """RGB at `size`; callers copy it before they draw."""
+    # Small ones come by the hundred thousand in training; a large one takes up to 20 MB, so none is kept.
+    stretch = _kept if size[0] * size[1] <= _KEPT_PIXELS else _stretched
+    return stretch(name, variant, size)
+
+
+def _stretched(name: str, variant: int, size: tuple[int, int]) -> Image.Image:
     return _tile(name, variant).resize(size, Image.Resampling.BILINEAR)
+
+
+_kept = lru_cache(maxsize=64)(_stretched)
 
 
 @lru_cache(maxsize=64)

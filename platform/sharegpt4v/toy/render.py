@@ -27,7 +27,7 @@ def render(scene: Scene, size: tuple[int, int] | None = None) -> Image.Image:
     """The scene as an RGB image of its own size, or of `size` (width, height) without keeping the aspect.
 
     A small size is drawn directly, far faster, and looks like the full image squashed bicubically: a mean
-    difference below 2.5 of 255 at 48 px.
+    difference below 3 of 255 at 48 px.
     """
     width, height = size or (scene.width, scene.height)
     factor = _SMALL_FACTOR if size else _FULL_FACTOR

@@ -139,10 +139,7 @@ def make_scene(seed: int, index: int, *, source: str | None = None, difficulty: 
     takes their room there may be fewer, none beside an easy landmark.
     Raises UserError for another source or difficulty.
     """
-    if difficulty not in OBJECTS_BY_DIFFICULTY:
-        raise UserError(f"difficulty {difficulty} is not one of {sorted(OBJECTS_BY_DIFFICULTY)}")
-    if source is not None and source not in SOURCES:
-        raise UserError(f"source {source!r} is not one of {', '.join(SOURCES)}")
+    _check(source, difficulty)
     rng = Random(f"{seed}/{index}/{difficulty}")
     drawn = rng.choice(tuple(SOURCES))
     name = source or drawn
@@ -171,6 +168,15 @@ def make_scene(seed: int, index: int, *, source: str | None = None, difficulty: 
         style=background if name == "wikiart" else None,
         clutter=_clutter(rng, grid) if difficulty == 3 else (),
     )
+
+
+def _check(source: str | None, difficulty: int) -> None:
+    if difficulty not in OBJECTS_BY_DIFFICULTY:
+        raise UserError(
+            f"difficulty {difficulty} is not one of {sorted(OBJECTS_BY_DIFFICULTY)}; choose one of them"
+        )
+    if source is not None and source not in SOURCES:
+        raise UserError(f"source {source!r} is not one of {', '.join(SOURCES)}; choose one of them")
 
 
 def _word(rng: Random, grid: Grid) -> WrittenWord:
