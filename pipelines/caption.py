@@ -16,6 +16,7 @@ from typing import Any
 import ray.data
 import ray.exceptions
 
+from pipelines.failure import explain
 from pipelines.ledger import RemoteLedger
 from pipelines.progress import ProgressBar
 from pipelines.session import cluster_resource, quiet_data_context, ray_session
@@ -198,12 +199,19 @@ def _work(
         with ProgressBar("captioned", ledger.tally, progress.rows, progress.done):
             try:
                 dataset(config, plan, files, per_commit, root, ledger).write_parquet(str(outcomes))
-            except ray.exceptions.RayError:
-                stop = ledger.tally().stop
+            except (ray.exceptions.RayError, OSError) as error:
+                stop = _stop_reason(ledger)
                 if stop is None:
-                    raise
+                    raise explain(error) from error
                 return stop
     return None
+
+
+def _stop_reason(ledger: RemoteLedger) -> str | None:
+    try:
+        return ledger.tally().stop
+    except ray.exceptions.RayError:
+        return None  # it went down with the cluster, which is the reason then
 
 
 def dataset(

@@ -1,4 +1,4 @@
-"""The two kinds of failure a user can cause: a wrong request, and a row that cannot be used."""
+"""What can end a command, and what can end a row."""
 
 
 class UserError(ValueError):
@@ -6,6 +6,10 @@ class UserError(ValueError):
 
     Commands print it without a traceback and end with exit code 2.
     """
+
+
+class RunFailed(RuntimeError):
+    """Work that began could not go on: one line that says why and what to do. Exit code 1."""
 
 
 class Rejected(ValueError):

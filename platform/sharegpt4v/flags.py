@@ -18,7 +18,7 @@ import yaml
 from pydantic.fields import FieldInfo
 
 from sharegpt4v.config import Stage, load_yaml, resolve
-from sharegpt4v.errors import UserError
+from sharegpt4v.errors import RunFailed, UserError
 
 S = TypeVar("S", bound=Stage)
 
@@ -59,6 +59,8 @@ def run_command(
         return EXIT_INTERRUPTED
     except UserError as error:
         return _fail(name, str(error), EXIT_USAGE, debug)
+    except RunFailed as error:
+        return _fail(name, str(error), EXIT_PROBLEM, debug)
     except Exception as error:  # the last resort of a command: one line says why, never a bare traceback
         cause = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         return _fail(name, f"{cause} (--debug shows where)", EXIT_PROBLEM, debug)
