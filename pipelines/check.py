@@ -10,15 +10,13 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray.data
+import ray.exceptions
 
 from pipelines.isolation import Isolation
 from pipelines.ledger import LedgerClient, RemoteLedger
@@ -28,17 +26,15 @@ from pipelines.steps import KILLED_WORKER, KILLED_WORKER_MESSAGE, Columns
 from pipelines.table import print_counts
 from sharegpt4v.config import CheckConfig
 from sharegpt4v.errors import Rejected, UserError
+from sharegpt4v.findings import DIGEST_BYTES, INSPECTED, KINDS, Findings, Found
 from sharegpt4v.flags import EXIT_PROBLEM, run_command
-from sharegpt4v.images import ImageReader, inspect
+from sharegpt4v.images import ImageReader, StorageError, inspect
 from sharegpt4v.manifest import Manifest, normalise
-from sharegpt4v.records import REJECTS
-from sharegpt4v.run.folder import write_atomic
-
-KINDS = ("missing", "broken", "oversized", "duplicate")
-
-_OVERSIZED = {"too_large", "too_many_bytes", "bad_aspect", "bomb"}
+from sharegpt4v.manifest.writer import shards
+from sharegpt4v.run.folder import make_writable, write_atomic
 
 _ROWS_PER_BLOCK = 256
+_ROWS_AT_ONCE = 8_192  # handed to the findings; few calls, for the sake of the driver
 
 
 def main(argv: Sequence[str] | None = None, runtime_env: dict[str, Any] | None = None) -> int:
@@ -52,125 +48,132 @@ def main(argv: Sequence[str] | None = None, runtime_env: dict[str, Any] | None =
 
 
 class Inspect:
-    """Manifest columns in; id, image, source, sha256 (hex), reason and message out, in the same order."""
+    """PENDING's places of images in; rows of INSPECTED out, in the same order."""
 
     def __init__(self, reader: ImageReader, ledger: LedgerClient) -> None:
         self._reader = reader
         self._ledger = ledger
 
-    def __call__(self, batch: Columns) -> Columns:
-        count = len(batch["id"])
-        out: Columns = {
-            **{name: batch[name] for name in ("id", "image", "source")},
-            **{name: np.full(count, "", dtype=object) for name in ("sha256", "reason", "message")},
-        }
-        isolation = Isolation(self._ledger, "check")
+    def __call__(self, batch: Columns) -> pa.Table:
         ids = [str(key) for key in batch["id"]]
-        for row in isolation.run(ids, lambda rows: self._inspect(batch, rows, out)):
-            out["reason"][row], out["message"][row] = KILLED_WORKER, KILLED_WORKER_MESSAGE
-        reasons = Counter(reason for reason in out["reason"] if reason)
-        self._ledger.count(count - reasons.total(), dict(reasons))
-        return out
+        digests = [bytes(DIGEST_BYTES)] * len(ids)
+        reasons: list[str | None] = [None] * len(ids)
+        messages: list[str | None] = [None] * len(ids)
 
-    def _inspect(self, batch: Columns, rows: list[int], out: Columns) -> None:
-        for row in rows:
-            offset, size = int(batch["offset"][row]), int(batch["size"][row])
-            try:
-                data = self._reader.read(batch["image"][row], batch["container"][row], offset, size)
-                out["sha256"][row] = hashlib.sha256(data).hexdigest()
-                inspect(data)
-            except Rejected as rejected:
-                out["reason"][row], out["message"][row] = rejected.reason, rejected.message
+        def work(rows: list[int]) -> None:
+            for row in rows:
+                try:
+                    data = self._read(batch, row)
+                    digests[row] = hashlib.sha256(data).digest()[:DIGEST_BYTES]
+                    inspect(data)
+                except Rejected as rejected:
+                    reasons[row], messages[row] = rejected.reason, rejected.message
 
+        for row in Isolation(self._ledger, "check").run(ids, work):
+            reasons[row], messages[row] = KILLED_WORKER, KILLED_WORKER_MESSAGE
+        found = Counter(reason for reason in reasons if reason)
+        self._ledger.count(len(ids) - found.total(), dict(found))
+        return pa.table([ids, batch["image"], batch["source"], digests, reasons, messages], schema=INSPECTED)
 
-@dataclass(slots=True)
-class Findings:
-    """Counts by source and kind, and every finding as a reject row."""
-
-    by_source: dict[str, Counter[str]] = field(default_factory=dict)
-    by_reason: Counter[str] = field(default_factory=Counter)
-    rejects: list[dict[str, Any]] = field(default_factory=list)
-    first_seen: dict[bytes, str] = field(default_factory=dict)  # 16 bytes of the digest -> id
-
-    def add(self, batch: dict[str, list[str]]) -> None:
-        """One row an image, in any order."""
-        for values in zip(*batch.values(), strict=True):
-            row = dict(zip(batch, values, strict=True))
-            counts = self.by_source.setdefault(row["source"], Counter())
-            counts["images"] += 1
-            reason, message = row["reason"], row["message"]
-            if not reason:
-                twin = self.first_seen.setdefault(bytes.fromhex(row["sha256"])[:16], row["id"])
-                if twin == row["id"]:
-                    counts["ok"] += 1
-                    continue
-                reason, message = "duplicate", f"the same bytes as {twin!r}"
-            counts[_kind(reason)] += 1
-            self.by_reason[reason] += 1
-            self.rejects.append(
-                {**{k: row[k] for k in ("id", "image", "source")}, "stage": "check", "reason": reason}
-                | {"message": message, "attempt": 0}
-            )
+    def _read(self, batch: Columns, row: int) -> bytes:
+        offset, size = int(batch["offset"][row]), int(batch["size"][row])
+        return self._reader.read(batch["image"][row], batch["container"][row], offset, size)
 
 
 def check(config: CheckConfig, runtime_env: dict[str, Any] | None = None) -> int:
     """Looks at every image, prints the table, and writes rejects/ and summary.json when --out is given."""
-    if config.out is not None and config.out.exists() and any(config.out.iterdir()):
-        raise UserError(f"--out {config.out} is not empty: give a new folder")
-    with _manifest(config) as manifest, ray_session(config.address, runtime_env):
-        quiet_data_context(no_progress_seconds=1800.0)
-        ledger = RemoteLedger.start(max_reject_rate=1.0)
-        step = Inspect(ImageReader(manifest.root), ledger)
-        images = (
-            ray.data.read_parquet(
-                str(manifest.folder), columns=["id", "image", "source", "container", "offset", "size"]
-            )
-            .repartition(target_num_rows_per_block=_ROWS_PER_BLOCK)
-            .map_batches(step.__call__, batch_size=_ROWS_PER_BLOCK, batch_format="numpy")
+    if config.out is not None:
+        _claim(config.out)
+    with tempfile.TemporaryDirectory(prefix="sharegpt4v-check-") as folder:
+        scratch = Path(folder)
+        print(f"reading {config.images}", file=sys.stderr)
+        manifest = normalise(
+            config.images,
+            config.root,
+            scratch / "manifest",
+            limit=config.limit,
+            dedupe_image=config.dedupe_image,
         )
-        findings = Findings()
-        with ProgressBar("checked", ledger.tally, manifest.rows, 0):
-            for batch in images.iter_batches(batch_size=None, batch_format="pyarrow"):
-                assert isinstance(batch, pa.Table)
-                findings.add(batch.to_pydict())
-    _report(config, manifest, findings)
-    return EXIT_PROBLEM if config.strict and findings.rejects else 0
+        findings = Findings(scratch)
+        with ray_session(config.address, runtime_env):
+            look(manifest, findings)
+        rejects = (config.out or scratch) / "rejects" / "part-00000.parquet"
+        rejects.parent.mkdir(exist_ok=True)
+        found = findings.settle(rejects)
+    _report(config, manifest, found)
+    return EXIT_PROBLEM if config.strict and found.findings else 0
 
 
-def _kind(reason: str) -> str:
-    if reason in ("missing", "duplicate"):
-        return reason
-    return "oversized" if reason in _OVERSIZED else "broken"
+def look(manifest: Manifest, findings: Findings) -> None:
+    """Inspects every image of a manifest on the cluster that Ray is connected to.
+
+    Raises StorageError when an image can neither be read nor be called missing.
+    """
+    quiet_data_context(no_progress_seconds=1800.0)
+    ray.data.DataContext.get_current().execution_options.preserve_order = True
+    ledger = RemoteLedger.start(max_reject_rate=1.0)
+    step = Inspect(ImageReader(manifest.root), ledger)
+    images = (
+        ray.data.read_parquet(
+            [str(path) for path in shards(manifest.folder)],
+            columns=["id", "image", "source", "container", "offset", "size"],
+            # The manifest lies in this machine's temporary folder, where other nodes cannot read it. No
+            # CPUs: a cluster's head often has none to give.
+            label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()},
+            num_cpus=0,
+        )
+        .repartition(target_num_rows_per_block=_ROWS_PER_BLOCK)
+        .map_batches(step.__call__, batch_size=_ROWS_PER_BLOCK, batch_format="numpy")
+    )
+    with ProgressBar("checked", ledger.tally, manifest.rows, 0), _storage_errors():
+        for table in images.iter_batches(batch_size=_ROWS_AT_ONCE, batch_format="pyarrow"):
+            assert isinstance(table, pa.Table)
+            findings.add(table)
 
 
 @contextmanager
-def _manifest(config: CheckConfig) -> Iterator[Manifest]:
-    """The input as Parquet shards, kept only while they are read."""
-    print(f"reading {config.images}", file=sys.stderr)
-    with tempfile.TemporaryDirectory(prefix="sharegpt4v-check-") as folder:
-        yield normalise(
-            config.images, config.root, Path(folder), limit=config.limit, dedupe_image=config.dedupe_image
-        )
+def _storage_errors() -> Iterator[None]:
+    """Raises the StorageError of a task as itself: Ray's own error carries the traceback as its text."""
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        cause: BaseException | None = error
+        while cause is not None and type(cause) is not StorageError:
+            cause = getattr(cause, "cause", None) or cause.__cause__
+        raise cause or error from None
 
 
-def _report(config: CheckConfig, manifest: Manifest, findings: Findings) -> None:
-    by_source = {source: dict(counts) for source, counts in findings.by_source.items()}
-    by_reason = dict(findings.by_reason.most_common())
-    print_counts(by_source, by_reason, ("images", "ok", *KINDS))
-    for reject in findings.rejects[:5]:
-        print(f"  {reject['id']}: {reject['message']}")
-    if len(findings.rejects) > 5:
-        print(
-            f"  and {len(findings.rejects) - 5:,} more"
-            + (f" in {config.out}/rejects" if config.out else "; --out keeps all")
-        )
+def _claim(out: Path) -> None:
+    make_writable(out)
+    used = next((path for path in out.rglob("*") if not path.is_dir()), None)
+    if used:
+        raise UserError(f"--out {out} holds other files ({used.relative_to(out)}, ...): give a new folder")
+
+
+def _report(config: CheckConfig, manifest: Manifest, found: Found) -> None:
+    columns = ("images", "ok", *KINDS)
+    by_source = {
+        source: {column: counts[column] for column in columns}
+        for source, counts in sorted(found.by_source.items())
+    }
+    by_reason = dict(sorted(found.by_reason.items(), key=lambda item: (-item[1], item[0])))
+    print_counts(by_source, by_reason, columns)
+    for reject in found.examples:
+        print(f"  {reject['id']!r}: {reject['message']}")
+    more = found.findings - len(found.examples)
+    if more:
+        print(f"  and {more:,} more" + (f" in {config.out}/rejects" if config.out else "; --out keeps all"))
+    if manifest.ignored:
+        print("passed over: " + ", ".join(f"{count:,} {kind}" for kind, count in manifest.ignored.items()))
     if config.out is None:
         return
-    (config.out / "rejects").mkdir(parents=True)
-    pq.write_table(
-        pa.Table.from_pylist(findings.rejects, REJECTS), config.out / "rejects" / "part-00000.parquet"
-    )
-    summary = {"rows": manifest.rows, "root": manifest.root, "by_source": by_source, "by_reason": by_reason}
+    summary = {
+        "rows": manifest.rows,
+        "root": manifest.root,
+        "by_source": by_source,
+        "by_reason": by_reason,
+        "ignored": manifest.ignored,
+    }
     write_atomic(config.out / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
 
 

@@ -67,8 +67,19 @@ class RunFolder:
 
 def open_run(path: Path) -> RunFolder:
     """Creates the folder where needed. Raises UserError when it cannot be written or is something else."""
+    make_writable(path)
+    names = {entry.name for entry in path.iterdir()}
+    if names and not names & {"run.yaml", "lease.json"}:  # a run's first file is its lease
+        raise UserError(
+            f"--out {path} holds other files ({sorted(names)[0]}, ...): give an empty or new folder"
+        )
+    return RunFolder(path.absolute())
+
+
+def make_writable(path: Path) -> None:
+    """Creates the folder of an --out where needed. Raises UserError for a URI and for one not writable."""
     if "://" in str(path) or ":/" in str(path):
-        raise UserError(f"--out {path} is a URI: a run folder must be a local or shared folder")
+        raise UserError(f"--out {path} is a URI: it must be a local or shared folder")
     try:
         path.mkdir(parents=True, exist_ok=True)
         # access() tells root that everything is writable; only a real write tells.
@@ -77,13 +88,6 @@ def open_run(path: Path) -> RunFolder:
         probe.unlink()
     except OSError as error:
         raise UserError(f"cannot write to --out {path}: {error.strerror}; choose another folder") from None
-    known = {"run.yaml", "lease.json", "manifest", "work"}
-    names = {entry.name for entry in path.iterdir()}
-    if names and not names & known:
-        raise UserError(
-            f"--out {path} holds other files ({sorted(names)[0]}, ...): give an empty or new folder"
-        )
-    return RunFolder(path.absolute())
 
 
 def check_fingerprint(run: RunFolder, fingerprint: dict[str, Any]) -> None:
@@ -111,7 +115,7 @@ def check_fingerprint(run: RunFolder, fingerprint: dict[str, Any]) -> None:
 def write_settings(
     run: RunFolder, config: dict[str, Any], fingerprint: dict[str, Any], facts: dict[str, Any]
 ) -> None:
-    """Writes `run.yaml`. facts: what readers of the run need (root, model, prompt_id, prompt_text, engine)."""
+    """Writes run.yaml. facts: what readers of the run need (root, model, prompt_id, prompt_text, engine)."""
     settings = {
         "schema_version": SCHEMA_VERSION,
         **facts,
