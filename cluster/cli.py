@@ -1,12 +1,12 @@
 """The command line `sharegpt4v COMMAND [flags]`: each command is a module whose main does the work."""
 
+import difflib
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cluster.env import runtime_env
+from cluster.env import runtime_env, use_token_if_there_is_one
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +34,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, *rest = arguments
     command = COMMANDS.get(name)
     if command is None:
-        print(f"sharegpt4v: unknown command {name!r}; known: {', '.join(COMMANDS)}", file=sys.stderr)
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        meant = f"did you mean {near[0]}" if near else f"known: {', '.join(COMMANDS)}"
+        print(f"sharegpt4v: unknown command {name!r}; {meant}", file=sys.stderr)
         return 2
+    if command.on_ray:
+        use_token_if_there_is_one()  # before the import below brings Ray in, which reads its settings once
     run = importlib.import_module(command.module).main
-    # Inside a submitted job the environment is there already, and Ray refuses a second one.
-    inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-    code: int = run(rest, runtime_env()) if command.on_ray and not inside_job else run(rest)
+    code: int = run(rest, runtime_env()) if command.on_ray else run(rest)
     return code
 
 

@@ -2,35 +2,78 @@
 
 import logging
 import os
-import signal
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray.data import DataContext
 
+from pipelines.watchdog import Service, Watchdog, prompt_interrupts
 from sharegpt4v.errors import UserError
-from sharegpt4v.flags import EXIT_INTERRUPTED
-
-LEAVE_SECONDS = 8.0
-"""After Ctrl-C the process is gone within this time, Ray's goodbye or not."""
 
 _LOGICAL_CPUS = 4
 """Ray Data keeps a reader, decoders, actors and a writer going; with fewer slots they wait for each other."""
 
 
+_LOST_HERE = "what was committed is kept: run the same command again"
+_LOST_THERE = "what was committed is kept: once the cluster is back, run the same command again"
+
+_GCS_PATIENCE = 40.0
+"""Seconds a cluster's head may be away: one with a stored state comes back, and Ray itself waits 60."""
+
+
+def inside_job() -> bool:
+    """Whether this process was started by Ray's job server, in a copy of the submitted working directory."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def refuse_relative_paths(**paths: str | Path | None) -> None:
+    """Raises UserError, naming the flag, for a relative path inside a job, where it would lead into the copy
+    of the working directory that vanishes with the job. URIs are absolute."""
+    for flag, path in paths.items():
+        if path and inside_job() and "://" not in str(path) and not Path(path).is_absolute():
+            raise UserError(
+                f"--{flag} {path} is relative, and a job's working directory is a copy that is thrown away: "
+                f"give an absolute path that every node sees"
+            )
+
+
 @contextmanager
 def ray_session(address: str | None, runtime_env: dict[str, Any] | None = None) -> Iterator[None]:
-    """A connection to `address`, or to RAY_ADDRESS inside a job, or to a cluster started here.
+    """A connection to `address`, or to RAY_ADDRESS, as inside a job, or to a cluster started here.
 
-    runtime_env: what other nodes need to run our code; None inside a job, which brings its own.
-    Raises UserError when the cluster cannot be reached.
+    runtime_env: what other nodes need to run our code; a job brought its own, and this one is not used.
+    Raises UserError when the cluster cannot be reached, and RunFailed when it dies meanwhile.
     """
     address = address or os.environ.get("RAY_ADDRESS") or "local"
+    local = address == "local"
+    with _quiet_native_stderr():
+        _connect(address, None if local or inside_job() else runtime_env)
+        try:
+            if threading.current_thread() is not threading.main_thread():
+                yield  # only the main thread can be interrupted
+                return
+            with prompt_interrupts() as leave:
+                try:
+                    with Watchdog(_services(local), leave):
+                        yield
+                finally:
+                    ray.shutdown()  # here too, where a slow goodbye is cut short
+        finally:
+            ray.shutdown()
+
+
+def _connect(address: str, runtime_env: dict[str, Any] | None) -> None:
+    if address.startswith(("http://", "https://")):
+        raise UserError(
+            f"{address} is a job server: give the cluster's own address, HOST:PORT, or submit a job there: "
+            f"`ray job submit --address {address} --runtime-env cluster/runtime_env.yaml -- "
+            f"python -m pipelines.caption ...`"
+        )
     local = address == "local"
     own: dict[str, Any] = {
         "num_cpus": max(_LOGICAL_CPUS, os.cpu_count() or 1),
@@ -39,23 +82,32 @@ def ray_session(address: str | None, runtime_env: dict[str, Any] | None = None) 
     # Ray's hint about a default of a coming release is of no use to our users.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     print("starting Ray on this machine" if local else f"connecting to Ray at {address}", file=sys.stderr)
-    with _quiet_native_stderr():
-        try:
-            ray.init(
-                address=address,
-                runtime_env=None if local else runtime_env,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                **(own if local else {}),
-            )
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            cause = " ".join(str(error).split())[:200]
-            raise UserError(f"cannot reach Ray at {address}: {cause}") from None
-        try:
-            with _prompt_interrupts():
-                yield
-        finally:
-            ray.shutdown()
+    try:
+        ray.init(
+            address=address,
+            runtime_env=runtime_env,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            **(own if local else {}),
+        )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        cause = " ".join(str(error).split())[:200]
+        token = "; if it asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH"
+        raise UserError(f"cannot reach Ray at {address}: {cause}{'' if local else token}") from None
+
+
+def _services(local: bool) -> list[Service]:
+    """The two processes of Ray that a driver cannot do without: the head's and its own node's."""
+    context = ray.get_runtime_context()
+    host, _, port = context.gcs_address.rpartition(":")
+    own = context.get_node_id()
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    node = next(node for node in nodes if node["NodeID"] == own)
+    advice, patience = (_LOST_HERE, 3.0) if local else (_LOST_THERE, _GCS_PATIENCE)
+    return [
+        Service("Ray's head", host.strip("[]"), int(port), patience, advice),
+        Service("Ray's node", node["NodeManagerAddress"], node["NodeManagerPort"], 3.0, advice),
+    ]
 
 
 def cluster_resource(name: str) -> float:
@@ -92,29 +144,3 @@ def _quiet_native_stderr() -> Iterator[None]:
         sys.stderr = python_stderr
         os.dup2(terminal, 2)
         os.close(terminal)
-
-
-@contextmanager
-def _prompt_interrupts() -> Iterator[None]:
-    """SIGINT and SIGTERM raise KeyboardInterrupt, and bound the time that cleaning up may take.
-
-    What was committed is safe however the process ends, so a slow goodbye is cut short.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        for again in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(again, lambda *_: os._exit(EXIT_INTERRUPTED))
-        timer = threading.Timer(LEAVE_SECONDS, os._exit, args=(EXIT_INTERRUPTED,))
-        timer.daemon = True
-        timer.start()
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
