@@ -5,6 +5,7 @@ Reports what is missing, broken, oversized or there twice, by source, before a c
 
 import hashlib
 import json
+import logging
 import sys
 import tempfile
 from collections import Counter
@@ -116,12 +117,12 @@ def look(manifest: Manifest, findings: Findings) -> None:
     images = (
         ray.data.read_parquet(
             [str(path) for path in shards(manifest.folder)],
-            columns=["id", "image", "source", "container", "offset", "size"],
             # The manifest lies in this machine's temporary folder, where other nodes cannot read it. No
             # CPUs: a cluster's head often has none to give.
             label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()},
             num_cpus=0,
         )
+        .select_columns(["id", "image", "source", "container", "offset", "size"])
         .repartition(target_num_rows_per_block=_ROWS_PER_BLOCK)
         .map_batches(step.__call__, batch_size=_ROWS_PER_BLOCK, batch_format="numpy")
     )
@@ -133,14 +134,16 @@ def look(manifest: Manifest, findings: Findings) -> None:
 
 @contextmanager
 def _storage_errors() -> Iterator[None]:
-    """Raises the StorageError of a task as itself: Ray's own error carries the traceback as its text."""
+    """Raises a task's StorageError as itself: Ray's own error carries the worker's traceback as text."""
+    # Wrapped by Ray Data it would lose its type on the way here, and Ray Data would log it, too.
+    ray.data.DataContext.get_current().raise_original_map_exception = True
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     try:
         yield
-    except ray.exceptions.RayError as error:
-        cause: BaseException | None = error
-        while cause is not None and type(cause) is not StorageError:
-            cause = getattr(cause, "cause", None) or cause.__cause__
-        raise cause or error from None
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, StorageError):
+            raise error.cause from None
+        raise
 
 
 def _claim(out: Path) -> None:

@@ -1,0 +1,232 @@
+"""`sharegpt4v check`: the step by itself, every kind of manifest on Ray, and the command."""
+
+import json
+import tarfile
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.check import Inspect, look
+from pipelines.check import main as check
+from pipelines.ledger import Ledger
+from pipelines.session import ray_session
+from sharegpt4v.findings import INSPECTED, Findings
+from sharegpt4v.images import ImageReader, StorageError
+from sharegpt4v.manifest import normalise
+from tests.commands import rows, sharegpt4v, write_images
+from tests.images.every_kind import BAD, write_bad, write_odd
+
+
+def _columns(*names: str) -> dict[str, Any]:
+    count = len(names)
+    return {
+        "id": np.array([f"id of {name}" for name in names], object),
+        "image": np.array(names, object),
+        "source": np.full(count, "coco", object),
+        "container": np.full(count, "", object),
+        "offset": np.zeros(count, np.int64),
+        "size": np.full(count, -1, np.int64),
+    }
+
+
+def test_the_step_gives_one_row_an_image_in_order(tmp_path: Path) -> None:
+    write_images(tmp_path, ["b.jpg", "a.jpg"])
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:-50])
+    ledger = Ledger(1.0)
+    table = Inspect(ImageReader(str(tmp_path)), ledger)(_columns("b.jpg", "gone.jpg", "cut.jpg", "a.jpg"))
+    assert table.schema == INSPECTED
+    assert table["id"].to_pylist() == [f"id of {name}" for name in ("b.jpg", "gone.jpg", "cut.jpg", "a.jpg")]
+    assert table["reason"].to_pylist() == [None, "missing", "truncated", None]
+    assert len(set(table["digest"].to_pylist())) == 4
+    assert table["digest"][1].as_py() == bytes(16)
+    tally = ledger.tally()
+    assert (tally.captions, tally.rejects, tally.reasons) == (2, 2, {"missing": 1, "truncated": 1})
+
+
+def test_an_image_that_kills_its_process_is_a_finding(tmp_path: Path) -> None:
+    write_images(tmp_path, ["a.jpg", "poison.jpg"])
+    ledger = Ledger(1.0)
+    for worker in ("first", "second", "third"):
+        ledger.begin(worker, ["check:id of poison.jpg"])
+        ledger.begin_alone(worker, "check:id of poison.jpg")
+    table = Inspect(ImageReader(str(tmp_path)), ledger)(_columns("poison.jpg", "a.jpg"))
+    assert table["reason"].to_pylist() == ["killed_worker", None]
+
+
+def test_a_failing_storage_is_no_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> bytes:
+        raise StorageError("'a.jpg': 5 tries failed")
+
+    monkeypatch.setattr(ImageReader, "read", fail)
+    with pytest.raises(StorageError):
+        Inspect(ImageReader(str(tmp_path)), Ledger(1.0))(_columns("a.jpg"))
+
+
+class _Web(SimpleHTTPRequestHandler):
+    """Files of a folder; whatever is called broken fails on the server's side."""
+
+    def do_GET(self) -> None:
+        if "broken" in self.path:
+            self.send_error(503)
+        else:
+            super().do_GET()
+
+    def log_message(self, *args: object) -> None:
+        return
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    write_images(folder, [f"{index:04}.jpg" for index in range(700)], size=8)
+    (folder / "0600.jpg").write_bytes((folder / "0007.jpg").read_bytes())
+    (folder / "0300.jpg").unlink()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def web(images: Path) -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), lambda *of: _Web(*of, directory=str(images)))
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def on_ray() -> Iterator[None]:
+    with ray_session("local"):
+        yield
+
+
+def _look(path: str | Path, tmp_path: Path, root: str | None = None) -> list[dict[str, Any]]:
+    manifest = normalise(str(path), root, tmp_path / "manifest")
+    findings = Findings(tmp_path)
+    look(manifest, findings)
+    found = findings.settle(tmp_path / "rejects.parquet")
+    assert sum(counts["images"] for counts in found.by_source.values()) == manifest.rows
+    rejects: list[dict[str, Any]] = pq.read_table(tmp_path / "rejects.parquet").to_pylist()
+    return rejects
+
+
+def _reasons(rejects: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    return [(row["id"], row["reason"]) for row in rejects]
+
+
+@pytest.mark.parametrize("kind", ["json", "jsonl", "parquet"])
+def test_findings_stand_in_the_order_of_any_manifest(
+    on_ray: None, images: Path, tmp_path: Path, kind: str
+) -> None:
+    """Several blocks are in work at once and end in any order; rows come back as the manifest has them."""
+    names = [f"{index:04}.jpg" for index in range(700)]
+    names = [*names[350:], *names[:350], "../secret.jpg", "/etc/passwd"]
+    records = [{"id": f"{index}", "image": name} for index, name in enumerate(names)]
+    path = tmp_path / f"list.{kind}"
+    if kind == "json":
+        path.write_text(json.dumps(records))
+    elif kind == "jsonl":
+        path.write_text("\n".join(map(json.dumps, records)))
+    else:
+        pq.write_table(pa.Table.from_pylist(records), path)
+    rejects = _look(path, tmp_path, root=str(images))
+    assert _reasons(rejects) == [
+        (str(names.index("0007.jpg")), "duplicate"),
+        (str(names.index("0300.jpg")), "missing"),
+        ("700", "outside_root"),
+        ("701", "outside_root"),
+    ]
+    assert rejects[0]["message"] == f"the same bytes as '{names.index('0600.jpg')}'"
+
+
+def test_tar_shards(on_ray: None, images: Path, tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    for number, names in enumerate((["0600.jpg", "0001.jpg"], ["0007.jpg", "0002.jpg"])):
+        with tarfile.open(shards / f"{number:05}.tar", "w") as tar:
+            for name in names:
+                tar.add(images / name, name)
+    assert _reasons(_look(shards, tmp_path)) == [("00001.tar/0007.jpg", "duplicate")]
+
+
+def test_a_manifest_and_its_images_on_a_server(on_ray: None, web: str, images: Path, tmp_path: Path) -> None:
+    records = [{"image": f"{web}/0001.jpg"}, {"image": "0002.jpg"}, {"image": "0300.jpg"}]
+    (images / "list.json").write_text(json.dumps(records))
+    assert _reasons(_look(f"{web}/list.json", tmp_path, root=web)) == [("0300.jpg", "missing")]
+
+
+def test_a_storage_that_keeps_failing_ends_the_run_with_its_own_words(
+    on_ray: None, web: str, tmp_path: Path
+) -> None:
+    (tmp_path / "list.jsonl").write_text(json.dumps({"image": f"{web}/broken.jpg"}))
+    with pytest.raises(StorageError, match="broken.jpg': 5 tries failed, the last with"):
+        _look(tmp_path / "list.jsonl", tmp_path)
+
+
+def test_the_command_finds_every_bad_file_and_none_that_is_only_odd(tmp_path: Path) -> None:
+    images, out = tmp_path / "ïmages", tmp_path / "chécked"
+    (tmp_path / "secret").write_text("secret")
+    write_bad(images / "coco", outside=tmp_path / "secret")
+    odd = write_odd(images / "sam")
+    (images / "sam" / "twin.jpg").write_bytes((images / "sam" / "grey.jpg").read_bytes())
+    (images / "notes.txt").write_text("no image")
+    done = sharegpt4v("check", "--images", images, "--out", out, "--strict")
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+
+    found = {row["id"]: row["reason"] for row in rows(out, "rejects").to_pylist()}
+    expected = {f"coco/{name}": reason for name, reason in BAD.items()} | {"sam/twin.jpg": "duplicate"}
+    assert found == expected
+    assert list(found) == sorted(found)  # the order of a folder's manifest
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["by_source"]["sam"] == {
+        "images": len(odd) + 1,
+        "ok": len(odd),
+        "missing": 0,
+        "broken": 0,
+        "oversized": 0,
+        "duplicate": 1,
+    }
+    assert summary["by_source"]["coco"]["ok"] == 0
+    assert summary["by_reason"]["truncated"] == 3
+    cells = [line.split("│")[1:-1] for line in done.stdout.splitlines() if line.startswith("│")]
+    table = {row[0].strip(): [cell.strip() for cell in row[1:]] for row in cells}
+    assert table["all"] == [str(len(found) + len(odd)), str(len(odd)), "1", "14", "5", "1"]
+    assert "'coco/area.png': 10001x10000: 100,010,000 pixels, the limit is 100,000,000" in done.stdout
+    assert f"and {len(found) - 5} more in {out}/rejects" in done.stdout
+    assert "passed over: 1 .txt" in done.stdout
+
+
+def test_an_out_that_holds_files_is_refused_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out" / "rejects").mkdir(parents=True)
+    (tmp_path / "out" / "rejects" / "part-00000.parquet").touch()
+    assert check(["--images", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    line = f"sharegpt4v check: --out {tmp_path}/out holds other files (rejects/part-00000.parquet, ...)"
+    assert capsys.readouterr().err.startswith(line)
+
+
+@pytest.mark.parametrize("out", ["s3://bucket/out", "/proc/nowhere/out"])
+def test_an_out_that_cannot_be_written_is_refused_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], out: str
+) -> None:
+    assert check(["--images", str(tmp_path), "--out", out]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1 and errors[0].startswith("sharegpt4v check: ")
+
+
+def test_an_empty_folder_left_by_an_interrupted_check_is_taken(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out" / "rejects").mkdir(parents=True)
+    assert check(["--images", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")]) == 2
+    assert "nowhere does not exist" in capsys.readouterr().err
