@@ -11,8 +11,9 @@ import traceback
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import yaml
 from pydantic.fields import FieldInfo
@@ -45,9 +46,10 @@ def run_command(
     --debug shows the traceback of both.
     """
     parser = _parser(name, stage, presets or {}, bare or {})
-    values = vars(parser.parse_args(argv))
-    debug, dry_run = values.pop("debug"), values.pop("dry_run")
+    debug = "--debug" in argv
     try:
+        values = _parse(parser, stage, argv)
+        dry_run = values.pop("dry_run")
         config = _resolve(stage, values, presets or {})
         if dry_run:
             print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True), end="")
@@ -64,6 +66,25 @@ def run_command(
     except Exception as error:  # the last resort of a command: one line says why, never a bare traceback
         cause = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         return _fail(name, f"{cause} (--debug shows where)", EXIT_PROBLEM, debug)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line as for every other mistake: the usage of forty flags would bury it."""
+        raise UserError(message.removeprefix("argument "))
+
+
+def _parse(parser: argparse.ArgumentParser, stage: type[Stage], argv: Sequence[str]) -> dict[str, Any]:
+    """Values by field. Raises UserError, for an unknown flag with the nearest valid one."""
+    known, unknown = parser.parse_known_args(argv)
+    if unknown:
+        flags = [_flag(dotted) for dotted, _ in _fields(stage, "")]
+        near = get_close_matches(unknown[0].split("=")[0], flags, n=1)
+        hint = f"; did you mean {near[0]}?" if near else "; --help lists the flags"
+        raise UserError(f"unknown argument {unknown[0]}{hint}")
+    values = vars(known)
+    del values["debug"]
+    return values
 
 
 def _fail(name: str, line: str, code: int, debug: bool) -> int:
@@ -102,7 +123,7 @@ def _parser(
 ) -> argparse.ArgumentParser:
     # Left to itself argparse rewraps the text at a width that hides the fields' names.
     width = max(80, min(120, _terminal_columns()))
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=f"sharegpt4v {name}",
         description=stage.__doc__,
         argument_default=argparse.SUPPRESS,
@@ -141,7 +162,7 @@ def _fields(stage: type[Stage], prefix: str) -> Iterator[tuple[str, FieldInfo]]:
 def _add_flag(parser: argparse.ArgumentParser, dotted: str, field: FieldInfo, bare: str | None) -> None:
     default = "" if field.is_required() or field.default in (None, "") else f" (default: {_shown(field)})"
     text = (field.description or "").replace("%", "%%") + default.replace("%", "%%")
-    flag = f"--{dotted.replace('_', '-')}"
+    flag = _flag(dotted)
     kind = _plain_type(field.annotation)
     options: dict[str, Any] = {"dest": dotted, "help": text}
     if kind is bool:
@@ -156,6 +177,10 @@ def _add_flag(parser: argparse.ArgumentParser, dotted: str, field: FieldInfo, ba
     if bare is not None:
         options |= {"nargs": "?", "const": bare}
     parser.add_argument(flag, **options)
+
+
+def _flag(dotted: str) -> str:
+    return f"--{dotted.replace('_', '-')}"
 
 
 def _plain_type(annotation: Any) -> Any:
