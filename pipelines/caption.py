@@ -19,8 +19,8 @@ import ray.exceptions
 from pipelines.failure import explain
 from pipelines.ledger import RemoteLedger
 from pipelines.progress import ProgressBar
-from pipelines.session import cluster_resource, quiet_data_context, ray_session
-from pipelines.steps import Caption, CaptionRules, Decode
+from pipelines.session import cluster_resource, quiet_data_context, ray_session, refuse_relative_paths
+from pipelines.steps import Caption, CaptionRules, Decode, read_row_group
 from pipelines.table import print_summary
 from sharegpt4v.config import CAPTION_PRESETS, CaptionConfig
 from sharegpt4v.engine.base import SamplingParams
@@ -41,7 +41,7 @@ from sharegpt4v.run.folder import (
     write_settings,
 )
 from sharegpt4v.run.lease import Lease
-from sharegpt4v.run.pending import Progress, first_rejects, rows_per_commit, survey, write_pending
+from sharegpt4v.run.pending import Progress, first_rejects, row_groups, rows_per_commit, survey, write_pending
 from sharegpt4v.run.report import write_report
 from sharegpt4v.weights import read_card
 
@@ -78,6 +78,7 @@ def main(argv: Sequence[str] | None = None, runtime_env: dict[str, Any] | None =
 
 def run_caption(config: CaptionConfig, runtime_env: dict[str, Any] | None = None) -> int:
     """The whole job: begin or resume, work off what is pending, finish."""
+    refuse_relative_paths(images=config.images, root=config.root, out=config.out)
     plan = make_plan(config)
     run = open_run(config.out)
     with Lease(run.path):
@@ -217,11 +218,16 @@ def _stop_reason(ledger: RemoteLedger) -> str | None:
 def dataset(
     config: CaptionConfig, plan: Plan, files: list[Path], per_commit: int, root: str, ledger: RemoteLedger
 ) -> ray.data.Dataset:
-    """The flow itself: each block of `per_commit` rows stays together from reading to its one file."""
+    """The flow itself: a row group of the pending files stays one block from reading to its one outcome file.
+
+    The row groups are named here and read where they are decoded. ray.data.read_parquet would start several
+    processes to list and inspect files that we have just written.
+    """
     decode = Decode(ImageReader(root), plan.image_size, plan.protocol, config.fast_decode, ledger)
+    groups = row_groups(files)
     return (
-        ray.data.read_parquet([str(path) for path in files])
-        .repartition(target_num_rows_per_block=per_commit)
+        ray.data.from_items(groups, override_num_blocks=len(groups))
+        .map_batches(read_row_group, batch_size=1, batch_format="numpy")
         .map_batches(decode.__call__, batch_size=per_commit, batch_format="numpy")
         .map_batches(
             Caption,

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipelines.isolation import Isolation
 from pipelines.ledger import LedgerClient
@@ -44,6 +45,12 @@ HUNG_EXIT_CODE = 86
 
 KILLED_WORKER = "killed_worker"
 KILLED_WORKER_MESSAGE = "its process died each time it was in work, twice of them with nothing else"
+
+
+def read_row_group(batch: Columns) -> pa.Table:
+    """The rows of one row group of a pending file: columns file and row_group (one row) in, PENDING out."""
+    [file], [number] = batch["file"], batch["row_group"]
+    return pq.ParquetFile(file).read_row_group(int(number))
 
 
 class Decode:

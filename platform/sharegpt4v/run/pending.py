@@ -5,7 +5,7 @@ Parquet file carries its footer at the end, so one that was torn by a kill canno
 and its images are done again. The result is one bit per manifest row.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,6 +97,15 @@ def write_pending(run: RunFolder, done: Done, rows_per_commit: int) -> list[Path
         pq.write_table(left.cast(PENDING), target, row_group_size=rows_per_commit)
         written.append(target)
     return written
+
+
+def row_groups(files: Sequence[Path]) -> list[dict[str, str | int]]:
+    """Every row group of the pending files in order, as file and row_group."""
+    return [
+        {"file": str(path), "row_group": number}
+        for path in files
+        for number in range(pq.read_metadata(path).num_row_groups)
+    ]
 
 
 def first_rejects(run: RunFolder, count: int) -> list[str]:
