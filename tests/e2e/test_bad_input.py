@@ -1,0 +1,263 @@
+"""Bad input through the real command: each bad image is one reject, each wrong request is one line."""
+
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines import caption
+from tests.commands import rows, sharegpt4v, write_images
+from tests.images.every_kind import BAD, write_bad, write_odd
+
+FAKE = ("--engine", "fake", "--fake.image-size", "24")
+
+
+def test_every_bad_image_is_a_reject_and_every_odd_one_a_caption(tmp_path: Path) -> None:
+    images, run = tmp_path / "ïmages 漢字", tmp_path / "rün 1"
+    (tmp_path / "secret").write_text("secret")
+    write_bad(images / "bad", outside=tmp_path / "secret")
+    odd = write_odd(images / "odd")
+    (images / "odd" / "twin.jpg").write_bytes((images / "odd" / "grey.jpg").read_bytes())
+    (images / "odd" / "linked inside.jpg").symlink_to("target.jpg")
+    done = sharegpt4v("caption", "--images", images, "--out", run, *FAKE)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+
+    rejects = rows(run, "rejects").to_pylist()
+    assert {row["id"]: row["reason"] for row in rejects} == {f"bad/{name}": BAD[name] for name in BAD}
+    assert {row["stage"] for row in rejects} == {"decode"}
+    captions = {row["id"]: row for row in rows(run, "captions").to_pylist()}
+    # Equal bytes under two ids are allowed, and so is a link that stays below the root.
+    assert sorted(captions) == sorted(f"odd/{name}" for name in [*odd, "twin.jpg", "linked inside.jpg"])
+    assert captions["odd/twin.jpg"]["caption"] == captions["odd/grey.jpg"]["caption"]
+    assert captions["odd/linked inside.jpg"]["image_sha256"] == captions["odd/target.jpg"]["image_sha256"]
+    assert (captions["odd/1x1.png"]["width"], captions["odd/1x1.png"]["height"]) == (1, 1)
+    assert json.loads((run / "summary.json").read_text())["rejects"] == len(BAD)
+    assert (run / "_SUCCESS").exists()
+
+
+def test_tar_shards_with_a_bad_member(tmp_path: Path) -> None:
+    images, run = tmp_path / "images", tmp_path / "run"
+    write_images(images, ["a b.jpg", "c.jpg", "d.jpg"])
+    (images / "cut.jpg").write_bytes((images / "c.jpg").read_bytes()[:-50])
+    (images / "empty.jpg").touch()
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    for number, names in enumerate((["a b.jpg", "cut.jpg", "c.jpg"], ["empty.jpg", "d.jpg"])):
+        with tarfile.open(shards / f"{number:05}.tar", "w") as tar:
+            for name in names:
+                tar.add(images / name, name)
+    done = sharegpt4v("caption", "--images", shards, "--out", run, *FAKE)
+    assert done.returncode == 0, done.stderr
+    captions = rows(run, "captions").to_pylist()
+    assert [row["id"] for row in captions] == ["00000.tar/a b.jpg", "00000.tar/c.jpg", "00001.tar/d.jpg"]
+    rejects = {row["id"]: row["reason"] for row in rows(run, "rejects").to_pylist()}
+    assert rejects == {"00000.tar/cut.jpg": "truncated", "00001.tar/empty.jpg": "empty"}
+
+
+@pytest.fixture
+def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Three good images. Ray does not start: a request that gets so far was not refused, and ends in 130."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(caption, "ray_session", interrupted)
+    write_images(tmp_path / "images", ["a.jpg", "b.jpg", "c.jpg"])
+    return tmp_path / "images"
+
+
+def _caption(images: str | Path, out: str | Path, *more: str | Path) -> int:
+    return caption.main([str(part) for part in ("--images", images, "--out", out, *FAKE, *more)])
+
+
+def _refusal(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
+    """What the one line of a refused request says."""
+    capsys.readouterr()
+    assert _caption(*arguments) == 2
+    printed = capsys.readouterr()
+    lines = [line for line in printed.err.splitlines() if not line.startswith("reading ")]
+    assert len(lines) == 1 and lines[0].startswith("sharegpt4v caption: "), printed.err
+    assert printed.out == ""
+    return lines[0].removeprefix("sharegpt4v caption: ")
+
+
+def _jsonl(path: Path, *records: dict[str, Any]) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def test_a_good_request_is_not_refused(images: Path, tmp_path: Path) -> None:
+    assert _caption(images, tmp_path / "run") == 130
+
+
+def test_duplicate_ids_are_listed(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    records = [{"id": name, "image": "a.jpg"} for name in ("x", "y", "x", "y", "z")]
+    line = _refusal(capsys, _jsonl(images / "list.jsonl", *records), tmp_path / "run")
+    assert "2 of 5 ids repeat (first: x, y)" in line
+
+
+def test_an_empty_manifest(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (images / "empty.json").write_text("[]")
+    assert "is empty: it names no image" in _refusal(capsys, images / "empty.json", tmp_path / "run")
+
+
+def test_a_folder_without_an_image(tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").touch()
+    assert "holds no image (found: 1 .txt)" in _refusal(capsys, tmp_path / "texts", tmp_path / "run")
+
+
+def test_a_missing_column(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (images / "list.jsonl").write_text('{"id": "1", "img": "a.jpg"}\n')
+    assert "image" in _refusal(capsys, images / "list.jsonl", tmp_path / "run")
+
+
+def test_a_wrong_type(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = _refusal(capsys, _jsonl(images / "list.jsonl", {"id": "1", "image": 5}), tmp_path / "run")
+    assert "record 1" in line and "5" in line
+
+
+def test_a_half_written_last_line(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = images / "list.jsonl"
+    path.write_text('{"id": "1", "image": "a.jpg"}\n{"id": "2", "ima')
+    line = _refusal(capsys, path, tmp_path / "run")
+    assert "list.jsonl" in line and "2" in line
+
+
+def test_images_that_do_not_exist_name_the_nearest(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = _refusal(capsys, tmp_path / "imagse", tmp_path / "run")
+    assert f"imagse does not exist: did you mean {images}?" in line
+
+
+def test_a_root_that_does_not_exist_names_the_nearest(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = _jsonl(tmp_path / "list.jsonl", {"image": "a.jpg"})
+    line = _refusal(capsys, path, tmp_path / "run", "--root", tmp_path / "image")
+    assert f"did you mean {images}?" in line
+
+
+def test_an_out_that_is_a_file(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert f"--out {tmp_path}/file: File exists" in _refusal(capsys, images, tmp_path / "file")
+
+
+@pytest.mark.parametrize("out", ["/proc/run", "/dev/null/run", "x" * 300])
+def test_an_out_that_cannot_be_written(images: Path, capsys: pytest.CaptureFixture[str], out: str) -> None:
+    assert f"cannot write to --out {out}" in _refusal(capsys, images, out)
+
+
+def test_an_out_that_holds_other_files(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # A folder called work is no sign of a run: people have those.
+    (tmp_path / "home" / "work").mkdir(parents=True)
+    assert "holds other files (work, ...)" in _refusal(capsys, images, tmp_path / "home")
+    assert "holds other files (a.jpg, ...)" in _refusal(capsys, images, images)
+
+
+@pytest.mark.parametrize("out", ["s3://bucket/run", "file:///tmp/run"])
+def test_an_out_that_is_a_uri(images: Path, capsys: pytest.CaptureFixture[str], out: str) -> None:
+    assert "is a URI: it must be a local or shared folder" in _refusal(capsys, images, out)
+
+
+@pytest.mark.parametrize(
+    ("field", "change"),
+    [
+        ("decoding.max_new_tokens", ("--decoding.max-new-tokens", "7")),
+        ("prompt", ("--prompt", "What is this?")),
+        ("fast_decode", ("--fast-decode",)),
+        ("image_size", ("--fake.image-size", "32")),
+        ("gate.min_characters", ("--gate.min-characters", "3")),
+        ("protocol", ("--protocol", "pad")),
+    ],
+)
+def test_another_configuration_is_refused_on_resume(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], field: str, change: tuple[str, ...]
+) -> None:
+    run = tmp_path / "run"
+    assert _caption(images, run) == 130
+    before = (run / "run.yaml").read_bytes()
+    assert _refusal(capsys, images, run, *change).startswith(f"{field} changed since this run began (")
+    assert (run / "run.yaml").read_bytes() == before
+
+
+def test_what_changes_no_row_may_change_on_resume(images: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert _caption(images, run) == 130
+    assert _caption(images, run, "--actors", "1", "--rows-per-commit", "2", "--hang-seconds", "9") == 130
+
+
+def test_a_changed_row_is_refused_on_resume(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, path = tmp_path / "run", images / "list.jsonl"
+    assert _caption(_jsonl(path, {"id": "1", "image": "a.jpg"}, {"id": "2", "image": "b.jpg"}), run) == 130
+    _jsonl(path, {"id": "1", "image": "a.jpg"}, {"id": "2", "image": "c.jpg"})
+    line = _refusal(capsys, path, run)
+    assert "1 ids are in" in line and "with another image or source (first: 2)" in line
+
+
+def test_a_run_folder_of_another_version(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert _caption(images, run) == 130
+    settings = (run / "run.yaml").read_text()
+    (run / "run.yaml").write_text(settings.replace("schema_version: 1", "schema_version: 99"))
+    assert "was written with run folder version 99" in _refusal(capsys, images, run)
+
+
+def test_an_unknown_preset(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = _refusal(capsys, images, tmp_path / "run", "--preset", "70b")
+    assert "70b" in line and "'toy', '7b'" in line
+
+
+def test_an_unknown_flag_names_the_nearest(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = _refusal(capsys, images, tmp_path / "run", "--decoding.max-tokens", "5")
+    assert line == "unknown argument --decoding.max-tokens; did you mean --decoding.max-new-tokens?"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "decoding: {max_tokens: 5}",
+            "unknown key decoding.max_tokens; did you mean decoding.max_new_tokens?",
+        ),
+        ("batchsize: 5", "unknown key batchsize; did you mean batch_size?"),
+        ("batch_size: many", "batch_size = 'many' is refused"),
+        ("[1, 2]", "holds list, expected keys and values"),
+        ("a: [", "is not YAML"),
+        ("preset: 70b", "unknown preset '70b'; known: toy, 7b"),
+    ],
+)
+def test_a_configuration_file_with_a_mistake(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, expected: str
+) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    assert expected in _refusal(capsys, images, tmp_path / "run", "--config", tmp_path / "config.yaml")
+
+
+def test_a_model_that_does_not_exist(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = _refusal(
+        capsys, images, tmp_path / "run", "--engine", "torch", "--model", tmp_path / "share-captioner"
+    )
+    assert "share-captioner" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_refused_request_leaves_no_traceback_in_a_terminal(tmp_path: Path) -> None:
+    done = sharegpt4v("caption", "--images", tmp_path / "nowhere", "--out", tmp_path / "run", *FAKE)
+    assert done.returncode == 2 and done.stdout == ""
+    lines = done.stderr.splitlines()
+    assert len(lines) == 2 and lines[0].startswith("reading ") and lines[1].startswith("sharegpt4v caption: ")
