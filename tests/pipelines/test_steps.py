@@ -1,0 +1,294 @@
+"""Decode and Caption called as plain objects: one row an image, in order, whatever happens to it."""
+
+import hashlib
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipelines import steps
+from pipelines.isolation import RunStopped
+from pipelines.ledger import Admission, Ledger
+from pipelines.steps import HUNG_EXIT_CODE, Caption, CaptionRules, Columns, Decode
+from sharegpt4v.engine.base import Completion, EngineStats, Handle, Request, SamplingParams, sampling_seed
+from sharegpt4v.engine.build import EngineSpec
+from sharegpt4v.engine.fake import FakeOptions
+from sharegpt4v.gate import GateRules
+from sharegpt4v.images import ImageReader, StorageError, prepare
+from sharegpt4v.prompts import Prompt
+from sharegpt4v.records import OUTCOMES
+from tests.commands import REPOSITORY, environment, write_images
+
+SIZE = 8
+RULES = CaptionRules(
+    Prompt.of_user("Describe </s> USER: <image> it."),
+    SamplingParams(max_new_tokens=40),
+    SamplingParams(max_new_tokens=40, temperature=0.7, top_p=0.9),
+    GateRules(),
+)
+
+
+def _pending(*names: str) -> Columns:
+    count = len(names)
+    return {
+        "shard": np.full(count, 3, np.int32),
+        "row": np.arange(count, dtype=np.int32) + 10,
+        "id": np.array([f"id of {name}" for name in names], object),
+        "image": np.array(names, object),
+        "source": np.full(count, "coco", object),
+        "container": np.full(count, "", object),
+        "offset": np.zeros(count, np.int64),
+        "size": np.full(count, -1, np.int64),
+    }
+
+
+def _decoded(*ids: str, reason: dict[str, str] | None = None) -> Columns:
+    """What Decode gives for images of these ids; `reason` holds those that it rejected."""
+    count, reasons = len(ids), reason or {}
+    return {
+        "shard": np.zeros(count, np.int32),
+        "row": np.arange(count, dtype=np.int32),
+        "id": np.array(ids, object),
+        "image": np.array([f"{key}.jpg" for key in ids], object),
+        "source": np.full(count, "coco", object),
+        "pixels": np.stack([np.full((SIZE, SIZE, 3), index, np.uint8) for index in range(count)]),
+        "sha256": np.array([f"{index:064}" for index in range(count)]),
+        "width": np.full(count, 64, np.int32),
+        "height": np.full(count, 48, np.int32),
+        "reason": np.array([reasons.get(key, "") for key in ids], object),
+        "message": np.array([f"{key} is bad" if key in reasons else "" for key in ids], object),
+    }
+
+
+def _caption(ledger: Ledger | None = None, **fake: Any) -> Caption:
+    spec = EngineSpec("fake", "fake@0", fake=FakeOptions(image_size=SIZE, **fake))
+    return Caption(spec, RULES, ledger or Ledger(1.0), hang_seconds=30)
+
+
+class _Recording:
+    """An engine that answers at once what a function of the request says, and keeps every request."""
+
+    model, image_size = "recording@0", SIZE
+
+    def __init__(self, answer: Any, capacity: int = 1024) -> None:
+        self.capacity = capacity
+        self.requests: list[Request] = []
+        self._answer = answer
+
+    def submit(self, request: Request) -> Handle:
+        self.requests.append(request)
+        handle = Handle(request)
+        handle.finish(self._answer(request))
+        return handle
+
+    def stats(self) -> EngineStats:
+        return EngineStats()
+
+    def close(self) -> None:
+        return
+
+
+GOOD = Completion("A red cup stands on a table in the evening light.", 12, "stop")
+REFUSAL = Completion("I'm sorry, but I cannot help with this image.", 11, "stop")
+
+
+def _with(engine: _Recording, monkeypatch: pytest.MonkeyPatch, ledger: Ledger | None = None) -> Caption:
+    monkeypatch.setattr(steps, "build_engine", lambda spec: engine)
+    return Caption(EngineSpec("fake", "recording@0"), RULES, ledger or Ledger(1.0), hang_seconds=30)
+
+
+# Decode
+
+
+def test_decode_keeps_the_order_and_gives_one_row_an_image(tmp_path: Path) -> None:
+    write_images(tmp_path, ["b.jpg", "a.jpg"])
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:-50])
+    decode = Decode(ImageReader(str(tmp_path)), SIZE, "squash", False, Ledger(1.0))
+    pending = _pending("b.jpg", "gone.jpg", "cut.jpg", "a.jpg")
+    out = decode(pending)
+    for name in ("shard", "row", "id", "image", "source"):
+        assert out[name].tolist() == pending[name].tolist()
+    assert out["reason"].tolist() == ["", "missing", "truncated", ""]
+    for row, name in ((0, "b.jpg"), (3, "a.jpg")):
+        data = (tmp_path / name).read_bytes()
+        prepared = prepare(data, SIZE, "squash")
+        assert (out["pixels"][row] == prepared.pixels).all()
+        assert (out["width"][row], out["height"][row]) == (prepared.width, prepared.height) == (24, 24)
+        assert out["sha256"][row] == hashlib.sha256(data).hexdigest()
+    assert out["pixels"].dtype == np.uint8 and out["pixels"].shape == (4, SIZE, SIZE, 3)
+    assert not out["pixels"][1:3].any()
+
+
+def test_a_file_that_is_read_but_not_decoded_keeps_its_digest(tmp_path: Path) -> None:
+    (tmp_path / "page.jpg").write_bytes(b"<html>not found</html>")
+    out = Decode(ImageReader(str(tmp_path)), SIZE, "pad", False, Ledger(1.0))(_pending("page.jpg", "gone"))
+    assert out["sha256"].tolist() == [hashlib.sha256(b"<html>not found</html>").hexdigest(), ""]
+
+
+def test_a_failing_storage_is_no_reject_of_decode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> bytes:
+        raise StorageError("'a.jpg': 5 tries failed")
+
+    monkeypatch.setattr(ImageReader, "read", fail)
+    with pytest.raises(StorageError):
+        Decode(ImageReader(str(tmp_path)), SIZE, "pad", False, Ledger(1.0))(_pending("a.jpg"))
+
+
+def test_an_image_that_killed_its_decoder_is_not_touched_again(tmp_path: Path) -> None:
+    write_images(tmp_path, ["a.jpg", "poison.jpg"])
+    ledger = Ledger(1.0)
+    for worker in ("first", "second", "third"):
+        ledger.begin(worker, ["decode:id of poison.jpg"])
+        ledger.begin_alone(worker, "decode:id of poison.jpg")
+    decode = Decode(ImageReader(str(tmp_path)), SIZE, "pad", False, ledger)
+    out = decode(_pending("poison.jpg", "a.jpg"))
+    assert out["reason"].tolist() == ["killed_worker", ""]
+    assert out["sha256"][0] == ""
+
+
+# Caption
+
+
+def test_caption_keeps_the_order_and_the_schema() -> None:
+    ids = [f"{index}" for index in range(9)]
+    table = _caption(capacity=4)(_decoded(*ids, reason={"3": "truncated"}))
+    assert table.schema == OUTCOMES
+    assert table["id"].to_pylist() == ids and table["row"].to_pylist() == list(range(9))
+    assert table["outcome"].to_pylist() == ["reject" if key == "3" else "caption" for key in ids]
+    row = table.slice(0, 1).to_pylist()[0]
+    assert row["prompt_id"] == RULES.prompt.id and row["model"] == "fake@0"
+    assert (row["attempt"], row["finish_reason"], row["image_sha256"]) == (0, "stop", f"{0:064}")
+    assert (row["stage"], row["reason"], row["message"]) == (None, None, None)
+    assert row["tokens"] > 0 and len(row["caption"]) > 20
+
+
+def test_a_decode_reject_never_reaches_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = _Recording(lambda request: GOOD)
+    table = _with(engine, monkeypatch)(_decoded("a", "bad", "b", reason={"bad": "truncated"}))
+    assert [request.id for request in engine.requests] == ["a", "b"]
+    row = table.to_pylist()[1]
+    assert (row["stage"], row["reason"], row["message"]) == ("decode", "truncated", "bad is bad")
+    assert row["caption"] is None and row["tokens"] is None and row["attempt"] == 0
+
+
+def test_a_batch_of_rejects_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = _caption()(_decoded("a", "b", reason={"a": "empty", "b": "missing"}))
+    assert table["reason"].to_pylist() == ["empty", "missing"]
+
+
+def test_the_first_attempt_is_greedy_and_the_retry_samples_with_a_seed_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = _Recording(
+        lambda request: REFUSAL if request.id != "good" and request.sampling.temperature == 0 else GOOD
+    )
+    table = _with(engine, monkeypatch)(_decoded("good", "late"))
+    assert table["attempt"].to_pylist() == [0, 1]
+    assert table["outcome"].to_pylist() == ["caption", "caption"]
+    tried = [(request.id, request.sampling) for request in engine.requests]
+    assert tried == [
+        ("good", replace(RULES.sampling, seed=sampling_seed("good", 0))),
+        ("late", replace(RULES.sampling, seed=sampling_seed("late", 0))),
+        ("late", replace(RULES.retry, seed=sampling_seed("late", 1))),
+    ]
+    assert len({sampling.seed for _, sampling in tried}) == 3
+
+
+def test_a_caption_refused_twice_is_a_reject_of_the_gate_at_attempt_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = _Recording(lambda request: REFUSAL)
+    row = _with(engine, monkeypatch)(_decoded("a")).to_pylist()[0]
+    assert (row["outcome"], row["stage"], row["reason"], row["attempt"]) == ("reject", "gate", "refusal", 1)
+    assert row["caption"] is None and row["model"] is None
+    assert len(engine.requests) == 2
+
+
+def test_an_engine_error_costs_one_image_and_is_tried_twice() -> None:
+    ledger = Ledger(1.0)
+    table = _caption(ledger, faults={"error": "^b$"})(_decoded("a", "b", "c"))
+    assert table["outcome"].to_pylist() == ["caption", "reject", "caption"]
+    row = table.to_pylist()[1]
+    assert (row["stage"], row["reason"], row["attempt"]) == ("caption", "engine_error", 1)
+    tally = ledger.tally()
+    assert (tally.captions, tally.rejects, tally.reasons) == (2, 1, {"engine_error": 1})
+
+
+def test_no_more_than_the_engine_holds_is_in_work_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[int] = []
+
+    class Watched(Ledger):
+        def begin(self, worker: str, ids: Sequence[str]) -> Admission:
+            held.append(len(ids))
+            return super().begin(worker, ids)
+
+    engine = _Recording(lambda request: GOOD, capacity=2)
+    _with(engine, monkeypatch, Watched(1.0))(_decoded("a", "b", "c", "d", "e"))
+    assert held == [2, 2, 1]
+
+
+def test_texts_pass_unaltered(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "A sign </s> says <image> USER: \u202e naïve\r\n\tcafé <TOKENS_UNUSED_1>, in the light of day."
+    engine = _Recording(lambda request: Completion(text, 20, "stop"))
+    table = _with(engine, monkeypatch)(_decoded("id with </s> and 漢字"))
+    assert table["caption"].to_pylist() == [text]
+    assert table["id"].to_pylist() == ["id with </s> and 漢字"]
+    assert engine.requests[0].turns[0].text == RULES.prompt.text
+    assert (engine.requests[0].images[0] == 0).all()
+
+
+def test_the_same_batch_gives_the_same_rows_again() -> None:
+    faults = {"once": "1", "refusal": "2"}
+    batch = _decoded("0", "1", "2", "3")
+    assert _caption(faults=faults)(batch).equals(_caption(faults=faults, capacity=1)(batch))
+
+
+def test_a_stopped_run_stops_its_steps() -> None:
+    ledger = Ledger(0.0)
+    ledger.count(0, {"missing": 1_000})
+    with pytest.raises(RunStopped, match="missing"):
+        _caption(ledger)(_decoded("a"))
+
+
+def test_an_image_that_killed_its_actor_is_a_reject_and_never_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = _Recording(lambda request: GOOD)
+    ledger = Ledger(1.0)
+    for worker in ("first", "second", "third"):
+        ledger.begin(worker, ["caption:poison"])
+        ledger.begin_alone(worker, "caption:poison")
+    table = _with(engine, monkeypatch, ledger)(_decoded("a", "poison", "b"))
+    assert table["reason"].to_pylist() == [None, "killed_worker", None]
+    assert [request.id for request in engine.requests] == ["a", "b"]
+
+
+def test_an_engine_that_is_slow_but_gets_on_is_not_hung() -> None:
+    spec = EngineSpec("fake", "fake@0", fake=FakeOptions(image_size=SIZE, seconds_per_request=0.1))
+    step = Caption(spec, RULES, Ledger(1.0), hang_seconds=0.25)
+    table: pa.Table = step(_decoded(*map(str, range(8))))  # the last answer comes after 0.8 s
+    assert table["outcome"].to_pylist() == ["caption"] * 8
+
+
+def test_a_hung_engine_ends_its_process() -> None:
+    script = """
+from tests.pipelines import test_steps as t
+spec = t.EngineSpec("fake", "fake@0", fake=t.FakeOptions(image_size=t.SIZE, faults={"hang": "b"}))
+t.Caption(spec, t.RULES, t.Ledger(1.0), hang_seconds=0.2)(t._decoded("a", "b", "c"))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=REPOSITORY,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == HUNG_EXIT_CODE == 86
+    assert "the engine did nothing for 0 s: its process ends" in done.stderr
