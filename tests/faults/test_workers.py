@@ -106,7 +106,7 @@ def test_repaired_images_and_new_ids_join_a_finished_run(tmp_path: Path) -> None
     assert json.loads((run / "summary.json").read_text())["sessions"] == 2
 
 
-def test_a_torn_file_is_removed_and_its_images_are_done_again(tmp_path: Path) -> None:
+def test_a_torn_file_is_passed_over_and_its_images_are_done_again(tmp_path: Path) -> None:
     images, run = tmp_path / "images", tmp_path / "run"
     write_images(images, [f"{index:02}.jpg" for index in range(40)])
     arguments = ["caption", "--images", str(images), "--out", str(run), "--engine", "fake"]
@@ -118,7 +118,6 @@ def test_a_torn_file_is_removed_and_its_images_are_done_again(tmp_path: Path) ->
     torn = sorted((run / "work" / "outcomes").glob("*/*.parquet"))[0]
     torn.write_bytes(torn.read_bytes()[:-20])
     left = outcomes_left(run)
-    assert not torn.exists()
 
     last = sharegpt4v(*arguments)
     assert last.returncode == 0, last.stderr

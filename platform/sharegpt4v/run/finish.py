@@ -40,11 +40,17 @@ class Counts:
 
 
 def commits(run: RunFolder) -> list[dict[str, float]]:
-    """When each file of work/outcomes was committed, and its rows; in time order."""
-    rows = [
-        {"time": path.stat().st_mtime, "rows": pq.read_metadata(path).num_rows} for path in outcome_files(run)
-    ]
-    return sorted(rows, key=lambda commit: commit["time"])
+    """When each file of outcomes was committed, in any session, and its rows; in time order.
+
+    Kept in work/commits.json as well: compacting removes the files, and a kill may follow at once.
+    """
+    path = run.path / "work" / "commits.json"
+    known: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.exists() else {}
+    for file in outcome_files(run):
+        name = str(file.relative_to(run.outcomes))
+        known[name] = {"time": file.stat().st_mtime, "rows": pq.read_metadata(file).num_rows}
+    write_atomic(path, json.dumps(known))
+    return sorted(known.values(), key=lambda commit: commit["time"])
 
 
 def roll_forward(run: RunFolder) -> None:
@@ -104,10 +110,11 @@ def _manifest_rows(run: RunFolder) -> int:
 def summarise(
     run: RunFolder, counts: Counts, committed: list[dict[str, float]], facts: dict[str, Any]
 ) -> dict[str, Any]:
-    """Writes and returns summary.json: counts by source and reason, rates, wall time, commits."""
+    """Writes and returns summary.json: counts by source and reason, rates, wall time, commits.
+
+    committed: what commits() gave before compact().
+    """
     sessions = [json.loads(path.read_text()) for path in sorted(run.sessions.glob("*.json"))]
-    previous = _previous(run)
-    committed = previous.get("commits", []) + committed
     wall = _wall_seconds([session["started"] for session in sessions], committed)
     fresh = sum(int(commit["rows"]) for commit in committed)
     lengths = np.concatenate(counts.lengths) if counts.lengths else np.zeros(0)
@@ -130,13 +137,6 @@ def summarise(
     }
     write_atomic(run.path / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
     return summary
-
-
-def _previous(run: RunFolder) -> dict[str, Any]:
-    path = run.path / "summary.json"
-    content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    assert isinstance(content, dict)
-    return content
 
 
 def _wall_seconds(starts: list[float], committed: list[dict[str, float]]) -> float:

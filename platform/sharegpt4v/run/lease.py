@@ -34,6 +34,11 @@ class Lease:
             raise UserError(
                 f"{self._path.parent} is in use by another run ({holder}): wait for it, or give another --out"
             ) from None
+        except OSError as error:
+            file.close()
+            raise UserError(
+                f"{self._path} cannot be locked ({error.strerror}): put --out on storage with file locks"
+            ) from None
         file.truncate(0)
         json.dump({"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}, file)
         file.flush()

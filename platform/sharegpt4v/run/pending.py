@@ -1,7 +1,7 @@
 """What a run has already done, and what is still to do.
 
 Done is what stands in finished parts (captions/, rejects/) or in a readable file of work/outcomes. A
-Parquet file carries its footer at the end, so one that was torn by a kill cannot be read: it is removed
+Parquet file carries its footer at the end, so one that was torn by a kill cannot be read: it is passed over
 and its images are done again. The result is one bit per manifest row.
 """
 
@@ -66,14 +66,16 @@ def survey(run: RunFolder, retry_rejects: str | None = None) -> tuple[Done, Prog
 
 
 def outcome_files(run: RunFolder) -> Iterator[Path]:
-    """Readable files of all sessions, oldest first; torn ones are removed on the way."""
+    """Readable files of all sessions, oldest first.
+
+    Others stay where they are: to a `--dry-run` beside a run under way, a file being written looks torn.
+    """
     for path in sorted(run.outcomes.glob("*/*.parquet")):
         try:
             pq.read_metadata(path)
         except pa.ArrowInvalid:
-            path.unlink()
-        else:
-            yield path
+            continue
+        yield path
 
 
 def write_pending(run: RunFolder, done: Done, rows_per_commit: int) -> list[Path]:
