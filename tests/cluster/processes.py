@@ -29,7 +29,7 @@ def kill_one(root: int, title: str, seconds: float = 30) -> int:
             if title in line:
                 os.kill(pid, signal.SIGKILL)
                 return pid
-        assert time.monotonic() < deadline, f"no process {title!r} among {sorted(seen.values())}"
+        assert time.monotonic() < deadline, f"no process {title!r} under {root}"
         time.sleep(0.02)
 
 
