@@ -78,7 +78,7 @@ def test_rejects_stand_in_manifest_order_with_their_own_schema(
     rows: list[Row] = [(f"{9 - i}", f"{i % 5}", "truncated" if i in (1, 7) else None) for i in range(10)]
     found, rejects = _settle(tmp_path, _table(rows[:7]), _table(rows[7:]))
     assert rejects.schema == REJECTS
-    # 1 and 7 are broken, so 6 has no twin before it; 2 and 7 would share bytes.
+    # The second row is broken, so its bytes' next bearer, the seventh, is an original.
     assert [(row["id"], row["reason"]) for row in rejects.to_pylist()] == [
         ("8", "truncated"),
         ("4", "duplicate"),

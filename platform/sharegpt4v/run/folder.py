@@ -182,5 +182,5 @@ def _git_revision() -> str | None:
 
 
 def _short(value: Any) -> str:
-    text = str(value)
+    text = repr(value)  # on one line, whatever a prompt holds
     return text if len(text) <= 60 else text[:57] + "..."
