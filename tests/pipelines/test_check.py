@@ -3,6 +3,7 @@
 import json
 import tarfile
 from collections.abc import Iterator
+from contextlib import nullcontext
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -13,13 +14,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import pipelines.check
 from pipelines.check import Inspect, look
 from pipelines.check import main as check
 from pipelines.ledger import Ledger
 from pipelines.session import ray_session
 from sharegpt4v.findings import INSPECTED, Findings
 from sharegpt4v.images import ImageReader, StorageError
-from sharegpt4v.manifest import normalise
+from sharegpt4v.manifest import Manifest, normalise
+from sharegpt4v.manifest.writer import shards
 from tests.commands import rows, sharegpt4v, write_images
 from tests.images.every_kind import BAD, write_bad, write_odd
 
@@ -148,13 +151,13 @@ def test_findings_stand_in_the_order_of_any_manifest(
 
 
 def test_tar_shards(on_ray: None, images: Path, tmp_path: Path) -> None:
-    shards = tmp_path / "shards"
-    shards.mkdir()
+    folder = tmp_path / "shards"
+    folder.mkdir()
     for number, names in enumerate((["0600.jpg", "0001.jpg"], ["0007.jpg", "0002.jpg"])):
-        with tarfile.open(shards / f"{number:05}.tar", "w") as tar:
+        with tarfile.open(folder / f"{number:05}.tar", "w") as tar:
             for name in names:
                 tar.add(images / name, name)
-    assert _reasons(_look(shards, tmp_path)) == [("00001.tar/0007.jpg", "duplicate")]
+    assert _reasons(_look(folder, tmp_path)) == [("00001.tar/0007.jpg", "duplicate")]
 
 
 def test_a_manifest_and_its_images_on_a_server(on_ray: None, web: str, images: Path, tmp_path: Path) -> None:
@@ -203,6 +206,75 @@ def test_the_command_finds_every_bad_file_and_none_that_is_only_odd(tmp_path: Pa
     assert "'coco/area.png': 10001x10000: 100,010,000 pixels, the limit is 100,000,000" in done.stdout
     assert f"and {len(found) - 5} more in {out}/rejects" in done.stdout
     assert "passed over: 1 .txt" in done.stdout
+
+
+@pytest.fixture
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command with its one step called here, for what it does around it."""
+
+    def look_here(manifest: Manifest, findings: Findings) -> None:
+        step = Inspect(ImageReader(manifest.root), Ledger(1.0))
+        for shard in shards(manifest.folder):
+            batch = pq.read_table(shard)
+            findings.add(step({name: batch[name].to_numpy() for name in _columns()}))
+
+    monkeypatch.setattr(pipelines.check, "ray_session", lambda *_: nullcontext())
+    monkeypatch.setattr(pipelines.check, "look", look_here)
+
+
+def test_only_strict_makes_a_finding_a_failure(
+    without_ray: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_images(tmp_path / "images", ["a.jpg", "b.jpg"])
+    arguments = ["--images", str(tmp_path / "images")]
+    assert check([*arguments, "--strict"]) == 0
+    (tmp_path / "images" / "c.jpg").touch()
+    assert check(arguments) == 0
+    assert "'c.jpg': 'c.jpg' has 0 bytes" in capsys.readouterr().out
+    assert check([*arguments, "--strict"]) == 1
+    assert check([*arguments, "--strict", "--limit", "2"]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
+
+
+def test_without_out_the_table_says_how_to_keep_the_findings(
+    without_ray: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for index in range(8):
+        (tmp_path / f"{index}.jpg").touch()
+    assert check(["--images", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "'4.jpg': " in out and "'5.jpg': " not in out and "and 3 more; --out keeps all" in out
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (
+            StorageError("'a.jpg': 5 tries failed"),
+            1,
+            "sharegpt4v check: StorageError: 'a.jpg': 5 tries failed",
+        ),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_a_check_that_ends_early_leaves_no_file(
+    without_ray: None,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    code: int,
+    line: str,
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(pipelines.check, "look", fail)
+    write_images(tmp_path / "images", ["a.jpg"])
+    arguments = ["--images", str(tmp_path / "images"), "--out", str(tmp_path / "out")]
+    assert check(arguments) == code
+    assert capsys.readouterr().err.splitlines()[-1].startswith(line)
+    assert list((tmp_path / "out").rglob("*")) == []
 
 
 def test_an_out_that_holds_files_is_refused_before_any_work(

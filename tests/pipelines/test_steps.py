@@ -276,6 +276,29 @@ def test_an_engine_that_is_slow_but_gets_on_is_not_hung() -> None:
     assert table["outcome"].to_pylist() == ["caption"] * 8
 
 
+def test_an_engine_that_stops_after_some_progress_is_hung(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stalling(_Recording):
+        done = iter([0, 1, 2, 2])
+
+        def submit(self, request: Request) -> Handle:
+            return Handle(request)  # which nobody will ever finish
+
+        def stats(self) -> EngineStats:
+            return EngineStats(requests=next(self.done))
+
+    def leave(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr("pipelines.steps.os._exit", leave)
+    engine = Stalling(lambda request: GOOD)
+    monkeypatch.setattr(steps, "build_engine", lambda spec: engine)
+    step = Caption(EngineSpec("fake", "recording@0"), RULES, Ledger(1.0), hang_seconds=0.01)
+    with pytest.raises(SystemExit) as left:
+        step(_decoded("a"))
+    assert left.value.code == HUNG_EXIT_CODE
+    assert next(engine.done, None) is None  # it was asked until it stood still
+
+
 def test_a_hung_engine_ends_its_process() -> None:
     script = """
 from tests.pipelines import test_steps as t
