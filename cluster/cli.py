@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cluster.env import runtime_env, use_token_if_there_is_one
+from cluster.env import runtime_env
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +38,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         meant = f"did you mean {near[0]}" if near else f"known: {', '.join(COMMANDS)}"
         print(f"sharegpt4v: unknown command {name!r}; {meant}", file=sys.stderr)
         return 2
-    if command.on_ray:
-        use_token_if_there_is_one()  # before the import below brings Ray in, which reads its settings once
     run = importlib.import_module(command.module).main
     code: int = run(rest, runtime_env()) if command.on_ray else run(rest)
     return code

@@ -1,6 +1,5 @@
 """The one runtime environment: what a node needs to run our code, beside what its image has installed."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +20,3 @@ def runtime_env() -> dict[str, Any]:
         "py_modules": [str(REPOSITORY / "platform" / "sharegpt4v")],
         "excludes": EXCLUDES,
     }
-
-
-def use_token_if_there_is_one() -> None:
-    """Sets RAY_AUTH_MODE=token for this process when the user has a cluster token and no mode is set.
-
-    `ray start` chooses the mode of a cluster in this way, but a driver given an address does not, and then
-    cannot connect. Has to run before Ray is imported. A cluster without tokens ignores ours.
-    """
-    default = Path.home() / ".ray" / "auth_token"
-    given = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
-    if given or default.exists():
-        os.environ.setdefault("RAY_AUTH_MODE", "token")

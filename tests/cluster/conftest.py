@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.commands import rows, sharegpt4v, write_images
 
@@ -21,9 +22,11 @@ def arguments(images: Path, run: Path, seconds: float) -> list[str]:
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Good ones and one that is no image."""
+    """Good ones, one that is no image, and four in one commit that take a while to decode."""
     folder = tmp_path_factory.mktemp("images")
     write_images(folder, [f"coco/{index:03}.jpg" for index in range(IMAGES)])
+    for index in range(4):
+        Image.new("RGB", (5000, 5000), (60 * index, 90, 120)).save(folder / "coco" / f"00{index}.jpg")
     (folder / "coco" / "100.jpg").write_bytes(b"<html>not found</html>")
     return folder
 

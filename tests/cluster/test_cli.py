@@ -1,6 +1,5 @@
 """The command line as a user meets it: its help, its mistakes, its dry run, and where its code goes."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ import yaml
 from pydantic import BaseModel
 
 from cluster.cli import COMMANDS, main
-from cluster.env import REPOSITORY, runtime_env, use_token_if_there_is_one
+from cluster.env import REPOSITORY, runtime_env
 from pipelines.session import ray_session, refuse_relative_paths
 from sharegpt4v.config import CaptionConfig
 from sharegpt4v.errors import UserError
@@ -74,7 +73,7 @@ def _flags(stage: type[BaseModel], prefix: str = "") -> Iterator[str]:
 def test_a_dry_run_prints_the_resolved_configuration_and_writes_nothing(tmp_path: Path) -> None:
     write_images(tmp_path / "images", ["a.jpg"])
     run = tmp_path / "run"
-    flags = [
+    flags: list[str | Path] = [
         "--images",
         tmp_path / "images",
         "--out",
@@ -104,22 +103,3 @@ def test_the_address_of_a_job_server_is_refused_with_the_command_for_it() -> Non
     with pytest.raises(UserError, match="ray job submit --address http://head:8265 --runtime-env"):
         with ray_session("http://head:8265"):
             pass
-
-
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [
-        ({}, None),
-        ({"RAY_AUTH_TOKEN": "x"}, "token"),
-        ({"RAY_AUTH_TOKEN": "x", "RAY_AUTH_MODE": "disabled"}, "disabled"),
-    ],
-)
-def test_a_token_is_used_where_there_is_one_unless_the_user_said_no(
-    before: dict[str, str], after: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in (before | {"HOME": str(tmp_path)}).items():
-        monkeypatch.setenv(name, value)
-    use_token_if_there_is_one()
-    assert os.environ.get("RAY_AUTH_MODE") == after
