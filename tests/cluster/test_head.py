@@ -18,7 +18,7 @@ from tests.commands import REPOSITORY, command
 
 @pytest.fixture(scope="module")
 def user(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The environment of somebody who holds the cluster's token, and has set what the error without it names."""
+    """The environment of somebody who holds the cluster's token and set what the error names."""
     return token_environment(tmp_path_factory.mktemp("token")) | {"RAY_AUTH_MODE": "token"}
 
 
