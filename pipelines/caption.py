@@ -16,7 +16,7 @@ from typing import Any
 import ray.data
 import ray.exceptions
 
-from pipelines.failure import explain
+from pipelines.failure import RESUME, plain_errors
 from pipelines.ledger import RemoteLedger
 from pipelines.progress import ProgressBar
 from pipelines.session import cluster_resource, quiet_data_context, ray_session, refuse_relative_paths
@@ -26,6 +26,7 @@ from sharegpt4v.config import CAPTION_PRESETS, CaptionConfig
 from sharegpt4v.engine.base import SamplingParams
 from sharegpt4v.engine.build import EngineSpec
 from sharegpt4v.engine.fake import FakeOptions
+from sharegpt4v.errors import RunFailed
 from sharegpt4v.flags import EXIT_PROBLEM, run_command
 from sharegpt4v.gate import GateRules
 from sharegpt4v.images import ImageReader
@@ -199,11 +200,12 @@ def _work(
         outcomes = begin_session(run)
         with ProgressBar("captioned", ledger.tally, progress.rows, progress.done):
             try:
-                dataset(config, plan, files, per_commit, root, ledger).write_parquet(str(outcomes))
-            except (ray.exceptions.RayError, OSError) as error:
+                with plain_errors(RESUME):
+                    dataset(config, plan, files, per_commit, root, ledger).write_parquet(str(outcomes))
+            except RunFailed:
                 stop = _stop_reason(ledger)
                 if stop is None:
-                    raise explain(error) from error
+                    raise
                 return stop
     return None
 

@@ -5,12 +5,10 @@ Reports what is missing, broken, oversized or there twice, by source, before a c
 
 import hashlib
 import json
-import logging
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ import pyarrow as pa
 import ray.data
 import ray.exceptions
 
+from pipelines.failure import plain_errors
 from pipelines.isolation import Isolation
 from pipelines.ledger import LedgerClient, RemoteLedger
 from pipelines.progress import ProgressBar
@@ -29,7 +28,7 @@ from sharegpt4v.config import CheckConfig
 from sharegpt4v.errors import Rejected, UserError
 from sharegpt4v.findings import DIGEST_BYTES, INSPECTED, KINDS, Findings, Found
 from sharegpt4v.flags import EXIT_PROBLEM, run_command
-from sharegpt4v.images import ImageReader, StorageError, inspect
+from sharegpt4v.images import ImageReader, inspect
 from sharegpt4v.manifest import Manifest, normalise
 from sharegpt4v.manifest.writer import shards
 from sharegpt4v.run.folder import make_writable, write_atomic
@@ -126,24 +125,10 @@ def look(manifest: Manifest, findings: Findings) -> None:
         .repartition(target_num_rows_per_block=_ROWS_PER_BLOCK)
         .map_batches(step.__call__, batch_size=_ROWS_PER_BLOCK, batch_format="numpy")
     )
-    with ProgressBar("checked", ledger.tally, manifest.rows, 0), _storage_errors():
+    with ProgressBar("checked", ledger.tally, manifest.rows, 0), plain_errors("mend that, then check again"):
         for table in images.iter_batches(batch_size=_ROWS_AT_ONCE, batch_format="pyarrow"):
             assert isinstance(table, pa.Table)
             findings.add(table)
-
-
-@contextmanager
-def _storage_errors() -> Iterator[None]:
-    """Raises a task's StorageError as itself: Ray's own error carries the worker's traceback as text."""
-    # Wrapped by Ray Data it would lose its type on the way here, and Ray Data would log it, too.
-    ray.data.DataContext.get_current().raise_original_map_exception = True
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    try:
-        yield
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, StorageError):
-            raise error.cause from None
-        raise
 
 
 def _claim(out: Path) -> None:

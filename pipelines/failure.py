@@ -1,22 +1,41 @@
 """From Ray's nested exceptions to the one line that says why a run ended and what to do."""
 
 import errno
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import ray.exceptions
+from ray.data import DataContext
 
 from sharegpt4v.errors import RunFailed
+from sharegpt4v.images import StorageError
 
-_KEPT = "what was committed is kept: run the same command again"
+RESUME = "what was committed is kept: run the same command again"
 
 
-def explain(error: BaseException) -> RunFailed:
+@contextmanager
+def plain_errors(advice: str) -> Iterator[None]:
+    """Raises what ends a dataset as RunFailed: one line with its cause, then the advice.
+
+    Ray Data would log the worker's traceback as well, and hand it on as text that has lost its type.
+    """
+    DataContext.get_current().raise_original_map_exception = True
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    try:
+        yield
+    except (ray.exceptions.RayError, OSError) as error:
+        raise RunFailed(f"{_why(error)}; {advice}") from error
+
+
+def _why(error: BaseException) -> str:
     """The innermost cause in one line; Ray wraps what a step raised two or three times."""
     cause = error
     while (inner := getattr(cause, "cause", None) or cause.__cause__) is not None:
         cause = inner
     if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
-        return RunFailed(f"the disk is full ({cause.filename or 'while writing'}): free some space; {_KEPT}")
+        return f"the disk is full ({cause.filename or 'while writing'}): free some space"
     if isinstance(cause, ray.exceptions.RaySystemError | ray.exceptions.LocalRayletDiedError):
-        return RunFailed(f"Ray went down under the run; {_KEPT}")
-    text = " ".join(str(cause).split())
-    return RunFailed(f"{type(cause).__name__}: {text[:300]}; {_KEPT}")
+        return "Ray went down under the run"
+    text = " ".join(str(cause).split())[:300]
+    return text if isinstance(cause, StorageError) else f"{type(cause).__name__}: {text}"

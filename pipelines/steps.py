@@ -9,7 +9,7 @@ import logging
 import os
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from pipelines.ledger import LedgerClient
 from sharegpt4v.engine.base import (
     Completion,
     Engine,
+    EngineClosed,
     EngineError,
     Handle,
     Request,
@@ -41,7 +42,7 @@ log = logging.getLogger(__name__)
 Columns = dict[str, npt.NDArray[Any]]
 
 HUNG_EXIT_CODE = 86
-"""A worker whose engine hangs ends itself with this code, so that Ray starts another."""
+"""A worker whose engine hangs or has died ends itself with this code, so that Ray starts another."""
 
 KILLED_WORKER = "killed_worker"
 KILLED_WORKER_MESSAGE = "its process died each time it was in work, twice of them with nothing else"
@@ -186,6 +187,8 @@ class Caption:
     def _outcome(self, handle: Handle, attempt: int) -> _Row:
         try:
             completion = self._wait(handle)
+        except EngineClosed:
+            _give_up("the engine's thread has died")
         except EngineError as error:
             return _Row("caption", "engine_error", str(error), attempt)
         verdict = judge(completion.text, completion.finish_reason, self._rules.gate)
@@ -202,8 +205,7 @@ class Caption:
             except TimeoutError:
                 now = self._engine.stats()
                 if now == before:
-                    log.error("the engine did nothing for %.0f s: its process ends", self._hang_seconds)
-                    os._exit(HUNG_EXIT_CODE)
+                    _give_up(f"the engine did nothing for {self._hang_seconds:.0f} s")
                 before = now
 
     def _table(self, batch: Columns, rows: list[_Row]) -> pa.Table:
@@ -224,3 +226,9 @@ class Caption:
             "message": [row.message if row.reason else None for row in rows],
         }
         return pa.table({name: columns[name] for name in OUTCOMES.names}, schema=OUTCOMES)
+
+
+def _give_up(why: str) -> NoReturn:
+    """Ends this process, whose engine is of no more use: Ray starts another, the ledger knows the suspects."""
+    log.error("%s: its process ends", why)
+    os._exit(HUNG_EXIT_CODE)

@@ -23,7 +23,7 @@ def print_counts(
     by_source: dict[str, dict[str, int]], by_reason: dict[str, int], columns: tuple[str, ...]
 ) -> None:
     """One row a source with the named counts and a row of sums, then what was rejected and why."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     sources = Table("source", *_right(columns))
     for source, counts in sorted(by_source.items()):
         sources.add_row(source, *(f"{counts.get(column, 0):,}" for column in columns))

@@ -1,6 +1,7 @@
 """What a path given as a manifest stands for: an image folder, or files that list images."""
 
 import os
+import posixpath
 from collections import Counter
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -134,10 +135,11 @@ def _nearest(fs: fsspec.AbstractFileSystem, place: str) -> str:
 
 def _fixed_part(place: str) -> str:
     """The folder of a file; for a pattern, the deepest folder named before the first wildcard."""
-    parent = PurePosixPath(place).parent
-    while has_magic(str(parent)):
-        parent = parent.parent
-    return str(parent)
+    # Not PurePosixPath, which would fold the two slashes of http://host/ into one.
+    parent = posixpath.dirname(place)
+    while has_magic(parent):
+        parent = posixpath.dirname(parent)
+    return parent
 
 
 def _display(fs: fsspec.AbstractFileSystem, place: str) -> str:

@@ -147,12 +147,12 @@ class _Intake:
             repeats = f" and {self.repeats} ids repeat (first: {listed})" if self.repeats else ""
             raise UserError(
                 f"{self._name}: {self.without_image} of {read} records have no image{repeats}, as in a "
-                "conversation file; pass --dedupe image to take each image once and drop records without one"
+                "conversation file; pass --dedupe-image to take each image once and drop records without one"
             )
         if self.repeats and not self._dedupe:
             raise UserError(
                 f"{self._name}: {self.repeats} of {read} ids repeat (first: {listed}); make them unique, or "
-                "pass --dedupe image to take each image once under its path"
+                "pass --dedupe-image to take each image once under its path"
             )
         if self._changed:
             raise UserError(
