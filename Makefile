@@ -35,7 +35,7 @@ lint: setup  ## ruff and mypy --strict
 	$(BIN)/mypy
 
 faults: setup  ## kill the main job twenty times and compare its output with an undisturbed run's
-	$(BIN)/python -m pytest -q -m slow tests/faults
+	$(BIN)/python -m pytest -q -m slow tests/faults tests/cluster
 
 bench: setup  ## the measurements of benchmarks/README.md (half an hour)
 	$(BIN)/python -m benchmarks.image_prep

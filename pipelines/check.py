@@ -21,7 +21,7 @@ from pipelines.failure import plain_errors
 from pipelines.isolation import Isolation
 from pipelines.ledger import LedgerClient, RemoteLedger
 from pipelines.progress import ProgressBar
-from pipelines.session import quiet_data_context, ray_session
+from pipelines.session import quiet_data_context, ray_session, refuse_relative_paths
 from pipelines.steps import KILLED_WORKER, KILLED_WORKER_MESSAGE, Columns
 from pipelines.table import print_counts
 from sharegpt4v.config import CheckConfig
@@ -82,6 +82,7 @@ class Inspect:
 
 def check(config: CheckConfig, runtime_env: dict[str, Any] | None = None) -> int:
     """Looks at every image, prints the table, and writes rejects/ and summary.json when --out is given."""
+    refuse_relative_paths(images=config.images, root=config.root, out=config.out)
     if config.out is not None:
         _claim(config.out)
     with tempfile.TemporaryDirectory(prefix="sharegpt4v-check-") as folder:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import ray.exceptions
 from ray.data import DataContext
+from ray.data.exceptions import SystemException
 
 from sharegpt4v.errors import RunFailed
 from sharegpt4v.images import StorageError
@@ -31,7 +32,10 @@ def plain_errors(advice: str) -> Iterator[None]:
 def _why(error: BaseException) -> str:
     """The innermost cause in one line; Ray wraps what a step raised two or three times."""
     cause = error
-    while (inner := getattr(cause, "cause", None) or cause.__cause__) is not None:
+    # Ray Data raises its own failures "from" an empty SystemException, which tells nothing.
+    while (inner := getattr(cause, "cause", None) or cause.__cause__) and not isinstance(
+        inner, SystemException
+    ):
         cause = inner
     if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
         return f"the disk is full ({cause.filename or 'while writing'}): free some space"

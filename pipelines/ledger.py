@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 LONE_TRIES = 2
 """Times a suspect is tried alone before it is quarantined."""
@@ -133,12 +134,12 @@ class RemoteLedger:
 
     @classmethod
     def start(cls, max_reject_rate: float) -> "RemoteLedger":
-        """Takes no CPU, and is restarted empty should its node die: a poison image then kills once more."""
-        return cls(
-            ray.remote(Ledger)
-            .options(num_cpus=0, max_restarts=-1, max_task_retries=-1)
-            .remote(max_reject_rate)
+        """Takes no CPU, and lives on the driver's node where it can: with another node it would forget."""
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        actor = ray.remote(Ledger).options(
+            num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here
         )
+        return cls(actor.remote(max_reject_rate))
 
     def begin(self, worker: str, ids: Sequence[str]) -> Admission:
         admission = _wait(self._actor.begin.remote(worker, list(ids)))

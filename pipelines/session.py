@@ -90,10 +90,18 @@ def _connect(address: str, runtime_env: dict[str, Any] | None) -> None:
             logging_level=logging.ERROR,
             **(own if local else {}),
         )
+        _keep_token_private()
     except (ConnectionError, ValueError, RuntimeError) as error:
         cause = " ".join(str(error).split())[:200]
         token = "; if it asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH"
         raise UserError(f"cannot reach Ray at {address}: {cause}{'' if local else token}") from None
+
+
+def _keep_token_private() -> None:
+    """Ray writes the token of a cluster that it starts readable for all on this machine."""
+    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    if token.exists() and token.stat().st_uid == os.getuid() and token.stat().st_mode & 0o077:
+        token.chmod(0o600)
 
 
 def _services(local: bool) -> list[Service]:

@@ -229,6 +229,6 @@ class Caption:
 
 
 def _give_up(why: str) -> NoReturn:
-    """Ends this process, whose engine is of no more use: Ray starts another, the ledger knows the suspects."""
+    """Ends this process, whose engine is of no more use: Ray starts another, the ledger has its suspects."""
     log.error("%s: its process ends", why)
     os._exit(HUNG_EXIT_CODE)

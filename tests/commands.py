@@ -28,9 +28,13 @@ def command(*arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", "cluster.cli", *map(str, arguments)]
 
 
+_NOT_OURS = {"RAY_ADDRESS", "RAY_AUTH_MODE", "PYTHONPATH"}
+"""A cluster started inside this test process leaves its address and mode behind; no command may see them."""
+
+
 def environment() -> dict[str, str]:
     paths = f"{REPOSITORY / 'platform'}{os.pathsep}{REPOSITORY}"
-    kept = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "PYTHONPATH")}
+    kept = {key: value for key, value in os.environ.items() if key not in _NOT_OURS}
     return kept | {"PYTHONPATH": paths}
 
 
