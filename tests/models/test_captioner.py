@@ -94,14 +94,28 @@ def test_resampler_equals_attention_written_out() -> None:
     values = nn.functional.layer_norm(patches @ resampler.kv_proj.weight.T, (128,), eps=1e-6)
     keys = values + resize_positions(sincos_positions(4, 128), 6)
     queries = nn.functional.layer_norm(resampler.query, (128,), eps=1e-6) + sincos_positions(4, 128)
-    weights = resampler.attn.in_proj_weight.chunk(3)
+    projections = zip(
+        resampler.attn.in_proj_weight.chunk(3), resampler.attn.in_proj_bias.chunk(3), strict=True
+    )
     q, k, v = (
-        (x @ w.T).reshape(*x.shape[:-1], 4, 32).transpose(-2, -3)
-        for x, w in zip((queries, keys, values), weights, strict=True)
+        (x @ weight.T + bias).reshape(*x.shape[:-1], 4, 32).transpose(-2, -3)
+        for x, (weight, bias) in zip((queries, keys, values), projections, strict=True)
     )
     attended = ((q @ k.transpose(-1, -2)) / 32**0.5).softmax(-1) @ v
     expected = attended.transpose(-2, -3).flatten(-2) @ resampler.attn.out_proj.weight.T
     torch.testing.assert_close(resampler(patches), expected)
+
+
+def test_untrained_queries_look_at_their_own_place() -> None:
+    resampler = toy_captioner().resampler
+    patches = torch.randn(64, 36, 96, generator=torch.Generator().manual_seed(2))
+    values = resampler.ln_kv(resampler.kv_proj(patches))
+    queries = (resampler.ln_q(resampler.query) + resampler.query_positions).expand(64, -1, -1)
+    _, weights = resampler.attn(queries, values + resampler.key_positions, values)
+    weights = weights.mean(0).view(4, 4, 6, 6)
+    # Queries of the corners, on a 4 x 4 grid, against patches of the same corner, 2 x 2 of 36.
+    corners = [weights[r, c, 4 * (r > 0) :][:2, 4 * (c > 0) :][:, :2].sum() for r in (0, 3) for c in (0, 3)]
+    assert min(corners) > 1.5 * 4 / 36  # even attention would give 4 of 36
 
 
 def test_number_of_resampler_queries_must_be_a_square() -> None:
@@ -163,9 +177,17 @@ def test_loss_reaches_every_part(sampler: Sampler) -> None:
 @pytest.mark.parametrize("sampler", LAYOUTS)
 def test_saved_in_shards_and_loaded_it_computes_the_same(sampler: Sampler, tmp_path: Path) -> None:
     model = toy_captioner(sampler)
+    # Away from where training starts: loading must not set a tensor back to its start.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.full_like(parameter, 0.05))
     model.save_pretrained(tmp_path, max_shard_size="1MB")
     loaded, info = ShareCaptioner.from_pretrained(tmp_path, output_loading_info=True)
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     assert not any(info.values())
+    saved = model.state_dict()
+    assert [
+        name for name, tensor in loaded.state_dict().items() if not torch.equal(tensor, saved[name])
+    ] == []
     input_ids = torch.tensor([[1, *[IMAGE_SLOT] * model.config.image_tokens, 9]])
     assert torch.equal(loaded(input_ids, toy_pixels(1)).logits, model(input_ids, toy_pixels(1)).logits)

@@ -49,6 +49,7 @@ class Adapter:
     protocol: ImageProtocol
     image_token_id: int  # what stands for an image position in training ids
     image_tokens: int  # embeddings of one image in the prompt
+    model: ShareCaptioner | LlavaForConditionalGeneration  # trains on input_ids, pixel_values and labels
     language_model: LlamaForCausalLM
     image_mean = CLIP_MEAN
     image_std = CLIP_STD
@@ -72,6 +73,10 @@ class Adapter:
 
     def prompt_ids(self, prompt: str) -> tuple[list[int], list[int]]:
         """Token ids before and after the image. Control strings inside `prompt` stay plain text."""
+        raise NotImplementedError
+
+    def answer_ids(self, answer: str) -> list[int]:
+        """Token ids that a model is trained to give after the prompt, its end token included."""
         raise NotImplementedError
 
     def image_features(self, pixel_values: Tensor) -> Tensor:
@@ -153,6 +158,9 @@ class CaptionerAdapter(Adapter):
     def prompt_ids(self, prompt: str) -> tuple[list[int], list[int]]:
         return self._user, self._text(prompt) + self._bot
 
+    def answer_ids(self, answer: str) -> list[int]:
+        return [*self._text(answer), self._control("<TOKENS_UNUSED_1>")]
+
     def image_features(self, pixel_values: Tensor) -> Tensor:
         return self.model.image_features(pixel_values)
 
@@ -173,6 +181,9 @@ class LmmAdapter(Adapter):
 
     def prompt_ids(self, prompt: str) -> tuple[list[int], list[int]]:
         return self._system, self._text(f"\n{prompt} ASSISTANT:")
+
+    def answer_ids(self, answer: str) -> list[int]:
+        return [*self._text(f" {answer}"), self.tokenizer.eos_token_id]
 
     def image_features(self, pixel_values: Tensor) -> Tensor:
         features: Tensor = torch.stack(self.model.get_image_features(pixel_values).pooler_output)

@@ -61,6 +61,10 @@ class ShareCaptionerConfig(PreTrainedConfig):
         return self.num_queries + (2 if self.sampler == "qformer" else 0)
 
 
+_START_SHARPNESS = 1.3
+"""Of an untrained resampler's attention: a query then gives its own patches about a third of its weight."""
+
+
 def sincos_positions(side: int, width: int) -> Tensor:
     """(side * side, width) float32: fixed 2-D positions, row by row; x in the first half, y in the second."""
     frequencies = 10_000.0 ** -(torch.arange(width // 4, dtype=torch.float32) / (width // 4))
@@ -108,6 +112,22 @@ class Resampler(nn.Module):
         """Positions of the queries (N, W) and, on the same map of the image, of the patches (K, W)."""
         queries = sincos_positions(self.query_side, self.query.shape[1])
         return queries, resize_positions(queries, self.key_side)
+
+    def start_in_place(self, keys: Tensor) -> None:
+        """Lets every query of an untrained resampler look at its own place in the image.
+
+        keys: positions of the patches (K, W). With random projections attention starts out even, and
+        training stands still until queries have told places apart. So the first rows of each head's query
+        and key projections read the directions in which positions differ most. Ours; the release says
+        nothing of its initialisation.
+        """
+        mean = keys.mean(dim=0)
+        _, lengths, directions = torch.linalg.svd(keys - mean, full_matrices=False)
+        rows = directions[:4] / lengths[:4, None] * len(keys) ** 0.5 * _START_SHARPNESS
+        width, heads = keys.shape[1], self.attn.num_heads
+        for first in range(0, 2 * width, width // heads):
+            initialization.copy_(self.attn.in_proj_weight[first : first + 4], rows)
+            initialization.copy_(self.attn.in_proj_bias[first : first + 4], -rows @ mean)
 
     def forward(self, patches: Tensor) -> Tensor:
         """(B, K, vision width) -> (B, N, width)."""
@@ -160,6 +180,9 @@ class ShareCaptioner(PreTrainedModel):
             queries, keys = module.positions()
             initialization.copy_(module.query_positions, queries)
             initialization.copy_(module.key_positions, keys)
+            # It writes slices, which do not know that loading has already set their tensor.
+            if not getattr(module.attn.in_proj_weight, "_is_hf_initialized", False):
+                module.start_in_place(keys)
         elif isinstance(module, ShareCaptioner) and module.config.sampler == "qformer":
             for parameter in (module.query_tokens, module.start_embedding, module.end_embedding):
                 initialization.trunc_normal_(parameter, std=0.02)
