@@ -1,0 +1,184 @@
+"""Trains a toy model from scratch on scenes rendered as it goes; the same seed gives the same weights.
+
+Every scene is new: step s of batch size b sees scenes s*b .. s*b+b-1 of the training world, so nothing is
+learned by heart and no image is stored.
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from sharegpt4v.models.adapter import Adapter
+from sharegpt4v.toy.captions import detailed_caption
+from sharegpt4v.toy.render import render
+from sharegpt4v.toy.scene import make_scene
+from sharegpt4v.toy.sources import SOURCES
+
+NO_LABEL = -100
+"""Label of a position that takes no part in the loss, as torch's cross entropy has it."""
+
+TRAIN_WORLD, UNSEEN_WORLD = 1_000_003, 1_000_033
+"""Seeds of scenes; those below a million are left to demos and tests, which see only unseen scenes."""
+
+DIFFICULTIES = (1, 1, 1, 1, 1, 1, 1, 1, 1, 2)
+"""Difficulty by batch: mostly what the toy world shows, and a taste of more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a toy model is trained. Learning rates are peaks, after `warmup` steps; then cosine to zero.
+
+    matrix_learning_rate: of the weight matrices, by Muon; learning_rate: of all the rest, by AdamW.
+    """
+
+    steps: int
+    seed: int = 0
+    batch_size: int = 32
+    matrix_learning_rate: float = 4e-3
+    learning_rate: float = 3e-3
+    warmup: int = 100
+    weight_decay: float = 0.05
+    clip: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """pixels: (B, S, S, 3) uint8. input_ids, labels: (B, T) int64, labels NO_LABEL outside the answer."""
+
+    pixels: Tensor
+    input_ids: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One line of the log. exact: share of unseen captions that are right in every word."""
+
+    step: int
+    loss: float
+    exact: float
+    seconds: float
+
+
+class Scenes(Dataset[tuple[Tensor, list[int], list[int]]]):
+    """Scenes of one world as training samples: pixels, token ids and labels, prompt and answer joined."""
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        prompt: str,
+        count: int,
+        seed: int,
+        difficulties: tuple[int, ...],
+        per_batch: int,
+    ) -> None:
+        self.seed, self.count, self.difficulties, self.per_batch = seed, count, difficulties, per_batch
+        self.size = adapter.image_size
+        before, after = adapter.prompt_ids(prompt)
+        self.prompt_ids = [*before, *[adapter.image_token_id] * adapter.image_tokens, *after]
+        self.answer_ids = adapter.answer_ids
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[Tensor, list[int], list[int]]:
+        if index >= self.count:
+            raise IndexError(index)
+        source = tuple(SOURCES)[index % len(SOURCES)]
+        # Batch by batch: captions of one difficulty are of like length, so little of a batch is padding.
+        difficulty = self.difficulties[index // self.per_batch % len(self.difficulties)]
+        scene = make_scene(self.seed, index, source=source, difficulty=difficulty)
+        answer = self.answer_ids(detailed_caption(scene))
+        pixels = torch.from_numpy(np.array(render(scene, (self.size, self.size))))
+        return pixels, self.prompt_ids + answer, [NO_LABEL] * len(self.prompt_ids) + answer
+
+
+def collate(samples: list[tuple[Tensor, list[int], list[int]]]) -> Batch:
+    """Rows padded on the right, where a causal model never looks: no attention mask is needed."""
+    length = max(len(ids) for _, ids, _ in samples)
+    return Batch(
+        pixels=torch.stack([pixels for pixels, _, _ in samples]),
+        input_ids=torch.tensor([ids + [0] * (length - len(ids)) for _, ids, _ in samples]),
+        labels=torch.tensor([labels + [NO_LABEL] * (length - len(labels)) for _, _, labels in samples]),
+    )
+
+
+def train(adapter: Adapter, prompt: str, recipe: Recipe) -> Iterator[Progress]:
+    """Trains the adapter's model in place, from whatever it holds; yields progress every 50 steps."""
+    torch.manual_seed(recipe.seed)
+    model = adapter.model
+    optimizers = _optimizers(model, recipe)
+    schedules = [
+        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_share(step, recipe))
+        for optimizer in optimizers
+    ]
+    count = recipe.steps * recipe.batch_size
+    scenes = Scenes(adapter, prompt, count, TRAIN_WORLD + recipe.seed, DIFFICULTIES, recipe.batch_size)
+    # Rendering keeps a second core busy while this one multiplies.
+    batches = DataLoader(scenes, recipe.batch_size, collate_fn=collate, num_workers=1, prefetch_factor=4)
+    started = time.monotonic()
+    for step, batch in enumerate(batches, start=1):
+        model.train()
+        pixel_values = adapter.normalise(batch.pixels)
+        loss = model(input_ids=batch.input_ids, pixel_values=pixel_values, labels=batch.labels).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+        if step % 50 == 0 or step == recipe.steps:
+            exact = exact_share(adapter, prompt, scenes=256)
+            yield Progress(step, loss.item(), exact, time.monotonic() - started)
+
+
+def _optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of layers, which learns so small a model in half the scenes; AdamW for the rest.
+
+    Embeddings, heads and queries are tables of vectors and no maps: Muon is not made for them.
+    """
+    tables = ("embed_tokens", "lm_head", "position_embedding", "class_embedding", "resampler.query")
+    named = list(model.named_parameters())
+    matrices = [p for name, p in named if p.ndim == 2 and not any(table in name for table in tables)]
+    chosen = {id(parameter) for parameter in matrices}
+    rest = [p for _, p in named if id(p) not in chosen]
+    decay = recipe.weight_decay
+    return [
+        torch.optim.Muon(
+            matrices, lr=recipe.matrix_learning_rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"
+        ),
+        torch.optim.AdamW(rest, lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=decay),
+    ]
+
+
+def learning_rate_share(step: int, recipe: Recipe) -> float:
+    """Of the peak: a linear rise over the warm-up, then half a cosine down to zero."""
+    if step < recipe.warmup:
+        return (step + 1) / recipe.warmup
+    done = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
+    return 0.5 * (1 + math.cos(math.pi * done))
+
+
+@torch.inference_mode()
+def exact_share(adapter: Adapter, prompt: str, scenes: int, difficulty: int = 1) -> float:
+    """Share of unseen scenes whose greedy caption equals the true one, word for word.
+
+    One pass over the true caption tells: greedy decoding writes it exactly when every token of it is the
+    likeliest after those before.
+    """
+    adapter.model.eval()
+    unseen = Scenes(adapter, prompt, scenes, UNSEEN_WORLD, (difficulty,), per_batch=scenes)
+    right = 0
+    for batch in DataLoader(unseen, 128, collate_fn=collate):
+        pixel_values = adapter.normalise(batch.pixels)
+        logits = adapter.model(input_ids=batch.input_ids, pixel_values=pixel_values).logits
+        wanted = batch.labels[:, 1:]
+        hits = (logits[:, :-1].argmax(-1) == wanted) | (wanted == NO_LABEL)
+        right += int(hits.all(dim=1).sum())
+    return right / scenes

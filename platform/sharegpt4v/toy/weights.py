@@ -1,0 +1,83 @@
+"""`python -m sharegpt4v.toy weights`: trains the toy models and writes the folders that are shipped.
+
+Each is a transformers folder: configuration, tokenizer and one safetensors file at half precision.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import LlavaForConditionalGeneration, PreTrainedModel
+
+from sharegpt4v.errors import UserError
+from sharegpt4v.models.adapter import load_adapter
+from sharegpt4v.models.captioner import ShareCaptioner
+from sharegpt4v.models.toy import toy_captioner_config, toy_lmm_config
+from sharegpt4v.prompts import UNIFIED_CAPTION
+from sharegpt4v.toy.tokenizer import build_tokenizer
+from sharegpt4v.toy.train import Progress, Recipe, exact_share, train
+
+SHIPPED = Path(__file__).parent / "weights"
+"""One folder a model, read by `--model toy` and by everything that needs a model that knows something."""
+
+JUDGED_SCENES = 500
+
+
+@dataclass(frozen=True, slots=True)
+class ToyModel:
+    """build: the untrained model. prompt: the one question it learns to answer. steps: until it can."""
+
+    build: Callable[[], PreTrainedModel]
+    prompt: str
+    steps: int
+
+
+TOY_MODELS: dict[str, ToyModel] = {
+    "captioner": ToyModel(lambda: ShareCaptioner(toy_captioner_config()), UNIFIED_CAPTION.text, steps=3600),
+    "lmm": ToyModel(
+        lambda: LlavaForConditionalGeneration(toy_lmm_config()), UNIFIED_CAPTION.text, steps=2800
+    ),
+}
+
+
+def make_weights(name: str, folder: Path, recipe: Recipe) -> Iterator[Progress]:
+    """Trains the toy model `name` of TOY_MODELS and writes it to `folder`, whole or not at all."""
+    toy = TOY_MODELS[name]
+    torch.manual_seed(recipe.seed)
+    with tempfile.TemporaryDirectory() as untrained:
+        _save(toy.build(), Path(untrained))
+        adapter = load_adapter(untrained)
+    yield from train(adapter, toy.prompt, recipe)
+    _save(adapter.model.half(), folder)
+
+
+def _save(model: PreTrainedModel, folder: Path) -> None:
+    model.save_pretrained(folder)
+    decoder = model.language_model if isinstance(model, ShareCaptioner) else model
+    decoder.generation_config.save_pretrained(folder)  # where other tools look for the end tokens
+    build_tokenizer().save_pretrained(folder)
+
+
+def make_and_judge(name: str | None = None, steps: int | None = None, out: Path | None = None) -> None:
+    """Makes one model's weights, or all; prints a line every 50 steps, then how many captions come out exact.
+
+    name: of TOY_MODELS. steps: in place of the model's own. out: in place of SHIPPED. The final shares are
+    measured on the files as written. Raises UserError for less than one step.
+    """
+    if steps is not None and steps < 1:
+        raise UserError(f"--steps {steps}: a model needs one at least; leave it away for the shipped number")
+    for each in [name] if name else TOY_MODELS:
+        toy, folder = TOY_MODELS[each], (out or SHIPPED) / each
+        recipe = Recipe(steps=steps or toy.steps)
+        for line in make_weights(each, folder, recipe):
+            print(
+                f"{each}  step {line.step}/{recipe.steps}  loss {line.loss:.3f}  exact {line.exact:.1%}  "
+                f"{line.seconds:.0f} s",
+                flush=True,
+            )
+        adapter = load_adapter(folder)
+        shares = [exact_share(adapter, toy.prompt, JUDGED_SCENES, difficulty) for difficulty in (1, 2, 3)]
+        print(f"{each}: exact at difficulty 1, 2, 3: " + ", ".join(f"{s:.1%}" for s in shares))
+        print(f"{each}: written to {folder}")
