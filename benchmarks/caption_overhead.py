@@ -2,8 +2,9 @@
 
     python -m benchmarks.caption_overhead --rows 1200000
 
-Both sides read each image, hash it, decode it to model size, caption it with the fake engine, pass the gate and write
-Parquet. Ours also starts Ray, keeps the run folder resumable, audits, compacts and reports; all of it is counted.
+Both sides read each image, hash it, decode it to model size, caption it with the fake engine, pass the
+gate and write Parquet. Ours also starts Ray, keeps the run folder resumable, audits, compacts and reports;
+all of it is counted.
 """
 
 import argparse
@@ -119,7 +120,8 @@ def measure(folder: Path, rows: int, size: int, with_bare: bool) -> None:
     manifest = make_input(work, rows, size)
     seconds, memory = ours(manifest, work / "run", size)
     again, _ = ours(manifest, work / "run", size)
-    line = f"{rows:>9,} rows of {size}x{size}: {rows / seconds:7,.0f} images/s, driver {memory} MB, rerun {again:.1f} s"
+    line = f"{rows:>9,} rows of {size}x{size}: {rows / seconds:7,.0f} images/s, "
+    line += f"driver {memory} MB, rerun {again:.1f} s"
     if with_bare:
         other = bare(manifest, work / "bare", size)
         line += f"; bare {rows / other:,.0f} images/s, ratio {other / seconds:.2f}"

@@ -2,8 +2,9 @@
 
     python -m benchmarks.caption_real --images 3000
 
-Both decode the same files. Start-up is left out of both rates and printed: for the pipeline the time to its first
-commit, for the bare engine the loading of the weights. The bare engine is given the thread count it is fastest with.
+Both decode the same files. Start-up is left out of both rates and printed: for the pipeline the time to
+its first commit, for the bare engine the loading of the weights. The bare engine is given the thread count
+it is fastest with.
 """
 
 import argparse
@@ -67,7 +68,9 @@ def bare(images: Path, manifest: Path, threads: int) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, default=3_000)
     options = parser.parse_args()
     print(describe_machine())
@@ -75,7 +78,9 @@ def main() -> None:
         images, run = Path(folder) / "images", Path(folder) / "run"
         write_images(images, options.images, seed=1)
         rate, first = pipeline(images, run)
-        sides = {threads: bare(images, run / "manifest" / "part-00000.parquet", threads) for threads in (1, 2)}
+        sides = {
+            threads: bare(images, run / "manifest" / "part-00000.parquet", threads) for threads in (1, 2)
+        }
     best = max(sides, key=lambda threads: sides[threads][0])
     print(f"pipeline: {rate:.1f} images/s, first commit after {first:.1f} s")
     for threads, (speed, loaded) in sides.items():

@@ -13,4 +13,5 @@ def describe_machine() -> str:
         (line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine()
     )
     load = os.getloadavg()[0]
-    return f"{date.today()}, {model}, {os.cpu_count()} cores, load {load:.1f}, Python {platform.python_version()}"
+    python = platform.python_version()
+    return f"{date.today()}, {model}, {os.cpu_count()} cores, load {load:.1f}, Python {python}"

@@ -8,7 +8,7 @@ audits them against the manifest. Killed anywhere, the same command does only wh
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,21 +17,28 @@ import ray.data
 import ray.exceptions
 
 from pipelines.failure import RESUME, plain_errors
-from pipelines.ledger import RemoteLedger
+from pipelines.ledger import FIRST_JUDGEMENT, RemoteLedger
 from pipelines.progress import ProgressBar
-from pipelines.session import cluster_resource, quiet_data_context, ray_session, refuse_relative_paths
+from pipelines.session import (
+    cluster_resource,
+    inside_job,
+    quiet_data_context,
+    ray_session,
+    refuse_relative_paths,
+)
 from pipelines.steps import Caption, CaptionRules, Decode, read_row_group
 from pipelines.table import print_summary
 from sharegpt4v.config import CAPTION_PRESETS, CaptionConfig
 from sharegpt4v.engine.base import SamplingParams
 from sharegpt4v.engine.build import EngineSpec
 from sharegpt4v.engine.fake import FakeOptions
-from sharegpt4v.errors import RunFailed
+from sharegpt4v.errors import RunFailed, UserError
 from sharegpt4v.flags import EXIT_PROBLEM, run_command
 from sharegpt4v.gate import GateRules
 from sharegpt4v.images import ImageReader
 from sharegpt4v.images import Protocol as ImageProtocol
 from sharegpt4v.manifest import Manifest, normalise
+from sharegpt4v.manifest.locate import locate
 from sharegpt4v.prompts import UNIFIED_CAPTION, Prompt
 from sharegpt4v.run.finish import commits, compact, roll_forward, summarise
 from sharegpt4v.run.folder import (
@@ -39,6 +46,7 @@ from sharegpt4v.run.folder import (
     begin_session,
     check_fingerprint,
     open_run,
+    read_settings,
     write_settings,
 )
 from sharegpt4v.run.lease import Lease
@@ -48,9 +56,6 @@ from sharegpt4v.weights import read_card
 
 CALLS_PER_ACTOR = 4
 """Batches an actor holds at once: while one waits for its last captions the others fill the engine."""
-
-JUDGED_FROM = 1_000
-"""Runs below this many images are never failed for their share of rejects."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,23 +84,25 @@ def main(argv: Sequence[str] | None = None, runtime_env: dict[str, Any] | None =
 
 def run_caption(config: CaptionConfig, runtime_env: dict[str, Any] | None = None) -> int:
     """The whole job: begin or resume, work off what is pending, finish."""
-    refuse_relative_paths(images=config.images, root=config.root, out=config.out)
+    model = None if config.model == "toy" else config.model
+    refuse_relative_paths(images=config.images, root=config.root, out=config.out, model=model)
     plan = make_plan(config)
     run = open_run(config.out)
     with Lease(run.path):
         roll_forward(run)
         check_fingerprint(run, plan.fingerprint)
         manifest = _take_in(config, run)
-        facts = _facts(config, plan, manifest)
-        write_settings(run, config.model_dump(mode="json"), plan.fingerprint, facts)
         done, progress = survey(run, config.retry_rejects)
-        per_commit = config.rows_per_commit or rows_per_commit(progress.rows - progress.done)
-        files = write_pending(run, done, per_commit)
-        if not files and run.success.exists():
+        if progress.done == progress.rows and run.success.exists():
             print(f"{run.path} is finished: nothing to do", file=sys.stderr)
             print_summary(run)
+            print(f"report: {run.path / 'report.html'}")
             return 0
         run.success.unlink(missing_ok=True)
+        facts = _facts(config, plan, manifest)
+        write_settings(run, config.model_dump(mode="json"), plan.fingerprint, facts)
+        per_commit = config.rows_per_commit or _rows_per_commit(config, progress)
+        files = write_pending(run, done, per_commit)
         if files:
             print(f"{progress.done:,} of {progress.rows:,} images are done", file=sys.stderr)
             stopped = _work(config, plan, run, files, per_commit, progress, manifest.root, runtime_env)
@@ -121,19 +128,15 @@ def make_plan(config: CaptionConfig) -> Plan:
         top_p=decoding.top_p,
         repetition_penalty=decoding.repetition_penalty,
     )
-    retry = SamplingParams(
-        max_new_tokens=decoding.max_new_tokens,
-        temperature=decoding.retry_temperature,
-        top_p=decoding.retry_top_p,
-        repetition_penalty=decoding.repetition_penalty,
-    )
+    retry = replace(sampling, temperature=decoding.retry_temperature, top_p=decoding.retry_top_p)
     prompt = UNIFIED_CAPTION if config.prompt is None else Prompt.of_user(config.prompt)
+    dtype = config.dtype if config.dtype != "auto" else "bfloat16" if config.gpus_per_actor else "float32"
     spec = EngineSpec(
         kind=config.engine,
         model=model,
         weights=weights,
         capacity=config.batch_size,
-        dtype=config.dtype,
+        dtype=dtype,
         threads=config.threads_per_actor,
         use_gpu=config.gpus_per_actor > 0,
         fake=FakeOptions(**config.fake.model_dump()),
@@ -144,7 +147,7 @@ def make_plan(config: CaptionConfig) -> Plan:
         "protocol": protocol,
         "image_size": size,
         "fast_decode": config.fast_decode,
-        "dtype": config.dtype,
+        "dtype": dtype,
         **{f"decoding.{key}": value for key, value in decoding.model_dump().items()},
         **{f"gate.{key}": value for key, value in config.gate.model_dump().items()},
     }
@@ -167,10 +170,45 @@ def describe_plan(config: CaptionConfig) -> str:
 
 
 def _take_in(config: CaptionConfig, run: RunFolder) -> Manifest:
+    """The input as manifest shards, joined to what the run already holds; says what was passed over."""
     print(f"reading {config.images}", file=sys.stderr)
-    return normalise(
-        config.images, config.root, run.manifest, limit=config.limit, dedupe_image=config.dedupe_image
+    if config.root is None and (run.path / "run.yaml").exists():
+        before, now = read_settings(run.path)["root"], locate(config.images, None).root
+        if before != now:
+            raise UserError(
+                f"this run's images were read below {before}, now it would be {now}: "
+                f"give --root explicitly, or another --out"
+            )
+    manifest = normalise(
+        config.images,
+        config.root,
+        run.manifest,
+        limit=config.limit,
+        dedupe_image=config.dedupe_image,
+        progress=_say_read,
     )
+    notes = {
+        **{f"{suffix or 'unnamed'} files": count for suffix, count in manifest.ignored.items()},
+        "records without an image": manifest.without_image,
+        "repeated images": manifest.repeats,
+    }
+    passed_over = ", ".join(f"{count:,} {what}" for what, count in notes.items() if count)
+    if passed_over:
+        print(f"passed over: {passed_over}", file=sys.stderr)
+    if manifest.same_image_ids:
+        print(f"{manifest.same_image_ids:,} ids share an image with an earlier one", file=sys.stderr)
+    return manifest
+
+
+def _say_read(records: int) -> None:
+    if records % 100_000 == 0:
+        print(f"read {records:,} records", file=sys.stderr)
+
+
+def _rows_per_commit(config: CaptionConfig, progress: Progress) -> int:
+    """A real captioner commits every few of its batches; the fake one is as fast as files are written."""
+    by_size = rows_per_commit(progress.rows - progress.done)
+    return by_size if config.engine == "fake" else min(by_size, 2 * config.batch_size)
 
 
 def _facts(config: CaptionConfig, plan: Plan, manifest: Manifest) -> dict[str, Any]:
@@ -196,7 +234,7 @@ def _work(
     """One session over the pending files. Returns why the ledger stopped it, or None when all is written."""
     with ray_session(config.address, runtime_env):
         quiet_data_context(no_progress_seconds=max(1800.0, 3 * config.hang_seconds))
-        ledger = RemoteLedger.start(config.max_reject_rate)
+        ledger = RemoteLedger.start(config.max_reject_rate, progress.captions, progress.rejects)
         outcomes = begin_session(run)
         with ProgressBar("captioned", ledger.tally, progress.rows, progress.done):
             try:
@@ -253,15 +291,33 @@ def _pool(config: CaptionConfig) -> ray.data.ActorPoolStrategy:
         shape = {"min_size": smallest, "max_size": largest}
     else:
         shape = {"size": int(config.actors)}
+    _refuse_impossible(config, shape.get("size") or shape["min_size"])
     return ray.data.ActorPoolStrategy(
         **shape, max_concurrent_calls_per_actor=CALLS_PER_ACTOR, enable_true_multi_threading=True
     )
 
 
+def _refuse_impossible(config: CaptionConfig, actors: int) -> None:
+    """Actors that no node can hold would be waited for in silence. Only a cluster may still grow."""
+    if config.address is not None or inside_job():
+        return
+    gpus, cpus = actors * config.gpus_per_actor, actors * config.cpus_per_actor
+    if gpus > cluster_resource("GPU"):
+        raise UserError(
+            f"{actors} actors of {config.gpus_per_actor:g} GPUs need {gpus:g}, this machine has "
+            f"{cluster_resource('GPU'):g}: set --gpus-per-actor 0, or run on a cluster with --address"
+        )
+    if cpus > cluster_resource("CPU") - 1:
+        raise UserError(
+            f"{actors} actors of {config.cpus_per_actor:g} CPUs leave none of {cluster_resource('CPU'):g} to "
+            f"decode with: lower --actors or --cpus-per-actor"
+        )
+
+
 def _explain_stop(run: RunFolder, stop: str) -> str:
-    examples = "; ".join(first_rejects(run, 2))
+    examples = "".join(f"; {example}" for example in first_rejects(run, 2))
     return (
-        f"{stop}: {examples}. Put --root (or the images) right and run again with --retry-rejects, "
+        f"{stop}{examples}. Put --root (or the images) right and run again with --retry-rejects, "
         f"or raise --max-reject-rate"
     )
 
@@ -273,7 +329,7 @@ def _finish(config: CaptionConfig, run: RunFolder, facts: dict[str, Any]) -> int
     summary = summarise(run, counts, committed, facts)
     report = write_report(run.path, root=facts["root"])
     print_summary(run)
-    if counts.rows >= JUDGED_FROM and summary["reject_rate"] > config.max_reject_rate:
+    if counts.rows >= FIRST_JUDGEMENT and summary["reject_rate"] > config.max_reject_rate:
         print(
             f"sharegpt4v caption: {summary['reject_rate']:.1%} of {counts.rows:,} images were rejected, "
             f"--max-reject-rate is {config.max_reject_rate:.1%}: no _SUCCESS is written; see {report}",

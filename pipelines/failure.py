@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import ray.exceptions
 from ray.data import DataContext
-from ray.data.exceptions import SystemException
+from ray.data.exceptions import ExecutionTimeoutError, SystemException
 
 from sharegpt4v.errors import RunFailed
 from sharegpt4v.images import StorageError
@@ -25,7 +25,7 @@ def plain_errors(advice: str) -> Iterator[None]:
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     try:
         yield
-    except (ray.exceptions.RayError, OSError) as error:
+    except (ray.exceptions.RayError, ExecutionTimeoutError, OSError) as error:
         raise RunFailed(f"{_why(error)}; {advice}") from error
 
 
@@ -39,6 +39,8 @@ def _why(error: BaseException) -> str:
         cause = inner
     if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
         return f"the disk is full ({cause.filename or 'while writing'}): free some space"
+    if isinstance(cause, ExecutionTimeoutError):
+        return "nothing was finished for a long time, and the run was given up"
     if isinstance(cause, ray.exceptions.RaySystemError | ray.exceptions.LocalRayletDiedError):
         return "Ray went down under the run"
     text = " ".join(str(cause).split())[:300]

@@ -29,15 +29,16 @@ class Isolation:
         Raises RunStopped when the ledger wants the run to end.
         """
         keys = [f"{self._stage}:{key}" for key in ids]
-        admission = self._ledger.begin(self._worker, keys)
-        if admission.stop:
-            raise RunStopped(admission.stop)
-        apart = admission.suspects | admission.quarantined
-        free = [position for position, key in enumerate(keys) if key not in apart]
-        if free:
-            with self._room.shared():
+        # Begun inside the room: what waits at the door while a suspect is tried must not die as its company.
+        with self._room.shared():
+            admission = self._ledger.begin(self._worker, keys)
+            if admission.stop:
+                raise RunStopped(admission.stop)
+            apart = admission.suspects | admission.quarantined
+            free = [position for position, key in enumerate(keys) if key not in apart]
+            if free:
                 work(free)
-        self._ledger.end([keys[position] for position in free])
+            self._ledger.end([keys[position] for position in free])
         for position, key in enumerate(keys):
             if key in admission.suspects:
                 with self._room.alone():

@@ -57,8 +57,11 @@ class Ledger:
     A call names itself by a `worker` token that lives as long as its process.
     """
 
-    def __init__(self, max_reject_rate: float) -> None:
+    def __init__(self, max_reject_rate: float, captions: int = 0, rejects: int = 0) -> None:
+        """captions, rejects: of earlier sessions, which are judged together with this one's."""
         self._max_reject_rate = max_reject_rate
+        self._earlier = captions + rejects
+        self._earlier_rejects = rejects
         self._holder: dict[str, str] = {}  # image id -> worker that has it in work
         self._alone: dict[str, str] = {}  # image id -> worker that tries it alone
         self._suspects: set[str] = set()
@@ -100,11 +103,14 @@ class Ledger:
         for reason, count in reasons.items():
             tally.rejects += count
             tally.reasons[reason] = tally.reasons.get(reason, 0) + count
-        done = tally.captions + tally.rejects
-        if tally.stop is None and done >= FIRST_JUDGEMENT and tally.rejects > self._max_reject_rate * done:
-            worst = max(tally.reasons, key=lambda reason: tally.reasons[reason])
+        done = self._earlier + tally.captions + tally.rejects
+        rejects = self._earlier_rejects + tally.rejects
+        if tally.stop is None and done >= FIRST_JUDGEMENT and rejects > self._max_reject_rate * done:
+            worst = max(
+                tally.reasons, key=lambda reason: tally.reasons[reason], default="in earlier sessions"
+            )
             tally.stop = (
-                f"{tally.rejects:,} of the first {done:,} images were rejected ({tally.rejects / done:.1%}, "
+                f"{rejects:,} of the first {done:,} images were rejected ({rejects / done:.1%}, "
                 f"--max-reject-rate is {self._max_reject_rate:.1%}), mostly as {worst}"
             )
 
@@ -133,13 +139,13 @@ class RemoteLedger:
         self._actor = actor
 
     @classmethod
-    def start(cls, max_reject_rate: float) -> "RemoteLedger":
+    def start(cls, max_reject_rate: float, captions: int = 0, rejects: int = 0) -> "RemoteLedger":
         """Takes no CPU, and lives on the driver's node where it can: with another node it would forget."""
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         actor = ray.remote(Ledger).options(
             num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here
         )
-        return cls(actor.remote(max_reject_rate))
+        return cls(actor.remote(max_reject_rate, captions, rejects))
 
     def begin(self, worker: str, ids: Sequence[str]) -> Admission:
         admission = _wait(self._actor.begin.remote(worker, list(ids)))

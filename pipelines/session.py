@@ -76,7 +76,7 @@ def _connect(address: str, runtime_env: dict[str, Any] | None) -> None:
         )
     local = address == "local"
     own: dict[str, Any] = {
-        "num_cpus": max(_LOGICAL_CPUS, os.cpu_count() or 1),
+        "num_cpus": max(_LOGICAL_CPUS, len(os.sched_getaffinity(0))),
         "include_dashboard": False,
     }
     # Ray's hint about a default of a coming release is of no use to our users.

@@ -45,7 +45,7 @@ HUNG_EXIT_CODE = 86
 """A worker whose engine hangs or has died ends itself with this code, so that Ray starts another."""
 
 KILLED_WORKER = "killed_worker"
-KILLED_WORKER_MESSAGE = "its process died each time it was in work, twice of them with nothing else"
+KILLED_WORKER_MESSAGE = "its process died each time this image was in work, twice with nothing else in it"
 
 
 def read_row_group(batch: Columns) -> pa.Table:
@@ -168,7 +168,10 @@ class Caption:
     def _attempt(self, batch: Columns, rows: list[_Row], members: list[int]) -> None:
         """First try for all, then the retry for those the gate or the engine refused."""
         for attempt, sampling in enumerate((self._rules.sampling, self._rules.retry)):
-            handles = [(index, self._submit(batch, index, attempt, sampling)) for index in members]
+            try:
+                handles = [(index, self._submit(batch, index, attempt, sampling)) for index in members]
+            except EngineClosed:
+                _give_up("the engine's thread has died")
             for index, handle in handles:
                 rows[index] = self._outcome(handle, attempt)
             members = [index for index in members if rows[index].reason]

@@ -41,6 +41,9 @@ def test_a_bad_caption_is_refused_by_name(caption: str, finish_reason: str, reas
         "Une fenêtre ouverte donne sur la vieille ville; à droite, un garçon lève les yeux.",
         "The sign reads 停車場 in large letters above the entrance of a grey concrete building.",
         "The shop's sign says 'I can see clearly now', painted in blue on a yellow board.",
+        'A handwritten note on the door reads "I\'m sorry, we are closed today", in black ink.',
+        "A record sleeve reads 'I cannot help falling in love', above a dancing couple.",
+        "Waves break on the shore, and it is easy to imagine the sound of the water here.",
     ],
 )
 def test_a_good_caption_passes(caption: str) -> None:

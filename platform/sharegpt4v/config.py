@@ -85,10 +85,12 @@ class CaptionConfig(Stage):
     )
     batch_size: int = Field(32, ge=1, description="images the torch engine works on at once, per actor")
     rows_per_commit: int | None = Field(
-        None, ge=1, description="images written at once, the most a kill can cost; default: by the run's size"
+        None,
+        ge=1,
+        description="images written as one file; a kill costs the few files under way; default: by size",
     )
     hang_seconds: float = Field(
-        600.0, gt=0, description="an engine that finishes nothing for so long is taken for hung and replaced"
+        600.0, gt=0, description="an engine that makes no token for so long is taken for hung and replaced"
     )
     limit: int | None = Field(None, ge=1, description="only the first N images, for a first look")
     dedupe_image: bool = Field(False, description="take each image of a conversation file once")
@@ -137,8 +139,8 @@ class ExportConfig(Stage):
 
 
 CAPTION_PRESETS: Mapping[str, Mapping[str, Any]] = {
-    # The toy captioner says all it has to say in under 120 tokens.
-    "toy": {"model": "toy", "decoding": {"max_new_tokens": 120}, "batch_size": 64},
+    # The defaults, which suit any captioner on CPU; the toy one is what runs when no model is given.
+    "toy": {"model": "toy"},
     # Share-Captioner on GPUs: one actor a GPU, the release's length cap and penalty (reference, 4).
     "7b": {
         "model": "",

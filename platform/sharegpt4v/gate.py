@@ -10,14 +10,15 @@ from collections import Counter
 from dataclasses import dataclass
 
 _REFUSAL = re.compile(
-    r"\b(?:i'?m|i am) (?:sorry|unable|not able)\b|\bi (?:cannot|can'?t|can not) "
-    r"(?:help|assist|describe|see|view|provide|identify|process)\b|\bas an ai\b",
+    r"(?:^|[.!?]\s+)(?:(?:i'?m|i am) (?:sorry|unable|not able)\b|i (?:cannot|can'?t|can not) "
+    r"(?:help|assist|describe|see|view|provide|identify|process)\b|as an ai\b)",
     re.IGNORECASE,
 )
+_QUOTED = re.compile(r"\"[^\"]*\"|\u201c[^\u201d]*\u201d|(?<!\w)'[^']*'(?!\w)")
 _BOILERPLATE = re.compile(
     r"\b(?:please (?:provide|upload|share) (?:the|an|your) image|no image (?:was|is|has been) "
     r"(?:provided|attached|uploaded)|if you have any (?:other |further |more )?questions|"
-    r"(?:imagine|let us imagine|hypothetical) (?:an|the|that|image)\b)",
+    r"let us imagine (?:an?|the) (?:image|picture|scene)|hypothetical image)\b",
     re.IGNORECASE,
 )
 _LETTER = re.compile(r"[^\W\d_]")
@@ -53,9 +54,10 @@ def judge(caption: str, finish_reason: str, rules: GateRules) -> Verdict | None:
     text = caption.strip()
     if not text:
         return Verdict("empty_caption", "the model wrote nothing")
-    if match := _REFUSAL.search(text[:300]):
+    own_words = _QUOTED.sub("", text)  # a sign may say "I'm sorry, we are closed"
+    if match := _REFUSAL.search(own_words[:300]):
         return Verdict("refusal", f"the model refused: {match.group(0)!r}")
-    if match := _BOILERPLATE.search(text):
+    if match := _BOILERPLATE.search(own_words):
         return Verdict("boilerplate", f"the text is not about the image: {match.group(0)!r}")
     if loop := _repeated_phrase(text):
         return Verdict("repetition", f"the caption repeats {loop!r}")

@@ -4,6 +4,7 @@ The captioner answers one unified prompt for every image (reference: released Sh
 seed prompts by source for the GPT4-Vision-class teacher come with the seed stage.
 """
 
+import hashlib
 from dataclasses import dataclass
 
 from sharegpt4v.errors import UserError
@@ -18,10 +19,10 @@ class Prompt:
 
     @classmethod
     def of_user(cls, text: str) -> "Prompt":
-        """A prompt given on the command line; its id says that it is not one of ours."""
+        """A prompt given on the command line; its version is a digest of its text."""
         if not text.strip():
             raise UserError("the prompt is empty; leave --prompt away for the captioner's own prompt")
-        return cls("custom@0", text)
+        return cls(f"custom@{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}", text)
 
 
 UNIFIED_CAPTION = Prompt("unified-caption@1", "Analyze the image in a comprehensive and detailed manner.")

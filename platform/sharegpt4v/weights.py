@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import fsspec
-
 from sharegpt4v.errors import UserError
 
 TOY_CAPTIONER = Path(__file__).parent / "toy" / "weights" / "captioner"
@@ -51,8 +49,12 @@ def read_card(model: str) -> ModelCard:
     if kind not in _PROTOCOLS:
         raise UserError(f"{model} holds a {kind!r} model; known captioners: {', '.join(_PROTOCOLS)}")
     name = "toy-captioner" if folder == TOY_CAPTIONER else model.rstrip("/").rsplit("/", 1)[-1]
+    if not any(folder.glob("*.safetensors")):
+        raise UserError(f"--model {model} holds no *.safetensors: copy or convert the weights again")
     size = config["vision_config"]["image_size"]
-    return ModelCard(folder, name, _digest(folder), int(size), _PROTOCOLS[kind])
+    # A checkpoint says itself how it was trained where that differs from its family's way.
+    protocol = config.get("image_protocol", _PROTOCOLS[kind])
+    return ModelCard(folder, name, _digest(folder), int(size), protocol)
 
 
 def locate(model: str) -> Path:
@@ -70,6 +72,8 @@ def locate(model: str) -> Path:
 
 def _fetch(uri: str, cache: Path) -> Path:
     """Downloads a folder under a lock, so that a node's actors fetch it once and never read half of it."""
+    import fsspec  # here: engines use this module too, and they need no fsspec for a local folder
+
     target = cache / hashlib.sha256(uri.encode()).hexdigest()[:24]
     cache.mkdir(parents=True, exist_ok=True)
     with open(target.with_suffix(".lock"), "w") as lock:

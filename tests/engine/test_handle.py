@@ -89,6 +89,48 @@ def test_a_cancelled_waiter_does_not_break_the_others() -> None:
     assert asyncio.run(run()) == ANSWER
 
 
+def test_a_closed_loop_does_not_hurt_the_engine() -> None:
+    handle = _handle()
+
+    async def wait() -> None:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(_await(handle), 0.01)
+
+    asyncio.run(wait())
+    handle.push("a ")
+    handle.finish(ANSWER)
+    assert handle.result(0) == ANSWER
+
+
+async def _await(handle: Handle) -> Completion:
+    return await handle
+
+
+def test_the_first_end_counts() -> None:
+    handle = _handle()
+    handle.finish(ANSWER)
+    handle.fail(EngineError("too late"))
+    assert handle.result(0) == ANSWER
+
+
+def test_many_streams_wait_without_a_thread_each() -> None:
+    handles = [_handle() for _ in range(64)]
+
+    async def read(handle: Handle) -> str:
+        return "".join([piece async for piece in handle])
+
+    async def run() -> list[str]:
+        readers = [asyncio.create_task(read(handle)) for handle in handles]
+        await asyncio.sleep(0.05)
+        assert threading.active_count() < 16
+        for handle in reversed(handles):
+            handle.push("cat")
+            handle.finish(ANSWER)
+        return await asyncio.gather(*readers)
+
+    assert asyncio.run(run()) == ["cat"] * 64
+
+
 def test_the_seed_depends_on_id_and_attempt_alone() -> None:
     assert sampling_seed("a", 0) == sampling_seed("a", 0)
     assert len({sampling_seed(key, attempt) for key in ("a", "b", "\ud800") for attempt in (0, 1)}) == 6

@@ -42,7 +42,7 @@ def _kill_and_compare(images: Path, run: Path, undisturbed: Path, kills: int, se
     landed = 0
     while landed < kills:
         process = start(*_arguments(images, run))
-        wait_for_commits(process, run, committed(run) + draw.randint(0, max(1, 50 // kills)))
+        wait_for_commits(process, run, committed(run) + draw.randint(1, max(1, 50 // kills)))
         if process.poll() is not None:
             assert process.wait() == 0, process.communicate()[1]
             break

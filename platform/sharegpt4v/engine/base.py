@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import threading
 from collections.abc import AsyncIterator, Generator, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any, Literal, Protocol
@@ -89,20 +90,19 @@ class EngineStats:
 
 
 class Handle:
-    """A request under way. Engines call `push` and one of `finish` or `fail`; callers use the rest."""
+    """A request under way. Engines call `push` and one of `finish` or `fail`; callers use the rest.
+
+    Every caller sees every piece: a handle may be iterated, awaited and asked for its result at once.
+    """
 
     def __init__(self, request: Request) -> None:
         self.request = request
         self.cancelled = False
-        # Held until the request has ended: a bare lock costs a hundredth of a threading.Event, and a
-        # pipeline makes one for each of a million images.
-        self._unfinished = threading.Lock()
-        self._unfinished.acquire()
-        self._pieces: SimpleQueue[str | None] = SimpleQueue()
+        self._pieces: list[str] = []
         self._completion: Completion | None = None
         self._error: EngineError | None = None
-        self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
+        self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
 
     def cancel(self) -> None:
         """Asks the engine to stop; the completion then ends with finish_reason cancelled."""
@@ -117,9 +117,9 @@ class Handle:
         Raises EngineError when this request failed and TimeoutError when it is not finished in time.
         """
         if not self.done():
-            if not self._unfinished.acquire(timeout=-1 if timeout is None else timeout):
-                raise TimeoutError(f"request {self.request.id!r} is not finished after {timeout} s")
-            self._unfinished.release()  # for the next one who waits
+            with self._changed:
+                if not self._changed.wait_for(self.done, timeout):
+                    raise TimeoutError(f"request {self.request.id!r} is not finished after {timeout} s")
         if self._error is not None:
             raise self._error
         assert self._completion is not None
@@ -127,46 +127,73 @@ class Handle:
 
     def __iter__(self) -> Iterator[str]:
         """Pieces of text in order; raises EngineError after the last one when the request failed."""
-        while (piece := self._pieces.get()) is not None:
-            yield piece
-        self.result(0)
+        seen = 0
+        while True:
+            with self._changed:
+                while not (fresh := self._pieces[seen:]) and not self.done():
+                    self._changed.wait()
+            if not fresh:
+                self.result(0)
+                return
+            yield from fresh
+            seen += len(fresh)
 
     def __await__(self) -> Generator[Any, None, Completion]:
-        yield from self._finished().__await__()
+        yield from self._ended().__await__()
         return self.result(0)
 
     async def __aiter__(self) -> AsyncIterator[str]:
-        pieces = iter(self)
-        while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
-            yield piece
+        """As `__iter__`, without holding a thread while it waits."""
+        seen, changed = 0, asyncio.Event()
+        with self._changed:
+            self._waiters.append((asyncio.get_running_loop(), changed))
+        while True:
+            changed.clear()
+            fresh = self._pieces[seen:]
+            if fresh:
+                for piece in fresh:
+                    yield piece
+                seen += len(fresh)
+            elif self.done():
+                self.result(0)
+                return
+            else:
+                await changed.wait()
 
     def push(self, piece: str) -> None:
-        self._pieces.put(piece)
+        with self._changed:
+            self._pieces.append(piece)
+            self._notify()
 
     def finish(self, completion: Completion) -> None:
-        self._completion = completion
-        self._end()
+        """The end of the request; what an engine says of it afterwards is not heard."""
+        with self._changed:
+            if not self.done():
+                self._completion = completion
+                self._notify()
 
     def fail(self, error: EngineError) -> None:
-        self._error = error
-        self._end()
+        """As `finish`, for a request that failed."""
+        with self._changed:
+            if not self.done():
+                self._error = error
+                self._notify()
 
-    def _end(self) -> None:
-        with self._lock:
-            waiters, self._waiters = self._waiters, []
-        self._unfinished.release()
-        self._pieces.put(None)
-        for loop, future in waiters:
-            loop.call_soon_threadsafe(_resolve, future)
+    def _notify(self) -> None:
+        self._changed.notify_all()
+        for loop, changed in self._waiters:
+            # A loop that was closed meanwhile has nobody left who waits; the engine must not die of it.
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(changed.set)
 
-    async def _finished(self) -> None:
-        loop = asyncio.get_running_loop()
-        with self._lock:
-            if self.done():
-                return
-            future: asyncio.Future[None] = loop.create_future()
-            self._waiters.append((loop, future))
-        await future
+    async def _ended(self) -> None:
+        changed = asyncio.Event()
+        with self._changed:
+            self._waiters.append((asyncio.get_running_loop(), changed))
+        while not self.done():
+            changed.clear()
+            if not self.done():
+                await changed.wait()
 
 
 class Engine(Protocol):
@@ -185,12 +212,38 @@ class Engine(Protocol):
         """Fails what is unfinished with EngineClosed and joins the engine's thread."""
 
 
+class RequestQueue:
+    """What an engine's thread takes its work from. After `close` nothing gets in, and what waited fails."""
+
+    def __init__(self) -> None:
+        self._waiting: SimpleQueue[Handle | None] = SimpleQueue()
+        self._lock = threading.Lock()
+        self.closed = False
+
+    def submit(self, request: Request) -> Handle:
+        handle = Handle(request)
+        with self._lock:
+            if self.closed:
+                raise EngineClosed("the engine is closed")
+            self._waiting.put(handle)
+        return handle
+
+    def take(self, timeout: float | None = None) -> Handle | None:
+        """The next request, or None once the queue is closed. Raises queue.Empty after `timeout` seconds."""
+        return None if self.closed else self._waiting.get(timeout=timeout)
+
+    def close(self) -> None:
+        """May be called twice, by the engine's thread that dies and by whoever closes the engine."""
+        with self._lock:
+            self.closed = True
+            while not self._waiting.empty():
+                handle = self._waiting.get()
+                if handle is not None:
+                    handle.fail(EngineClosed("the engine was closed before this request was finished"))
+            self._waiting.put(None)
+
+
 def sampling_seed(request_id: str, attempt: int) -> int:
     """63-bit seed = hash(id, attempt): a resumed run samples what an uninterrupted one would have."""
     digest = hashlib.blake2b(f"{attempt}:{request_id}".encode("utf-8", "surrogatepass"), digest_size=8)
     return int.from_bytes(digest.digest(), "big") >> 1
-
-
-def _resolve(future: "asyncio.Future[None]") -> None:
-    if not future.done():  # the awaiting task may have been cancelled meanwhile
-        future.set_result(None)

@@ -16,7 +16,7 @@ class EngineSpec:
     model: str
     weights: str | None = None
     capacity: int = 32
-    dtype: str = "auto"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     threads: int = 1
     use_gpu: bool = False
     fake: FakeOptions = field(default_factory=FakeOptions)
@@ -35,6 +35,5 @@ def build_engine(spec: EngineSpec) -> Engine:
     # Ray sets OMP_NUM_THREADS=1 for actors of one CPU or less; the configuration knows better.
     torch.set_num_threads(spec.threads)
     device = "cuda" if spec.use_gpu else "cpu"
-    kind = spec.dtype if spec.dtype != "auto" else "bfloat16" if spec.use_gpu else "float32"
-    adapter = load_adapter(locate(spec.weights), dtype=getattr(torch, kind), device=device)
+    adapter = load_adapter(locate(spec.weights), dtype=getattr(torch, spec.dtype), device=device)
     return TorchEngine(adapter, spec.model, spec.capacity)

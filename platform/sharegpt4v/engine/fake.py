@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from queue import Empty, SimpleQueue
 
 from sharegpt4v.engine.base import (
     Completion,
@@ -17,7 +16,9 @@ from sharegpt4v.engine.base import (
     EngineStats,
     Handle,
     Request,
+    RequestQueue,
 )
+from sharegpt4v.errors import UserError
 
 FAULTS = ("kill", "hang", "error", "refusal", "empty", "loop", "length", "once")
 _COLOURS = ("red", "green", "blue", "yellow", "grey", "brown", "white", "black")
@@ -41,7 +42,7 @@ class FakeOptions:
     def __post_init__(self) -> None:
         unknown = set(self.faults) - set(FAULTS)
         if unknown:
-            raise ValueError(f"unknown fault {sorted(unknown)[0]!r}; known: {', '.join(FAULTS)}")
+            raise UserError(f"unknown fault {sorted(unknown)[0]!r}; known: {', '.join(FAULTS)}")
 
 
 class FakeEngine:
@@ -53,39 +54,26 @@ class FakeEngine:
         self.image_size = options.image_size
         self.capacity = options.capacity
         self._faults = {name: re.compile(pattern) for name, pattern in options.faults.items()}
-        self._queue: SimpleQueue[Handle | None] = SimpleQueue()
+        self._queue = RequestQueue()
         self._stats = EngineStats()
-        self._closed = threading.Event()
+        self._closing = threading.Event()
         self._thread = threading.Thread(target=self._work, name="fake-engine", daemon=True)
         self._thread.start()
 
     def submit(self, request: Request) -> Handle:
-        if self._closed.is_set():
-            raise EngineClosed("the engine is closed")
-        handle = Handle(request)
-        self._queue.put(handle)
-        return handle
+        return self._queue.submit(request)
 
     def stats(self) -> EngineStats:
         return self._stats
 
     def close(self) -> None:
-        self._closed.set()
-        self._queue.put(None)
+        self._closing.set()
+        self._queue.close()
         self._thread.join()
 
     def _work(self) -> None:
-        while (handle := self._queue.get()) is not None and not self._closed.is_set():
+        while (handle := self._queue.take()) is not None:
             self._answer(handle)
-        if handle is not None:
-            handle.fail(EngineClosed("the engine was closed before this request was finished"))
-        while True:
-            try:
-                left = self._queue.get_nowait()
-            except Empty:
-                return
-            if left is not None:
-                left.fail(EngineClosed("the engine was closed before this request was finished"))
 
     def _answer(self, handle: Handle) -> None:
         request = handle.request
@@ -98,7 +86,7 @@ class FakeEngine:
         if fault == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         if fault == "hang":
-            self._closed.wait()
+            self._closing.wait()
             handle.fail(EngineClosed("the engine was closed before this request was finished"))
             return
         if fault == "error":

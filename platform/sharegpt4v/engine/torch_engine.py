@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from queue import Empty, SimpleQueue
+from queue import Empty
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from sharegpt4v.engine.base import (
     EngineStats,
     Handle,
     Request,
+    RequestQueue,
     sampling_seed,
 )
 from sharegpt4v.engine.sampling import pick_tokens
@@ -47,37 +48,34 @@ class TorchEngine:
         self.model = model
         self.image_size = adapter.image_size
         self.capacity = capacity
-        self._queue: SimpleQueue[Handle | None] = SimpleQueue()
+        self._queue = RequestQueue()
         self._stats = EngineStats()
-        self._closed = threading.Event()
+        self._batch: list[Handle] = []  # what is being worked on
         self._thread = threading.Thread(target=self._work, name="torch-engine", daemon=True)
         self._thread.start()
 
     def submit(self, request: Request) -> Handle:
-        if self._closed.is_set():
-            raise EngineClosed("the engine is closed")
-        handle = Handle(request)
-        self._queue.put(handle)
-        return handle
+        return self._queue.submit(request)
 
     def stats(self) -> EngineStats:
         return self._stats
 
     def close(self) -> None:
-        self._closed.set()
-        self._queue.put(None)
+        for handle in self._batch:
+            handle.cancel()
+        self._queue.close()
         self._thread.join()
 
     def _work(self) -> None:
-        while batch := self._gather():
-            self._answer(batch)
-        while True:
-            try:
-                left = self._queue.get_nowait()
-            except Empty:
-                return
-            if left is not None:
-                left.fail(EngineClosed("the engine was closed before this request was finished"))
+        try:
+            while batch := self._gather():
+                self._batch = batch
+                self._answer(batch)
+        finally:
+            # However this thread ends, nobody may go on waiting for it.
+            self._queue.close()
+            for handle in self._batch:
+                handle.fail(EngineClosed("the engine ended before this request was finished"))
 
     def _gather(self) -> list[Handle]:
         """Waits for a first request, then a moment for others; empty once the engine is closed."""
@@ -86,7 +84,7 @@ class TorchEngine:
         while len(batch) < self.capacity:
             timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
             try:
-                handle = self._queue.get(timeout=timeout)
+                handle = self._queue.take(timeout)
             except Empty:
                 break
             if handle is None:
@@ -102,13 +100,15 @@ class TorchEngine:
         try:
             with torch.inference_mode():
                 self._generate(batch)
+        except torch.AcceleratorError:
+            raise  # the device is lost for this process, whoever's request it was
         except Exception as error:
             if len(batch) > 1:
                 for handle in batch:
                     if not handle.done():
                         self._answer([handle])
                 return
-            self._stats = replace(self._stats, failed=self._stats.failed + 1)
+            self._count(failed=1)
             batch[0].fail(EngineError(f"{type(error).__name__}: {' '.join(str(error).split())}"))
 
     def _generate(self, batch: Sequence[Handle]) -> None:
@@ -126,14 +126,15 @@ class TorchEngine:
             logits_to_keep=1,
         )
         rows = [_Row(handle, [], _generator(handle.request, embeddings.device)) for handle in batch]
-        prefilled = time.perf_counter()
-        position, steps, live_steps, new_tokens = positions[:, -1], 0, 0, 0
-        while rows:
+        position = positions[:, -1]
+        self._count(prompt_tokens=int(mask.sum()), prefill_seconds=time.perf_counter() - start)
+        while True:
+            start = time.perf_counter()
             tokens = self._next_tokens(out.logits[:, -1].float(), rows)
-            new_tokens += len(rows)
             live = [i for i, row in enumerate(rows) if not self._ended(row)]
+            self._count(new_tokens=len(rows), requests=len(rows) - len(live))
             if not live:
-                break
+                return
             if len(live) < len(rows):
                 keep = torch.tensor(live, device=tokens.device)
                 cache.batch_select_indices(keep)
@@ -148,17 +149,13 @@ class TorchEngine:
                 past_key_values=cache,
                 use_cache=True,
             )
-            steps, live_steps = steps + 1, live_steps + len(rows)
-        self._stats = replace(
-            self._stats,
-            requests=self._stats.requests + len(batch),
-            prompt_tokens=self._stats.prompt_tokens + int(positions[:, -1].sum()) + len(batch),
-            new_tokens=self._stats.new_tokens + new_tokens,
-            prefill_seconds=self._stats.prefill_seconds + prefilled - start,
-            decode_seconds=self._stats.decode_seconds + time.perf_counter() - prefilled,
-            slot_steps=self._stats.slot_steps + steps * self.capacity,
-            live_steps=self._stats.live_steps + live_steps,
-        )
+            seconds = time.perf_counter() - start
+            self._count(slot_steps=self.capacity, live_steps=len(rows), decode_seconds=seconds)
+
+    def _count(self, **more: float) -> None:
+        """Adds to the statistics, step by step: whoever watches them sees that the engine gets on."""
+        now = {name: getattr(self._stats, name) + value for name, value in more.items()}
+        self._stats = replace(self._stats, **now)
 
     def _prefill_inputs(self, batch: Sequence[Handle]) -> tuple[torch.Tensor, torch.Tensor]:
         """Prompts of one batch, left-padded: embeddings (B, T, D) and mask (B, T) of ones and zeros.

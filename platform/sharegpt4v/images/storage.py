@@ -183,8 +183,6 @@ def _judge(name: str, error: Exception) -> Rejected | None:
         return Rejected("missing", f"{name!r} does not exist")
     if code in _UNREADABLE or code == errno.ELOOP or isinstance(error, PermissionError | IsADirectoryError):
         return Rejected("unreadable", f"{name!r}: {os.strerror(code) if code else 'permission denied'}")
-    if isinstance(error, ImportError):
-        return Rejected("unreadable", f"{name!r} needs a package that is not installed: {error}")
     if status is not None and 400 <= status < 500 and status not in (408, 429):
         return Rejected("unreadable", f"{name!r}: the server answered {status}")
     return None

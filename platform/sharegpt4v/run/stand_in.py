@@ -1,9 +1,9 @@
 """Says of captions that were not written by a real captioner that they were not."""
 
 _SENTENCES = {
-    "toy": "Written by a toy model of about a million parameters, which was made to exercise the pipeline "
+    "toy-": "Written by a toy model of about a million parameters, which was made to exercise the pipeline "
     "on rendered scenes: these captions say nothing of Share-Captioner and are not fit to train on.",
-    "fake": "Written by the fake engine, which looks at no image: these captions exercise the pipeline and "
+    "fake@": "Written by the fake engine, which looks at no image: these captions exercise the pipeline and "
     "describe nothing.",
 }
 

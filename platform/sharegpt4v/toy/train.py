@@ -61,6 +61,7 @@ class Progress:
     """One line of the log. exact: share of unseen captions that are right in every word."""
 
     step: int
+    steps: int
     loss: float
     exact: float
     seconds: float
@@ -135,7 +136,7 @@ def train(adapter: Adapter, prompt: str, recipe: Recipe) -> Iterator[Progress]:
             optimizer.zero_grad()
         if step % 50 == 0 or step == recipe.steps:
             exact = exact_share(adapter, prompt, scenes=256)
-            yield Progress(step, loss.item(), exact, time.monotonic() - started)
+            yield Progress(step, recipe.steps, loss.item(), exact, time.monotonic() - started)
 
 
 def _optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:

@@ -4,8 +4,8 @@ Each is a transformers folder: configuration, tokenizer and one safetensors file
 """
 
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -25,32 +25,46 @@ SHIPPED = Path(__file__).parent / "weights"
 JUDGED_SCENES = 500
 
 
+LEARN = Recipe(steps=3600)
+POLISH = Recipe(steps=1200, seed=1, batch_size=64, matrix_learning_rate=2e-3, learning_rate=1.5e-3, warmup=50)
+"""The second stage: new scenes, larger batches, lower rates."""
+
+
 @dataclass(frozen=True, slots=True)
 class ToyModel:
-    """build: the untrained model. prompt: the one question it learns to answer. steps: until it can."""
+    """build: the untrained model. prompt: the one question it learns to answer. stages: of its training."""
 
     build: Callable[[], PreTrainedModel]
     prompt: str
-    steps: int
+    stages: tuple[Recipe, ...]
 
 
 TOY_MODELS: dict[str, ToyModel] = {
-    "captioner": ToyModel(lambda: ShareCaptioner(toy_captioner_config()), UNIFIED_CAPTION.text, steps=3600),
+    "captioner": ToyModel(
+        lambda: ShareCaptioner(toy_captioner_config()), UNIFIED_CAPTION.text, (LEARN, POLISH)
+    ),
     "lmm": ToyModel(
-        lambda: LlavaForConditionalGeneration(toy_lmm_config()), UNIFIED_CAPTION.text, steps=2800
+        lambda: LlavaForConditionalGeneration(toy_lmm_config()),
+        UNIFIED_CAPTION.text,
+        (replace(LEARN, steps=2800), replace(POLISH, steps=900)),
     ),
 }
 
 
-def make_weights(name: str, folder: Path, recipe: Recipe) -> Iterator[Progress]:
-    """Trains the toy model `name` of TOY_MODELS and writes it to `folder`, whole or not at all."""
+def make_weights(name: str, folder: Path, stages: Sequence[Recipe]) -> Iterator[Progress]:
+    """Trains the toy model `name` of TOY_MODELS stage by stage and writes it to `folder` after each.
+
+    A stage starts from the half-precision files of the one before, so that any of them can be run again.
+    """
     toy = TOY_MODELS[name]
-    torch.manual_seed(recipe.seed)
+    torch.manual_seed(stages[0].seed)
     with tempfile.TemporaryDirectory() as untrained:
         _save(toy.build(), Path(untrained))
         adapter = load_adapter(untrained)
-    yield from train(adapter, toy.prompt, recipe)
-    _save(adapter.model.half(), folder)
+    for recipe in stages:
+        yield from train(adapter, toy.prompt, recipe)
+        _save(adapter.model.half(), folder)
+        adapter = load_adapter(folder)
 
 
 def _save(model: PreTrainedModel, folder: Path) -> None:
@@ -63,17 +77,17 @@ def _save(model: PreTrainedModel, folder: Path) -> None:
 def make_and_judge(name: str | None = None, steps: int | None = None, out: Path | None = None) -> None:
     """Makes one model's weights, or all; prints a line every 50 steps, then how many captions come out exact.
 
-    name: of TOY_MODELS. steps: in place of the model's own. out: in place of SHIPPED. The final shares are
-    measured on the files as written. Raises UserError for less than one step.
+    name: of TOY_MODELS. steps: of the first stage, which is then the only one. out: in place of SHIPPED.
+    The final shares are measured on the files as written. Raises UserError for less than one step.
     """
     if steps is not None and steps < 1:
         raise UserError(f"--steps {steps}: a model needs one at least; leave it away for the shipped number")
     for each in [name] if name else TOY_MODELS:
         toy, folder = TOY_MODELS[each], (out or SHIPPED) / each
-        recipe = Recipe(steps=steps or toy.steps)
-        for line in make_weights(each, folder, recipe):
+        stages = (replace(toy.stages[0], steps=steps),) if steps else toy.stages
+        for line in make_weights(each, folder, stages):
             print(
-                f"{each}  step {line.step}/{recipe.steps}  loss {line.loss:.3f}  exact {line.exact:.1%}  "
+                f"{each}  step {line.step}/{line.steps}  loss {line.loss:.3f}  exact {line.exact:.1%}  "
                 f"{line.seconds:.0f} s",
                 flush=True,
             )
