@@ -48,7 +48,7 @@ class LedgerClient(Protocol):
 
     def end(self, ids: Iterable[str]) -> None: ...
 
-    def count(self, captions: int, reasons: dict[str, int]) -> None: ...
+    def count(self, captions: int, reasons: dict[str, int]) -> str | None: ...
 
 
 class Ledger:
@@ -96,8 +96,8 @@ class Ledger:
             self._suspects.discard(key)
             self._lone_deaths.pop(key, None)
 
-    def count(self, captions: int, reasons: dict[str, int]) -> None:
-        """Adds finished images, and stops the run when too many of them are rejects."""
+    def count(self, captions: int, reasons: dict[str, int]) -> str | None:
+        """Adds finished images. Returns why the run must stop once too many of them are rejects."""
         tally = self._tally
         tally.captions += captions
         for reason, count in reasons.items():
@@ -113,6 +113,7 @@ class Ledger:
                 f"{rejects:,} of the first {done:,} images were rejected ({rejects / done:.1%}, "
                 f"--max-reject-rate is {self._max_reject_rate:.1%}), mostly as {worst}"
             )
+        return tally.stop
 
     def tally(self) -> Tally:
         return self._tally
@@ -158,8 +159,9 @@ class RemoteLedger:
     def end(self, ids: Iterable[str]) -> None:
         _wait(self._actor.end.remote(list(ids)))
 
-    def count(self, captions: int, reasons: dict[str, int]) -> None:
-        _wait(self._actor.count.remote(captions, reasons))
+    def count(self, captions: int, reasons: dict[str, int]) -> str | None:
+        stop: str | None = _wait(self._actor.count.remote(captions, reasons))
+        return stop
 
     def tally(self) -> Tally:
         tally = _wait(self._actor.tally.remote())

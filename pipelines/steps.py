@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.isolation import Isolation
+from pipelines.isolation import Isolation, RunStopped
 from pipelines.ledger import LedgerClient
 from sharegpt4v.engine.base import (
     Completion,
@@ -155,7 +155,9 @@ class Caption:
             self._caption(batch, rows, todo[start : start + self._engine.capacity])
         table = self._table(batch, rows)
         reasons = Counter(row.reason for row in rows if row.reason)
-        self._ledger.count(len(rows) - reasons.total(), dict(reasons))
+        stop = self._ledger.count(len(rows) - reasons.total(), dict(reasons))
+        if stop:  # said here, too: images that were never decoded never begin
+            raise RunStopped(stop)
         return table
 
     def _caption(self, batch: Columns, rows: list[_Row], members: list[int]) -> None:

@@ -27,6 +27,7 @@ def _run_until_death(process_of_ray: str, images: Path, run: Path) -> str:
     return said.strip().splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_run_whose_raylet_died_says_so_and_goes_on_from_its_last_commit(
     images: Path, undisturbed: Path, tmp_path: Path
 ) -> None:

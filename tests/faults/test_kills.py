@@ -7,8 +7,9 @@ import pytest
 
 from tests.commands import committed, kill, rows, sharegpt4v, start, wait_for_commits, write_images
 
-IMAGES = 400
-PER_COMMIT = 8  # 50 commits
+IMAGES = 480
+PER_COMMIT = 4
+COMMITS = IMAGES // PER_COMMIT
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _arguments(images: Path, run: Path, seconds: float = 0.02) -> list[str]:
+def _arguments(images: Path, run: Path, seconds: float = 0.05) -> list[str]:
     return [
         *("caption", "--images", str(images), "--out", str(run), "--engine", "fake"),
         *("--fake.seconds-per-request", str(seconds), "--rows-per-commit", str(PER_COMMIT)),
@@ -42,7 +43,7 @@ def _kill_and_compare(images: Path, run: Path, undisturbed: Path, kills: int, se
     landed = 0
     while landed < kills:
         process = start(*_arguments(images, run))
-        wait_for_commits(process, run, committed(run) + draw.randint(1, max(1, 50 // kills)))
+        wait_for_commits(process, run, committed(run) + draw.randint(1, COMMITS // (2 * kills)))
         if process.poll() is not None:
             assert process.wait() == 0, process.communicate()[1]
             break

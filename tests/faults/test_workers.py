@@ -96,7 +96,7 @@ def test_repaired_images_and_new_ids_join_a_finished_run(tmp_path: Path) -> None
     before = rows(run, "captions").to_pylist()
 
     (images / "05.jpg").write_bytes(good)
-    second = sharegpt4v(*arguments, "--retry-rejects")
+    second = sharegpt4v(*arguments, "--retry-rejects", "--actors", "1:2")
     assert second.returncode == 0, second.stderr
     assert "7 of 12 images are done" in second.stderr
     captions = rows(run, "captions").to_pylist()

@@ -90,10 +90,10 @@ def test_resized_positions_put_rows_before_columns() -> None:
 
 def test_resampler_equals_attention_written_out() -> None:
     resampler = toy_captioner().resampler
-    patches = torch.randn(2, 36, 96, generator=torch.Generator().manual_seed(2))
+    patches = torch.randn(2, 64, 96, generator=torch.Generator().manual_seed(2))
     values = nn.functional.layer_norm(patches @ resampler.kv_proj.weight.T, (128,), eps=1e-6)
-    keys = values + resize_positions(sincos_positions(4, 128), 6)
-    queries = nn.functional.layer_norm(resampler.query, (128,), eps=1e-6) + sincos_positions(4, 128)
+    keys = values + resize_positions(sincos_positions(6, 128), 8)
+    queries = nn.functional.layer_norm(resampler.query, (128,), eps=1e-6) + sincos_positions(6, 128)
     projections = zip(
         resampler.attn.in_proj_weight.chunk(3), resampler.attn.in_proj_bias.chunk(3), strict=True
     )
@@ -108,14 +108,14 @@ def test_resampler_equals_attention_written_out() -> None:
 
 def test_untrained_queries_look_at_their_own_place() -> None:
     resampler = toy_captioner().resampler
-    patches = torch.randn(64, 36, 96, generator=torch.Generator().manual_seed(2))
+    patches = torch.randn(64, 64, 96, generator=torch.Generator().manual_seed(2))
     values = resampler.ln_kv(resampler.kv_proj(patches))
     queries = (resampler.ln_q(resampler.query) + resampler.query_positions).expand(64, -1, -1)
     _, weights = resampler.attn(queries, values + resampler.key_positions, values)
-    weights = weights.mean(0).view(4, 4, 6, 6)
-    # Queries of the corners, on a 4 x 4 grid, against patches of the same corner, 2 x 2 of 36.
-    corners = [weights[r, c, 4 * (r > 0) :][:2, 4 * (c > 0) :][:, :2].sum() for r in (0, 3) for c in (0, 3)]
-    assert min(corners) > 1.5 * 4 / 36  # even attention would give 4 of 36
+    weights = weights.mean(0).view(6, 6, 8, 8)
+    # Queries of the corners, on a 6 x 6 grid, against patches of the same corner, 2 x 2 of 64.
+    corners = [weights[r, c, 6 * (r > 0) :][:2, 6 * (c > 0) :][:, :2].sum() for r in (0, 5) for c in (0, 5)]
+    assert min(corners) > 1.5 * 4 / 64  # even attention would give 4 of 64
 
 
 def test_number_of_resampler_queries_must_be_a_square() -> None:
@@ -135,7 +135,7 @@ def test_unknown_sampler_is_refused() -> None:
 def test_qformer_layout_wraps_its_queries_in_start_and_end() -> None:
     model = toy_captioner("qformer")
     features = model.image_features(toy_pixels(2))
-    assert features.shape == (2, 18, 128)
+    assert features.shape == (2, 38, 128)
     assert torch.equal(features[0, 0], model.start_embedding[0, 0])
     assert torch.equal(features[1, -1], model.end_embedding[0, 0])
 
@@ -149,17 +149,17 @@ def test_image_features_tell_two_images_apart(sampler: Sampler) -> None:
 def test_image_slots_are_filled_in_order() -> None:
     model = toy_captioner()
     pixels = toy_pixels(2)
-    slots = [IMAGE_SLOT] * 16
+    slots = [IMAGE_SLOT] * 36
     input_ids = torch.tensor([[1, *slots, 9], [*slots, 8, 9]])
     embedded = model.embed(input_ids, pixels)
     features = model.image_features(pixels)
     torch.testing.assert_close(embedded[0, 1:17], features[0])
-    torch.testing.assert_close(embedded[1, :16], features[1])
+    torch.testing.assert_close(embedded[1, :36], features[1])
     assert torch.equal(embedded[0, 17], model.language_model.model.embed_tokens.weight[9])
 
 
 def test_slots_and_embeddings_that_differ_are_refused_with_both_counts() -> None:
-    with pytest.raises(UserError, match="15 image slots in the text, 16 embeddings from 1 images"):
+    with pytest.raises(UserError, match="15 image slots in the text, 36 embeddings from 1 images"):
         toy_captioner().embed(torch.tensor([[1, *[IMAGE_SLOT] * 15]]), toy_pixels(1))
 
 

@@ -46,7 +46,7 @@ TOY_MODELS: dict[str, ToyModel] = {
     "lmm": ToyModel(
         lambda: LlavaForConditionalGeneration(toy_lmm_config()),
         UNIFIED_CAPTION.text,
-        (replace(LEARN, steps=2800), replace(POLISH, steps=900)),
+        (replace(LEARN, steps=2800),),
     ),
 }
 
