@@ -50,7 +50,7 @@ from sharegpt4v.run.folder import (
     write_settings,
 )
 from sharegpt4v.run.lease import Lease
-from sharegpt4v.run.pending import Progress, first_rejects, row_groups, rows_per_commit, survey, write_pending
+from sharegpt4v.run.pending import Progress, row_groups, rows_per_commit, survey, write_pending
 from sharegpt4v.run.report import write_report
 from sharegpt4v.weights import read_card
 
@@ -107,7 +107,7 @@ def run_caption(config: CaptionConfig, runtime_env: dict[str, Any] | None = None
             print(f"{progress.done:,} of {progress.rows:,} images are done", file=sys.stderr)
             stopped = _work(config, plan, run, files, per_commit, progress, manifest.root, runtime_env)
             if stopped:
-                print(f"sharegpt4v caption: {_explain_stop(run, stopped)}", file=sys.stderr)
+                print(f"sharegpt4v caption: {_explain_stop(stopped)}", file=sys.stderr)
                 return EXIT_PROBLEM
         return _finish(config, run, facts)
 
@@ -314,10 +314,9 @@ def _refuse_impossible(config: CaptionConfig, actors: int) -> None:
         )
 
 
-def _explain_stop(run: RunFolder, stop: str) -> str:
-    examples = "".join(f"; {example}" for example in first_rejects(run, 2))
+def _explain_stop(stop: str) -> str:
     return (
-        f"{stop}{examples}. Put --root (or the images) right and run again with --retry-rejects, "
+        f"{stop}. Put --root (or the images) right and run again with --retry-rejects, "
         f"or raise --max-reject-rate"
     )
 

@@ -48,7 +48,7 @@ class LedgerClient(Protocol):
 
     def end(self, ids: Iterable[str]) -> None: ...
 
-    def count(self, captions: int, reasons: dict[str, int]) -> str | None: ...
+    def count(self, captions: int, reasons: dict[str, int], example: str = "") -> str | None: ...
 
 
 class Ledger:
@@ -96,8 +96,11 @@ class Ledger:
             self._suspects.discard(key)
             self._lone_deaths.pop(key, None)
 
-    def count(self, captions: int, reasons: dict[str, int]) -> str | None:
-        """Adds finished images. Returns why the run must stop once too many of them are rejects."""
+    def count(self, captions: int, reasons: dict[str, int], example: str = "") -> str | None:
+        """Adds finished images. Returns why the run must stop once too many of them are rejects.
+
+        example: one of the rejects in words.
+        """
         tally = self._tally
         tally.captions += captions
         for reason, count in reasons.items():
@@ -112,6 +115,7 @@ class Ledger:
             tally.stop = (
                 f"{rejects:,} of the first {done:,} images were rejected ({rejects / done:.1%}, "
                 f"--max-reject-rate is {self._max_reject_rate:.1%}), mostly as {worst}"
+                f"{'; ' if example else ''}{example}"
             )
         return tally.stop
 
@@ -159,8 +163,8 @@ class RemoteLedger:
     def end(self, ids: Iterable[str]) -> None:
         _wait(self._actor.end.remote(list(ids)))
 
-    def count(self, captions: int, reasons: dict[str, int]) -> str | None:
-        stop: str | None = _wait(self._actor.count.remote(captions, reasons))
+    def count(self, captions: int, reasons: dict[str, int], example: str = "") -> str | None:
+        stop: str | None = _wait(self._actor.count.remote(captions, reasons, example))
         return stop
 
     def tally(self) -> Tally:

@@ -155,7 +155,9 @@ class Caption:
             self._caption(batch, rows, todo[start : start + self._engine.capacity])
         table = self._table(batch, rows)
         reasons = Counter(row.reason for row in rows if row.reason)
-        stop = self._ledger.count(len(rows) - reasons.total(), dict(reasons))
+        first = next((index for index, row in enumerate(rows) if row.reason), None)
+        example = "" if first is None else f"{batch['image'][first]}: {rows[first].message}"
+        stop = self._ledger.count(len(rows) - reasons.total(), dict(reasons), example)
         if stop:  # said here, too: images that were never decoded never begin
             raise RunStopped(stop)
         return table

@@ -153,9 +153,9 @@ def test_image_slots_are_filled_in_order() -> None:
     input_ids = torch.tensor([[1, *slots, 9], [*slots, 8, 9]])
     embedded = model.embed(input_ids, pixels)
     features = model.image_features(pixels)
-    torch.testing.assert_close(embedded[0, 1:17], features[0])
+    torch.testing.assert_close(embedded[0, 1:37], features[0])
     torch.testing.assert_close(embedded[1, :36], features[1])
-    assert torch.equal(embedded[0, 17], model.language_model.model.embed_tokens.weight[9])
+    assert torch.equal(embedded[0, 37], model.language_model.model.embed_tokens.weight[9])
 
 
 def test_slots_and_embeddings_that_differ_are_refused_with_both_counts() -> None:

@@ -10,7 +10,6 @@ from sharegpt4v.run.finish import compact
 from sharegpt4v.run.folder import RunFolder
 from sharegpt4v.run.pending import (
     Progress,
-    first_rejects,
     outcome_files,
     rows_per_commit,
     survey,
@@ -118,13 +117,6 @@ def test_pending_files_of_an_earlier_session_go(run: RunFolder) -> None:
     commit(run, 0, "x", *[caption(run, key) for key in "cad"])
     assert _left(run) == ["b", "e"]
     assert [path.name for path in run.pending.iterdir()] == ["part-00001.parquet"]
-
-
-def test_first_rejects_name_image_and_message(run: RunFolder) -> None:
-    commit(run, 0, "x", caption(run, "c"), reject(run, "a"))
-    commit(run, 0, "y", reject(run, "d"), reject(run, "b"))
-    assert first_rejects(run, 2) == ["a.jpg: a is missing", "d.jpg: d is missing"]
-    assert len(first_rejects(run, 9)) == 3
 
 
 def test_commits_are_small_for_small_runs_and_bounded_for_large_ones() -> None:

@@ -110,17 +110,6 @@ def row_groups(files: Sequence[Path]) -> list[dict[str, str | int]]:
     ]
 
 
-def first_rejects(run: RunFolder, count: int) -> list[str]:
-    """`image: message` of a few rejects that this run has committed so far."""
-    found: list[str] = []
-    for path in outcome_files(run):
-        if len(found) >= count:
-            break
-        table = pq.read_table(path, columns=["image", "message"], filters=pc.field(OUTCOME) == "reject")
-        found += [f"{row['image']}: {row['message']}" for row in table.slice(0, count).to_pylist()]
-    return found[:count]
-
-
 def rows_per_commit(rows: int) -> int:
     """Small enough that a kill costs little and progress shows, large enough that files stay few."""
     return min(512, max(8, rows // 32))
