@@ -268,7 +268,8 @@ def dataset(
     return (
         ray.data.from_items(groups, override_num_blocks=len(groups))
         .map_batches(read_row_group, batch_size=1, batch_format="numpy")
-        .map_batches(decode.__call__, batch_size=per_commit, batch_format="numpy")
+        # A block at a time: with a batch size Ray would gather that many row groups into one task.
+        .map_batches(decode.__call__, batch_size=None, batch_format="numpy")
         .map_batches(
             Caption,
             fn_constructor_args=(plan.spec, plan.rules, ledger, config.hang_seconds),
