@@ -4,6 +4,7 @@ The engine knows this object and nothing of vision towers, samplers or templates
 """
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -38,7 +39,7 @@ VICUNA_SYSTEM = (
 """System line of the vicuna_v1 template."""
 
 
-class Adapter:
+class Adapter(ABC):
     """What every family offers. Subclasses say how an image is embedded and what stands around it.
 
     name: name of the weights' folder. image_size: side in px of the square image the model takes.
@@ -71,17 +72,17 @@ class Adapter:
         self._scale = (1 / (255 * std)).view(3, 1, 1).to(self.device)
         self._shift = (-mean / std).view(3, 1, 1).to(self.device)
 
+    @abstractmethod
     def prompt_ids(self, prompt: str) -> tuple[list[int], list[int]]:
         """Token ids before and after the image. Control strings inside `prompt` stay plain text."""
-        raise NotImplementedError
 
+    @abstractmethod
     def answer_ids(self, answer: str) -> list[int]:
         """Token ids that a model is trained to give after the prompt, its end token included."""
-        raise NotImplementedError
 
+    @abstractmethod
     def image_features(self, pixel_values: Tensor) -> Tensor:
         """(B, 3, S, S) float, normalised -> (B, image_tokens, D)."""
-        raise NotImplementedError
 
     @cached_property
     def eos_token_ids(self) -> frozenset[int]:
