@@ -133,7 +133,7 @@ class ExportConfig(Stage):
     """`sharegpt4v export`: hand a finished run on in a format other tools read."""
 
     run: Path = Field(description="finished run folder")
-    format: Literal["llava-json", "hf", "webdataset"] = Field(description="what to write")  # noqa: A003
+    format: Literal["llava-json", "hf", "webdataset"] = Field(description="what to write")
     out: Path | None = Field(None, description="file or folder to write; default: beside the run")
     root: str | None = Field(None, description="where the images are now; default: where the run read them")
 
