@@ -1,0 +1,56 @@
+"""Which tensors train in which stage of ShareGPT4V; everything else is frozen (reference, 1 and 3)."""
+
+import re
+from typing import Literal
+
+from torch import nn
+
+from sharegpt4v.errors import UserError
+
+TrainStage = Literal["align", "pretrain", "sft"]
+
+FIRST_BLOCK = 12
+"""First vision block that pre-training trains: the best row of the paper's Table 8."""
+
+# transformers 5 lost the `vision_model.` level in memory; checkpoints and older versions have it.
+_BLOCK = re.compile(r"vision_tower\.(?:vision_model\.)?encoder\.layers\.(\d+)\.")
+
+
+def freeze(model: nn.Module, stage: TrainStage, first_block: int = FIRST_BLOCK) -> list[str]:
+    """Sets `requires_grad` of every parameter of a LlavaForConditionalGeneration for one stage.
+
+    align: the projector. pretrain: projector, language model and the vision blocks from `first_block` on
+    (the number of blocks, 24, leaves the tower frozen). sft: projector and language model.
+    Patch and position embeddings and pre_layrnorm never train. Neither does what stands behind the
+    feature layer (block 23 and post_layernorm of CLIP-L): it gets no gradient, and DDP and ZeRO wait in
+    vain for gradients that were announced. Returns the names that train, in the model's order.
+
+    Raises UserError for a stage or a block that is not there.
+    """
+    if stage not in ("align", "pretrain", "sft"):
+        raise UserError(f"there is no training stage {stage!r}; choose align, pretrain or sft")
+    blocks: int = model.config.vision_config.num_hidden_layers
+    if stage == "pretrain" and not 0 <= first_block <= blocks:
+        raise UserError(f"first_block is {first_block}; the vision tower has blocks 0 to {blocks - 1}")
+    used = range(first_block if stage == "pretrain" else blocks, blocks_with_gradient(model))
+    trained = []
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(_trains(name, stage, used))
+        if parameter.requires_grad:
+            trained.append(name)
+    return trained
+
+
+def blocks_with_gradient(model: nn.Module) -> int:
+    """How many vision blocks the loss can reach: 23 of 24 with the features of hidden_states[-2]."""
+    config = model.config
+    layers = config.vision_feature_layer
+    states = config.vision_config.num_hidden_layers + 1  # hidden_states[0] are the embeddings
+    return max(layer % states for layer in ([layers] if isinstance(layers, int) else layers))
+
+
+def _trains(name: str, stage: TrainStage, blocks: range) -> bool:
+    if "vision_tower." in name:
+        block = _BLOCK.search(name)
+        return block is not None and int(block[1]) in blocks
+    return stage != "align" or "multi_modal_projector." in name
