@@ -199,7 +199,8 @@ class ShareCaptioner(PreTrainedModel):
         """
         patches = self.vision_model(pixel_values.to(self.dtype)).last_hidden_state
         if self.config.sampler == "resampler":
-            # The grid of positions has no place for the class token.
+            # The grid of positions has no place for the class token: 1,025 tokens make no square, 1,024 do.
+            # [unknown] where the release drops it; no tensor tells, since it would need no parameter.
             features: Tensor = self.projection(self.resampler(patches[:, 1:]))
             return features
         queries = self.query_tokens.expand(len(patches), -1, -1)
