@@ -100,9 +100,7 @@ def _bare_half(manifest: Path, out: Path, size: int, half: int) -> None:
         table = table.append_column(name, pa.array(np.full(len(table), -1 if name == "size" else 0), kind))
     table = table.append_column("container", pa.array([""] * len(table))).select(PENDING.names)
     for number, start in enumerate(range(0, len(table), BATCH)):
-        part = table.slice(start, BATCH)
-        batch = {name: part[name].to_numpy() for name in part.column_names}
-        pq.write_table(caption(decode(batch)), out / f"part-{half}-{number:05}.parquet")
+        pq.write_table(caption(decode(table.slice(start, BATCH))), out / f"part-{half}-{number:05}.parquet")
 
 
 def _peak_memory(pid: int) -> int:

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
@@ -51,15 +52,16 @@ def bare(images: Path, manifest: Path, threads: int) -> tuple[float, float]:
     loaded = time.perf_counter() - start
     decode = Decode(ImageReader(str(images)), plan.image_size, plan.protocol, False, Ledger(1.0))
     table = pq.read_table(manifest)
+    for name in ("shard", "row"):
+        table = table.append_column(name, pa.array(np.zeros(len(table), np.int32)))
     start = time.perf_counter()
     waiting = []
     for offset in range(0, len(table), plan.spec.capacity):
-        part = table.slice(offset, plan.spec.capacity)
-        batch = {name: part[name].to_numpy() for name in part.column_names}
-        batch |= {name: np.zeros(len(part), np.int32) for name in ("shard", "row")}
-        for key, pixels in zip(batch["id"], decode(batch)["pixels"], strict=True):
+        part = decode(table.slice(offset, plan.spec.capacity))
+        pixels_of_all = part["pixels"].combine_chunks().to_numpy_ndarray()
+        for key, pixels in zip(part["id"].to_pylist(), pixels_of_all, strict=True):
             turns = (Turn("user", plan.rules.prompt.text),)
-            waiting.append(engine.submit(Request(str(key), turns, (pixels,), plan.rules.sampling)))
+            waiting.append(engine.submit(Request(key, turns, (pixels,), plan.rules.sampling)))
     for handle in waiting:
         handle.result()
     seconds = time.perf_counter() - start

@@ -101,7 +101,7 @@ def run_caption(config: CaptionConfig, runtime_env: dict[str, Any] | None = None
         run.success.unlink(missing_ok=True)
         facts = _facts(config, plan, manifest)
         write_settings(run, config.model_dump(mode="json"), plan.fingerprint, facts)
-        per_commit = config.rows_per_commit or _rows_per_commit(config, progress)
+        per_commit = config.rows_per_commit or _rows_per_commit(config, plan, progress)
         files = write_pending(run, done, per_commit)
         if files:
             print(f"{progress.done:,} of {progress.rows:,} images are done", file=sys.stderr)
@@ -205,9 +205,9 @@ def _say_read(records: int) -> None:
         print(f"read {records:,} records", file=sys.stderr)
 
 
-def _rows_per_commit(config: CaptionConfig, progress: Progress) -> int:
+def _rows_per_commit(config: CaptionConfig, plan: Plan, progress: Progress) -> int:
     """A real captioner commits every few of its batches; the fake one is as fast as files are written."""
-    by_size = rows_per_commit(progress.rows - progress.done)
+    by_size = rows_per_commit(progress.rows - progress.done, plan.image_size)
     return by_size if config.engine == "fake" else min(by_size, 2 * config.batch_size)
 
 
@@ -267,15 +267,15 @@ def dataset(
     groups = row_groups(files)
     return (
         ray.data.from_items(groups, override_num_blocks=len(groups))
-        .map_batches(read_row_group, batch_size=1, batch_format="numpy")
+        .map_batches(read_row_group, batch_size=1, batch_format="pyarrow")
         # A block at a time: with a batch size Ray would gather that many row groups into one task.
-        .map_batches(decode.__call__, batch_size=None, batch_format="numpy")
+        .map_batches(decode.__call__, batch_size=None, batch_format="pyarrow")
         .map_batches(
             Caption,
             fn_constructor_args=(plan.spec, plan.rules, ledger, config.hang_seconds),
             compute=_pool(config),
             batch_size=per_commit,
-            batch_format="numpy",
+            batch_format="pyarrow",
             num_cpus=config.cpus_per_actor,
             num_gpus=config.gpus_per_actor or None,
         )

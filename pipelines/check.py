@@ -22,7 +22,7 @@ from pipelines.isolation import Isolation
 from pipelines.ledger import LedgerClient, RemoteLedger
 from pipelines.progress import ProgressBar
 from pipelines.session import quiet_data_context, ray_session, refuse_relative_paths
-from pipelines.steps import KILLED_WORKER, KILLED_WORKER_MESSAGE, Columns
+from pipelines.steps import KILLED_WORKER, KILLED_WORKER_MESSAGE, PLACE
 from pipelines.table import print_counts
 from sharegpt4v.config import CheckConfig
 from sharegpt4v.errors import Rejected, UserError
@@ -54,8 +54,9 @@ class Inspect:
         self._reader = reader
         self._ledger = ledger
 
-    def __call__(self, batch: Columns) -> pa.Table:
-        ids = [str(key) for key in batch["id"]]
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        ids = batch["id"].to_pylist()
+        places = list(zip(*(batch[name].to_pylist() for name in PLACE), strict=True))
         digests = [bytes(DIGEST_BYTES)] * len(ids)
         reasons: list[str | None] = [None] * len(ids)
         messages: list[str | None] = [None] * len(ids)
@@ -63,7 +64,7 @@ class Inspect:
         def work(rows: list[int]) -> None:
             for row in rows:
                 try:
-                    data = self._read(batch, row)
+                    data = self._reader.read(*places[row])
                     digests[row] = hashlib.sha256(data).digest()[:DIGEST_BYTES]
                     inspect(data)
                 except Rejected as rejected:
@@ -73,11 +74,8 @@ class Inspect:
             reasons[row], messages[row] = KILLED_WORKER, KILLED_WORKER_MESSAGE
         found = Counter(reason for reason in reasons if reason)
         self._ledger.count(len(ids) - found.total(), dict(found))
-        return pa.table([ids, batch["image"], batch["source"], digests, reasons, messages], schema=INSPECTED)
-
-    def _read(self, batch: Columns, row: int) -> bytes:
-        offset, size = int(batch["offset"][row]), int(batch["size"][row])
-        return self._reader.read(batch["image"][row], batch["container"][row], offset, size)
+        columns = [ids, batch["image"], batch["source"], digests, reasons, messages]
+        return pa.table(columns, schema=INSPECTED)
 
 
 def check(config: CheckConfig, runtime_env: dict[str, Any] | None = None) -> int:
@@ -124,7 +122,7 @@ def look(manifest: Manifest, findings: Findings) -> None:
         )
         .select_columns(["id", "image", "source", "container", "offset", "size"])
         .repartition(target_num_rows_per_block=_ROWS_PER_BLOCK)
-        .map_batches(step.__call__, batch_size=_ROWS_PER_BLOCK, batch_format="numpy")
+        .map_batches(step.__call__, batch_size=_ROWS_PER_BLOCK, batch_format="pyarrow")
     )
     with ProgressBar("checked", ledger.tally, manifest.rows, 0), plain_errors("mend that, then check again"):
         for table in images.iter_batches(batch_size=_ROWS_AT_ONCE, batch_format="pyarrow"):

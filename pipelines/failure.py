@@ -43,5 +43,12 @@ def _why(error: BaseException) -> str:
         return "nothing was finished for a long time, and the run was given up"
     if isinstance(cause, ray.exceptions.RaySystemError | ray.exceptions.LocalRayletDiedError):
         return "Ray went down under the run"
-    text = " ".join(str(cause).split())[:300]
+    text = " ".join(_last_words(str(cause)).split())[:300]
     return text if isinstance(cause, StorageError) else f"{type(cause).__name__}: {text}"
+
+
+def _last_words(text: str) -> str:
+    """What a traceback ends with: an actor that could not begin hands its cause on as such a text."""
+    if "Traceback" not in text and 'File "' not in text:
+        return text
+    return text.strip().rsplit("\n", 1)[-1]

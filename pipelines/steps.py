@@ -8,7 +8,7 @@ import hashlib
 import logging
 import os
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, NoReturn
 
 import numpy as np
@@ -35,11 +35,9 @@ from sharegpt4v.gate import GateRules, judge
 from sharegpt4v.images import ImageReader, prepare
 from sharegpt4v.images import Protocol as ImageProtocol
 from sharegpt4v.prompts import Prompt
-from sharegpt4v.records import OUTCOME, OUTCOMES
+from sharegpt4v.records import OUTCOME, OUTCOMES, PENDING
 
 log = logging.getLogger(__name__)
-
-Columns = dict[str, npt.NDArray[Any]]
 
 HUNG_EXIT_CODE = 86
 """A worker whose engine hangs or has died ends itself with this code, so that Ray starts another."""
@@ -48,17 +46,32 @@ KILLED_WORKER = "killed_worker"
 KILLED_WORKER_MESSAGE = "its process died each time this image was in work, twice with nothing else in it"
 
 
-def read_row_group(batch: Columns) -> pa.Table:
+PLACE = ("image", "container", "offset", "size")
+"""Columns of records.PENDING that say where an image lies, in the order ImageReader.read takes them."""
+
+
+def decoded_schema(size: int) -> pa.Schema:
+    """What Decode gives: who the image is, its pixels (size, size, 3) uint8 RGB, or the reason for none."""
+    return pa.schema(
+        [
+            *[PENDING.field(name) for name in ("shard", "row", "id", "image", "source")],
+            pa.field("pixels", pa.fixed_shape_tensor(pa.uint8(), (size, size, 3))),
+            *[OUTCOMES.field(name) for name in ("image_sha256", "width", "height", "reason", "message")],
+        ]
+    )
+
+
+def read_row_group(batch: pa.Table) -> pa.Table:
     """The rows of one row group of a pending file: columns file and row_group (one row) in, PENDING out."""
-    [file], [number] = batch["file"], batch["row_group"]
-    return pq.ParquetFile(file).read_row_group(int(number))
+    [place] = batch.to_pylist()
+    return pq.ParquetFile(place["file"]).read_row_group(place["row_group"])
 
 
 class Decode:
     """Bytes to uint8 pixels at model size.
 
-    In: PENDING columns. Out: the same without the byte ranges, and pixels (B, S, S, 3) uint8, sha256, width,
-    height, reason and message; a row that cannot be decoded has a reason and black pixels.
+    In: a table of records.PENDING. Out: a table of decoded_schema; a row that cannot be decoded has a reason,
+    a message and black pixels.
     """
 
     def __init__(
@@ -70,41 +83,49 @@ class Decode:
         self._fast = fast
         self._ledger = ledger
 
-    def __call__(self, batch: Columns) -> Columns:
-        count = len(batch["id"])
-        out: Columns = {
-            **{name: batch[name] for name in ("shard", "row", "id", "image", "source")},
-            "pixels": np.zeros((count, self._size, self._size, 3), np.uint8),
-            "sha256": np.full(count, "", dtype="<U64"),
-            "width": np.zeros(count, np.int32),
-            "height": np.zeros(count, np.int32),
-            "reason": np.full(count, "", dtype=object),
-            "message": np.full(count, "", dtype=object),
-        }
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        rows = [_Decoded() for _ in range(len(batch))]
+        pixels = np.zeros((len(batch), self._size, self._size, 3), np.uint8)
+        places = list(zip(*(batch[name].to_pylist() for name in PLACE), strict=True))
+
+        def work(positions: list[int]) -> None:
+            for position in positions:
+                rows[position] = self._decode(places[position], pixels[position])
+
         # A task has its process to itself, so the ledger's name for it may be as short-lived as the call.
         isolation = Isolation(self._ledger, "decode")
-        ids = [str(key) for key in batch["id"]]
-        for row in isolation.run(ids, lambda rows: self._decode(batch, rows, out)):
-            out["reason"][row], out["message"][row] = KILLED_WORKER, KILLED_WORKER_MESSAGE
-        return out
+        for position in isolation.run(batch["id"].to_pylist(), work):
+            rows[position] = _Decoded(reason=KILLED_WORKER, message=KILLED_WORKER_MESSAGE)
+        columns = {
+            **{name: batch[name] for name in ("shard", "row", "id", "image", "source")},
+            "pixels": pa.FixedShapeTensorArray.from_numpy_ndarray(pixels),
+            **{field.name: [getattr(row, field.name) for row in rows] for field in fields(_Decoded)},
+        }
+        schema = decoded_schema(self._size)
+        return pa.table({name: columns[name] for name in schema.names}, schema=schema)
 
-    def _decode(self, batch: Columns, rows: list[int], out: Columns) -> None:
-        for row in rows:
-            place = (
-                batch["image"][row],
-                batch["container"][row],
-                int(batch["offset"][row]),
-                int(batch["size"][row]),
-            )
-            try:
-                data = self._reader.read(*place)
-                out["sha256"][row] = hashlib.sha256(data).hexdigest()
-                prepared = prepare(data, self._size, self._protocol, fast=self._fast)
-            except Rejected as rejected:
-                out["reason"][row], out["message"][row] = rejected.reason, rejected.message
-            else:
-                out["pixels"][row] = prepared.pixels
-                out["width"][row], out["height"][row] = prepared.width, prepared.height
+    def _decode(self, place: tuple[str, str, int, int], pixels: npt.NDArray[np.uint8]) -> "_Decoded":
+        """Fills `pixels` (S, S, 3), or says why not."""
+        digest = ""
+        try:
+            data = self._reader.read(*place)
+            digest = hashlib.sha256(data).hexdigest()
+            prepared = prepare(data, self._size, self._protocol, fast=self._fast)
+        except Rejected as rejected:
+            return _Decoded(digest, reason=rejected.reason, message=rejected.message)
+        pixels[:] = prepared.pixels
+        return _Decoded(digest, prepared.width, prepared.height)
+
+
+@dataclass(frozen=True, slots=True)
+class _Decoded:
+    """The columns of decoded_schema that decoding finds out, but for the pixels."""
+
+    image_sha256: str = ""
+    width: int = 0
+    height: int = 0
+    reason: str | None = None
+    message: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,11 +149,15 @@ class _Row:
     completion: Completion | None = None
 
 
+_CARRIED = ("shard", "row", "id", "image", "source", "image_sha256", "width", "height")
+"""Columns that go from Decode to the outcome as they are."""
+
+
 class Caption:
     """Pixels to outcomes through an engine, the gate, and one retry with other sampling.
 
-    In: what Decode gives. Out: a table of records.OUTCOMES. Several threads may call it at once; their
-    images meet in the engine.
+    In: a table of decoded_schema. Out: a table of records.OUTCOMES. Several threads may call it at once;
+    their images meet in the engine.
     """
 
     def __init__(
@@ -144,49 +169,61 @@ class Caption:
         self._hang_seconds = hang_seconds
         self._isolation = Isolation(ledger, "caption")
 
-    def __call__(self, batch: Columns) -> pa.Table:
+    def __call__(self, batch: pa.Table) -> pa.Table:
         rows = [
-            _Row("decode", reason, message)
-            for reason, message in zip(batch["reason"], batch["message"], strict=True)
+            _Row("decode" if reason else "", reason or "", message or "")
+            for reason, message in zip(batch["reason"].to_pylist(), batch["message"].to_pylist(), strict=True)
         ]
+        ids = batch["id"].to_pylist()
+        pixels = batch["pixels"].combine_chunks().to_numpy_ndarray()
         todo = [index for index, row in enumerate(rows) if not row.reason]
         # No more than the engine works on at once is held in work, so that a death has few suspects.
         for start in range(0, len(todo), self._engine.capacity):
-            self._caption(batch, rows, todo[start : start + self._engine.capacity])
-        table = self._table(batch, rows)
+            self._caption(ids, pixels, rows, todo[start : start + self._engine.capacity])
+        self._count(batch, rows)
+        return self._table(batch, rows)
+
+    def _count(self, batch: pa.Table, rows: list[_Row]) -> None:
+        """Tells the ledger what became of them. Raises RunStopped when too much has been rejected."""
         reasons = Counter(row.reason for row in rows if row.reason)
         first = next((index for index, row in enumerate(rows) if row.reason), None)
         example = "" if first is None else f"{batch['image'][first]}: {rows[first].message}"
         stop = self._ledger.count(len(rows) - reasons.total(), dict(reasons), example)
         if stop:  # said here, too: images that were never decoded never begin
             raise RunStopped(stop)
-        return table
 
-    def _caption(self, batch: Columns, rows: list[_Row], members: list[int]) -> None:
+    def _caption(
+        self, ids: list[str], pixels: npt.NDArray[np.uint8], rows: list[_Row], members: list[int]
+    ) -> None:
         def work(positions: list[int]) -> None:
-            self._attempt(batch, rows, [members[position] for position in positions])
+            self._attempt(ids, pixels, rows, [members[position] for position in positions])
 
-        for position in self._isolation.run([str(batch["id"][index]) for index in members], work):
+        for position in self._isolation.run([ids[index] for index in members], work):
             rows[members[position]] = _Row("caption", KILLED_WORKER, KILLED_WORKER_MESSAGE)
 
-    def _attempt(self, batch: Columns, rows: list[_Row], members: list[int]) -> None:
+    def _attempt(
+        self, ids: list[str], pixels: npt.NDArray[np.uint8], rows: list[_Row], members: list[int]
+    ) -> None:
         """First try for all, then the retry for those the gate or the engine refused."""
         for attempt, sampling in enumerate((self._rules.sampling, self._rules.retry)):
             try:
-                handles = [(index, self._submit(batch, index, attempt, sampling)) for index in members]
+                handles = [
+                    (index, self._submit(ids[index], pixels[index], attempt, sampling)) for index in members
+                ]
             except EngineClosed:
                 _give_up("the engine's thread has died")
             for index, handle in handles:
                 rows[index] = self._outcome(handle, attempt)
             members = [index for index in members if rows[index].reason]
 
-    def _submit(self, batch: Columns, index: int, attempt: int, sampling: SamplingParams) -> Handle:
-        key = str(batch["id"][index])
+    def _submit(
+        self, key: str, pixels: npt.NDArray[np.uint8], attempt: int, sampling: SamplingParams
+    ) -> Handle:
         return self._engine.submit(
             Request(
                 id=key,
                 turns=(Turn("user", self._rules.prompt.text),),
-                images=(batch["pixels"][index],),
+                images=(pixels,),
                 sampling=replace(sampling, seed=sampling_seed(key, attempt)),
             )
         )
@@ -215,19 +252,18 @@ class Caption:
                     _give_up(f"the engine did nothing for {self._hang_seconds:.0f} s")
                 before = now
 
-    def _table(self, batch: Columns, rows: list[_Row]) -> pa.Table:
+    def _table(self, batch: pa.Table, rows: list[_Row]) -> pa.Table:
         """Outcome rows in input order; the fields of the other half are null."""
         kept = [row.completion for row in rows]
         columns: dict[str, Any] = {
             OUTCOME: ["reject" if row.reason else "caption" for row in rows],
-            **{name: batch[name] for name in ("shard", "row", "id", "image", "source", "width", "height")},
+            **{name: batch[name] for name in _CARRIED},
             "caption": [c.text if c else None for c in kept],
             "prompt_id": [self._rules.prompt.id if c else None for c in kept],
             "model": [self._engine.model if c else None for c in kept],
             "tokens": [c.tokens if c else None for c in kept],
             "finish_reason": [c.finish_reason if c else None for c in kept],
             "attempt": [row.attempt for row in rows],
-            "image_sha256": batch["sha256"],
             "stage": [row.stage if row.reason else None for row in rows],
             "reason": [row.reason or None for row in rows],
             "message": [row.message if row.reason else None for row in rows],

@@ -9,7 +9,6 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -28,16 +27,18 @@ from tests.commands import rows, sharegpt4v, write_images
 from tests.images.every_kind import BAD, write_bad, write_odd
 
 
-def _columns(*names: str) -> dict[str, Any]:
+def _columns(*names: str) -> pa.Table:
     count = len(names)
-    return {
-        "id": np.array([f"id of {name}" for name in names], object),
-        "image": np.array(names, object),
-        "source": np.full(count, "coco", object),
-        "container": np.full(count, "", object),
-        "offset": np.zeros(count, np.int64),
-        "size": np.full(count, -1, np.int64),
-    }
+    return pa.table(
+        {
+            "id": [f"id of {name}" for name in names],
+            "image": list(names),
+            "source": ["coco"] * count,
+            "container": [""] * count,
+            "offset": [0] * count,
+            "size": [-1] * count,
+        }
+    )
 
 
 def test_the_step_gives_one_row_an_image_in_order(tmp_path: Path) -> None:
@@ -216,8 +217,7 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     def look_here(manifest: Manifest, findings: Findings) -> None:
         step = Inspect(ImageReader(manifest.root), Ledger(1.0))
         for shard in shards(manifest.folder):
-            batch = pq.read_table(shard)
-            findings.add(step({name: batch[name].to_numpy() for name in _columns()}))
+            findings.add(step(pq.read_table(shard)))
 
     monkeypatch.setattr(pipelines.check, "ray_session", lambda *_: nullcontext())
     monkeypatch.setattr(pipelines.check, "look", look_here)

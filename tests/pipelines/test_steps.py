@@ -15,14 +15,14 @@ import pytest
 from pipelines import steps
 from pipelines.isolation import RunStopped
 from pipelines.ledger import Admission, Ledger
-from pipelines.steps import HUNG_EXIT_CODE, Caption, CaptionRules, Columns, Decode
+from pipelines.steps import HUNG_EXIT_CODE, Caption, CaptionRules, Decode, decoded_schema
 from sharegpt4v.engine.base import Completion, EngineStats, Handle, Request, SamplingParams, sampling_seed
 from sharegpt4v.engine.build import EngineSpec
 from sharegpt4v.engine.fake import FakeOptions
 from sharegpt4v.gate import GateRules
 from sharegpt4v.images import ImageReader, StorageError, prepare
 from sharegpt4v.prompts import Prompt
-from sharegpt4v.records import OUTCOMES
+from sharegpt4v.records import OUTCOMES, PENDING
 from tests.commands import REPOSITORY, environment, write_images
 
 SIZE = 8
@@ -34,36 +34,43 @@ RULES = CaptionRules(
 )
 
 
-def _pending(*names: str) -> Columns:
+def _pending(*names: str) -> pa.Table:
     count = len(names)
-    return {
-        "shard": np.full(count, 3, np.int32),
-        "row": np.arange(count, dtype=np.int32) + 10,
-        "id": np.array([f"id of {name}" for name in names], object),
-        "image": np.array(names, object),
-        "source": np.full(count, "coco", object),
-        "container": np.full(count, "", object),
-        "offset": np.zeros(count, np.int64),
-        "size": np.full(count, -1, np.int64),
+    columns = {
+        "shard": [3] * count,
+        "row": list(range(10, 10 + count)),
+        "id": [f"id of {name}" for name in names],
+        "image": list(names),
+        "source": ["coco"] * count,
+        "container": [""] * count,
+        "offset": [0] * count,
+        "size": [-1] * count,
     }
+    return pa.table(columns, schema=PENDING)
 
 
-def _decoded(*ids: str, reason: dict[str, str] | None = None) -> Columns:
+def _decoded(*ids: str, reason: dict[str, str] | None = None) -> pa.Table:
     """What Decode gives for images of these ids; `reason` holds those that it rejected."""
     count, reasons = len(ids), reason or {}
-    return {
-        "shard": np.zeros(count, np.int32),
-        "row": np.arange(count, dtype=np.int32),
-        "id": np.array(ids, object),
-        "image": np.array([f"{key}.jpg" for key in ids], object),
-        "source": np.full(count, "coco", object),
-        "pixels": np.stack([np.full((SIZE, SIZE, 3), index, np.uint8) for index in range(count)]),
-        "sha256": np.array([f"{index:064}" for index in range(count)]),
-        "width": np.full(count, 64, np.int32),
-        "height": np.full(count, 48, np.int32),
-        "reason": np.array([reasons.get(key, "") for key in ids], object),
-        "message": np.array([f"{key} is bad" if key in reasons else "" for key in ids], object),
+    pixels = np.stack([np.full((SIZE, SIZE, 3), index, np.uint8) for index in range(count)])
+    columns = {
+        "shard": [0] * count,
+        "row": list(range(count)),
+        "id": list(ids),
+        "image": [f"{key}.jpg" for key in ids],
+        "source": ["coco"] * count,
+        "pixels": pa.FixedShapeTensorArray.from_numpy_ndarray(pixels),
+        "image_sha256": [f"{index:064}" for index in range(count)],
+        "width": [64] * count,
+        "height": [48] * count,
+        "reason": [reasons.get(key) for key in ids],
+        "message": [f"{key} is bad" if key in reasons else None for key in ids],
     }
+    return pa.table(columns, schema=decoded_schema(SIZE))
+
+
+def _pixels(table: pa.Table) -> Any:
+    return table["pixels"].combine_chunks().to_numpy_ndarray()
 
 
 def _caption(ledger: Ledger | None = None, **fake: Any) -> Caption:
@@ -112,23 +119,29 @@ def test_decode_keeps_the_order_and_gives_one_row_an_image(tmp_path: Path) -> No
     decode = Decode(ImageReader(str(tmp_path)), SIZE, "squash", False, Ledger(1.0))
     pending = _pending("b.jpg", "gone.jpg", "cut.jpg", "a.jpg")
     out = decode(pending)
+    assert out.schema == decoded_schema(SIZE)
     for name in ("shard", "row", "id", "image", "source"):
-        assert out[name].tolist() == pending[name].tolist()
-    assert out["reason"].tolist() == ["", "missing", "truncated", ""]
+        assert out[name].to_pylist() == pending[name].to_pylist()
+    assert out["reason"].to_pylist() == [None, "missing", "truncated", None]
+    pixels = _pixels(out)
     for row, name in ((0, "b.jpg"), (3, "a.jpg")):
         data = (tmp_path / name).read_bytes()
         prepared = prepare(data, SIZE, "squash")
-        assert (out["pixels"][row] == prepared.pixels).all()
-        assert (out["width"][row], out["height"][row]) == (prepared.width, prepared.height) == (24, 24)
-        assert out["sha256"][row] == hashlib.sha256(data).hexdigest()
-    assert out["pixels"].dtype == np.uint8 and out["pixels"].shape == (4, SIZE, SIZE, 3)
-    assert not out["pixels"][1:3].any()
+        assert (pixels[row] == prepared.pixels).all()
+        assert (
+            (out["width"][row].as_py(), out["height"][row].as_py())
+            == (prepared.width, prepared.height)
+            == (24, 24)
+        )
+        assert out["image_sha256"][row].as_py() == hashlib.sha256(data).hexdigest()
+    assert pixels.dtype == np.uint8 and pixels.shape == (4, SIZE, SIZE, 3)
+    assert not pixels[1:3].any()
 
 
 def test_a_file_that_is_read_but_not_decoded_keeps_its_digest(tmp_path: Path) -> None:
     (tmp_path / "page.jpg").write_bytes(b"<html>not found</html>")
     out = Decode(ImageReader(str(tmp_path)), SIZE, "pad", False, Ledger(1.0))(_pending("page.jpg", "gone"))
-    assert out["sha256"].tolist() == [hashlib.sha256(b"<html>not found</html>").hexdigest(), ""]
+    assert out["image_sha256"].to_pylist() == [hashlib.sha256(b"<html>not found</html>").hexdigest(), ""]
 
 
 def test_a_failing_storage_is_no_reject_of_decode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,8 +161,8 @@ def test_an_image_that_killed_its_decoder_is_not_touched_again(tmp_path: Path) -
         ledger.begin_alone(worker, "decode:id of poison.jpg")
     decode = Decode(ImageReader(str(tmp_path)), SIZE, "pad", False, ledger)
     out = decode(_pending("poison.jpg", "a.jpg"))
-    assert out["reason"].tolist() == ["killed_worker", ""]
-    assert out["sha256"][0] == ""
+    assert out["reason"].to_pylist() == ["killed_worker", None]
+    assert out["image_sha256"][0].as_py() == ""
 
 
 # Caption

@@ -120,4 +120,5 @@ def test_pending_files_of_an_earlier_session_go(run: RunFolder) -> None:
 
 
 def test_commits_are_small_for_small_runs_and_bounded_for_large_ones() -> None:
-    assert [rows_per_commit(rows) for rows in (1, 200, 6_400, 1_200_000)] == [8, 8, 200, 512]
+    assert [rows_per_commit(rows, 96) for rows in (1, 200, 6_400, 1_200_000)] == [8, 8, 200, 2048]
+    assert rows_per_commit(1_200_000, 448) == 111  # 67 MB of pixels

@@ -110,9 +110,13 @@ def row_groups(files: Sequence[Path]) -> list[dict[str, str | int]]:
     ]
 
 
-def rows_per_commit(rows: int) -> int:
-    """Small enough that a kill costs little and progress shows, large enough that files stay few."""
-    return min(512, max(8, rows // 32))
+def rows_per_commit(rows: int, image_size: int) -> int:
+    """Small enough that a kill costs little and progress shows, large enough that files stay few.
+
+    The pixels of one commit, image_size x image_size RGB, stay below 64 MiB: they are one block in flight.
+    """
+    most = min(2048, (64 << 20) // (3 * image_size**2))
+    return min(most, max(8, rows // 32))
 
 
 def _still_rejected(table: pa.Table, retry: str | None) -> pa.Table:
