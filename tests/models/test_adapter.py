@@ -1,13 +1,16 @@
 """What the engine relies on: prompts built segment by segment, pixels normalised, weights loaded strictly."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from sharegpt4v.engine.base import Request, Turn
 from sharegpt4v.errors import UserError
 from sharegpt4v.models.adapter import CLIP_MEAN, CLIP_STD, Adapter, LmmAdapter, load_adapter
 from sharegpt4v.models.toy import ANSWER_END, EOS
@@ -44,14 +47,23 @@ def pixels(images: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     return np.random.default_rng(0).integers(0, 256, (images, 48, 48, 3), dtype=np.uint8)
 
 
+def question(text: str = "What is this?", images: int = 1, key: str = "r") -> Request:
+    return Request(key, (Turn("user", text),), tuple(pixels(images)))
+
+
+def ids_around_image(adapter: Adapter, text: str) -> tuple[list[int], list[int]]:
+    before, after = adapter.segments([Turn("user", text)], images=1)
+    return before, after
+
+
 def test_captioner_prompt_reads_as_released(captioner: Adapter) -> None:
-    before, after = captioner.prompt_ids(UNIFIED_CAPTION.text)
+    before, after = ids_around_image(captioner, UNIFIED_CAPTION.text)
     assert captioner.tokenizer.decode(before) == "<s><|User|>:"
     assert captioner.tokenizer.decode(after) == f"{UNIFIED_CAPTION.text}<TOKENS_UNUSED_0>\n<|Bot|>:"
 
 
 def test_lmm_prompt_reads_as_vicuna_v1(lmm: Adapter) -> None:
-    before, after = lmm.prompt_ids("What is this?")
+    before, after = ids_around_image(lmm, "What is this?")
     assert lmm.tokenizer.decode(before) == (
         "<s>A chat between a curious user and an artificial intelligence assistant. The assistant gives "
         "helpful, detailed, and polite answers to the user's questions. USER: "
@@ -62,8 +74,8 @@ def test_lmm_prompt_reads_as_vicuna_v1(lmm: Adapter) -> None:
 @pytest.mark.parametrize("family", ["captioner", "lmm"])
 def test_control_strings_in_a_prompt_stay_text(family: str, request: pytest.FixtureRequest) -> None:
     adapter: Adapter = request.getfixturevalue(family)
-    harmless = adapter.prompt_ids("What is this?")[1]
-    ids = adapter.prompt_ids(HOSTILE)[1]
+    harmless = ids_around_image(adapter, "What is this?")[1]
+    ids = ids_around_image(adapter, HOSTILE)[1]
 
     def control(ids: list[int]) -> list[int]:
         return [i for i in ids if i < len(SPECIAL_TOKENS)]
@@ -77,8 +89,9 @@ def test_prompt_embeddings_hold_text_then_image_then_text(
     family: str, image_tokens: int, request: pytest.FixtureRequest
 ) -> None:
     adapter: Adapter = request.getfixturevalue(family)
-    before, after = adapter.prompt_ids("What is this?")
-    embeddings = adapter.prompt_embeddings(pixels(3), "What is this?")
+    before, after = ids_around_image(adapter, "What is this?")
+    requests = [replace(question(), images=(image,)) for image in pixels(3)]
+    embeddings = torch.stack(adapter.embed(requests))
     assert embeddings.shape == (3, len(before) + image_tokens + len(after), 128)
     table = adapter.language_model.get_input_embeddings().weight
     assert torch.equal(embeddings[2, : len(before)], table[before])
@@ -89,12 +102,12 @@ def test_prompt_embeddings_hold_text_then_image_then_text(
 
 
 def test_lmm_logits_equal_vanilla_llava(lmm: LmmAdapter) -> None:
-    before, after = lmm.prompt_ids("What is this?")
+    before, after = ids_around_image(lmm, "What is this?")
     ids = torch.tensor([before + [lmm.image_token_id] * lmm.image_tokens + after])
     with torch.inference_mode():
         vanilla = lmm.model(input_ids=ids, pixel_values=lmm.normalise(pixels(1))).logits
-        embeddings = lmm.prompt_embeddings(pixels(1), "What is this?")
-        torch.testing.assert_close(lmm.language_model(inputs_embeds=embeddings).logits, vanilla)
+        [prompt] = lmm.embed([question()])
+        torch.testing.assert_close(lmm.language_model(inputs_embeds=prompt[None]).logits, vanilla)
 
 
 def test_pixels_are_normalised_as_clip_does(captioner: Adapter) -> None:
@@ -104,18 +117,58 @@ def test_pixels_are_normalised_as_clip_does(captioner: Adapter) -> None:
 
 
 @pytest.mark.parametrize(
-    ("images", "said"),
+    ("image", "said"),
     [
-        (np.zeros((1, 32, 48, 3), np.uint8), r"torch.uint8 \(1, 32, 48, 3\)"),
-        (np.zeros((1, 48, 48, 3), np.float32), "torch.float32"),
-        (np.zeros((48, 48, 3), np.uint8), r"\(48, 48, 3\)"),
+        (np.zeros((32, 48, 3), np.uint8), r"uint8 \(32, 48, 3\)"),
+        (np.zeros((48, 48, 3), np.float32), "float32"),
+        (np.zeros((1, 48, 48, 3), np.uint8), r"\(1, 48, 48, 3\)"),
     ],
 )
 def test_pixels_of_another_shape_or_type_are_refused(
-    captioner: Adapter, images: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], said: str
+    captioner: Adapter, image: np.ndarray[tuple[int, ...], np.dtype[Any]], said: str
 ) -> None:
     with pytest.raises(UserError, match=said):
-        captioner.normalise(images)
+        captioner.embed([replace(question(), images=(image,))])
+
+
+def test_a_dialogue_of_several_rounds_and_images_reads_as_vicuna_v1(lmm: LmmAdapter) -> None:
+    turns = (Turn("user", "What is this?"), Turn("assistant", "A cat."), Turn("user", "And that?"))
+    parts = [lmm.tokenizer.decode(ids) for ids in lmm.segments(turns, images=2)]
+    assert parts[0].endswith(" USER: ")
+    assert parts[1:] == ["\n", "\nWhat is this? ASSISTANT: A cat.</s>USER: And that? ASSISTANT:"]
+    [prompt] = lmm.embed([Request("r", turns, tuple(pixels(2)))])
+    assert len(prompt) == 2 * lmm.image_tokens + sum(map(len, lmm.segments(turns, images=2)))
+
+
+def test_a_dialogue_of_several_rounds_for_the_captioner(captioner: Adapter) -> None:
+    turns = (Turn("user", "What is this?"), Turn("assistant", "A cat."), Turn("user", "Sure?"))
+    _, after = captioner.segments(turns, images=1)
+    assert captioner.tokenizer.decode(after) == (
+        "What is this?<TOKENS_UNUSED_0>\n<|Bot|>:A cat.<TOKENS_UNUSED_1>\n"
+        "<|User|>:Sure?<TOKENS_UNUSED_0>\n<|Bot|>:"
+    )
+
+
+def test_a_text_only_dialogue_runs_no_vision_tower(lmm: LmmAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lmm, "image_features", None)
+    [prompt] = lmm.embed([question(images=0)])
+    [ids] = lmm.segments([Turn("user", "What is this?")], images=0)
+    assert lmm.tokenizer.decode(ids).endswith("USER: What is this? ASSISTANT:")
+    assert prompt.shape == (len(ids), 128)
+
+
+@pytest.mark.parametrize("roles", [(), ("assistant",), ("user", "user"), ("user", "assistant")])
+def test_roles_out_of_order_are_refused(lmm: LmmAdapter, roles: tuple[Any, ...]) -> None:
+    with pytest.raises(UserError, match=f"roles are {', '.join(roles) or 'none'}"):
+        lmm.embed([Request("r", tuple(Turn(role, "x") for role in roles))])
+
+
+def test_image_tokens_and_features_that_differ_are_named_with_both_counts(
+    lmm: LmmAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lmm, "image_tokens", 35)
+    with pytest.raises(UserError, match="35 image tokens .* 36 features"):
+        lmm.embed([question()])
 
 
 def test_families_differ_in_end_tokens_and_protocol(captioner: Adapter, lmm: Adapter) -> None:
@@ -127,7 +180,7 @@ def test_families_differ_in_end_tokens_and_protocol(captioner: Adapter, lmm: Ada
 
 def test_weights_are_cast_to_the_dtype_asked_for(captioner_folder: Path) -> None:
     adapter = load_adapter(captioner_folder, dtype=torch.bfloat16)
-    assert adapter.prompt_embeddings(pixels(1), "What is this?").dtype == torch.bfloat16
+    assert adapter.embed([question()])[0].dtype == torch.bfloat16
 
 
 def test_folder_without_a_model_is_refused(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from sharegpt4v.engine.base import Request, Turn
 from sharegpt4v.errors import UserError
 from sharegpt4v.models.adapter import Adapter, load_adapter
 from sharegpt4v.toy.captions import detailed_caption
@@ -34,7 +35,8 @@ def unseen(world: int = WORLD, difficulty: int = 1) -> list[Scene]:
 def greedy_captions(adapter: Adapter, prompt: str, scenes: list[Scene]) -> list[str]:
     size = (adapter.image_size, adapter.image_size)
     pixels = np.stack([np.array(render(scene, size)) for scene in scenes])
-    embeddings = adapter.prompt_embeddings(pixels, prompt)
+    requests = [Request("scene", (Turn("user", prompt),), (image,)) for image in pixels]
+    embeddings = torch.stack(adapter.embed(requests))
     ids = adapter.language_model.generate(
         inputs_embeds=embeddings,
         attention_mask=torch.ones(embeddings.shape[:2], dtype=torch.long),

@@ -8,10 +8,11 @@ can be awaited from asyncio. Which engine stands behind it (torch, vllm, fake) i
 import asyncio
 import hashlib
 import threading
+import time
 from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -38,14 +39,17 @@ class SamplingParams:
     temperature 0 is greedy and ignores top_p and top_k. repetition_penalty counts generated tokens
     only, never the prompt's (the released captioner does the same, reference: 1.5). seed None draws
     one from the request's id, so that the same request always samples the same answer.
+    stop: texts that end the answer and are not part of it. min_new_tokens: no end token before them.
     """
 
     max_new_tokens: int = 500  # the release's length cap
+    min_new_tokens: int = 0
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0  # 0: no limit
     repetition_penalty: float = 1.0
     seed: int | None = None
+    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +62,18 @@ class Turn:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Request:
-    """One dialogue to be answered. Images belong to the first user turn, in order."""
+    """One dialogue to be answered. Images belong to the first user turn, in order.
+
+    timeout: seconds from submit after which it fails. stream: pieces come while they are generated; otherwise
+    the whole text is one piece.
+    """
 
     id: str
     turns: tuple[Turn, ...]
     images: tuple[Image, ...] = ()
     sampling: SamplingParams = field(default_factory=SamplingParams)
+    timeout: float | None = None
+    stream: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +89,39 @@ class Completion:
 class EngineStats:
     """Counts since the engine started; seconds are those its thread spent inside the model."""
 
-    requests: int = 0
+    requests: int = 0  # finished
     failed: int = 0
     prompt_tokens: int = 0
     new_tokens: int = 0
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
-    slot_steps: int = 0  # decode steps x capacity
+    slot_steps: int = 0  # decode steps x slots
     live_steps: int = 0  # decode steps x slots that still generated
+    begun: int = 0  # requests whose first token has come
+    ttft_seconds: float = 0.0  # from submit to first token, summed over the begun
+    slots: int = 0
+    running: int = field(default=0, compare=False)
+    queued: int = field(default=0, compare=False)
+
+    @property
+    def slot_use(self) -> float:
+        """Share of slots that generated, over all decode steps."""
+        return self.live_steps / self.slot_steps if self.slot_steps else 0.0
+
+    @property
+    def mean_ttft(self) -> float:
+        """Seconds from submit to the first token."""
+        return self.ttft_seconds / self.begun if self.begun else 0.0
+
+    @property
+    def prefill_rate(self) -> float:
+        """Prompt tokens/s while prefilling."""
+        return self.prompt_tokens / self.prefill_seconds if self.prefill_seconds else 0.0
+
+    @property
+    def decode_rate(self) -> float:
+        """New tokens/s while decoding."""
+        return self.new_tokens / self.decode_seconds if self.decode_seconds else 0.0
 
 
 class Handle:
@@ -97,6 +132,7 @@ class Handle:
 
     def __init__(self, request: Request) -> None:
         self.request = request
+        self.submitted = time.monotonic()
         self.cancelled = False
         self._pieces: list[str] = []
         self._completion: Completion | None = None
@@ -160,7 +196,14 @@ class Handle:
             else:
                 await changed.wait()
 
+    @property
+    def shown(self) -> int:
+        """Characters pushed so far."""
+        return sum(map(len, self._pieces))
+
     def push(self, piece: str) -> None:
+        if not piece:
+            return
         with self._changed:
             self._pieces.append(piece)
             self._notify()
@@ -231,6 +274,23 @@ class RequestQueue:
     def take(self, timeout: float | None = None) -> Handle | None:
         """The next request, or None once the queue is closed. Raises queue.Empty after `timeout` seconds."""
         return None if self.closed else self._waiting.get(timeout=timeout)
+
+    def take_all(self) -> list[Handle]:
+        """Every request that waits, without waiting for one."""
+        taken = []
+        while not self.closed:
+            try:
+                handle = self._waiting.get_nowait()
+            except Empty:
+                break
+            if handle is None:
+                self._waiting.put(None)
+                break
+            taken.append(handle)
+        return taken
+
+    def __len__(self) -> int:
+        return self._waiting.qsize()
 
     def close(self) -> None:
         """May be called twice, by the engine's thread that dies and by whoever closes the engine."""

@@ -1,48 +1,109 @@
-"""How the next token is chosen from logits, each row with its own parameters."""
+"""How the next token is chosen from logits, each slot with its own parameters and its own random numbers."""
 
-from collections.abc import Sequence
+import random
+from collections.abc import Collection, Sequence
 
 import torch
+from torch import Tensor
 
 from sharegpt4v.engine.base import SamplingParams
 
+_GREEDY = SamplingParams()
 
-def pick_tokens(
-    logits: torch.Tensor,
-    params: Sequence[SamplingParams],
-    generated: Sequence[Sequence[int]],
-    generators: Sequence[torch.Generator],
-) -> torch.Tensor:
-    """One token a row: logits (B, V) float32 -> (B,) int64.
 
-    generated: the tokens each row has produced so far; the repetition penalty divides their positive
-    logits and multiplies their negative ones (Keskar et al. 2019), and never sees the prompt.
-    Raises ValueError when a row's logits are not finite numbers.
+class Sampler:
+    """Sampling state of every slot. Slots that ask for nothing special cost one argmax together.
+
+    The random numbers come from the request's seed and not from the device: the same seed draws the same
+    answer on a CPU and on a GPU, as far as their logits agree.
     """
-    if not torch.isfinite(logits.amax(-1)).all():
-        raise ValueError("the model's logits are not finite")
-    for row, (param, seen) in enumerate(zip(params, generated, strict=True)):
-        if param.repetition_penalty != 1.0 and seen:
-            index = torch.tensor(sorted(set(seen)), device=logits.device)
-            values = logits[row, index]
-            logits[row, index] = torch.where(
-                values > 0, values / param.repetition_penalty, values * param.repetition_penalty
+
+    def __init__(self, slots: int, eos_token_ids: Collection[int], device: torch.device) -> None:
+        self._params = [_GREEDY] * slots
+        self._random = [random.Random(0)] * slots
+        self._generated = [0] * slots
+        self._eos = torch.tensor(sorted(eos_token_ids), device=device)
+        self._penalty = torch.ones(slots, 1, device=device)
+        self._seen: Tensor | None = None  # (slots, vocabulary) bool, made when the first penalty is asked for
+
+    def admit(self, slot: int, params: SamplingParams, seed: int) -> None:
+        """A new request begins in this slot."""
+        self._params[slot] = params
+        self._random[slot] = random.Random(seed)
+        self._generated[slot] = 0
+        self._penalty[slot] = params.repetition_penalty
+        if self._seen is not None:
+            self._seen[slot] = False
+
+    def move(self, source: int, target: int) -> None:
+        for states in (self._params, self._random, self._generated):
+            states[target] = states[source]  # type: ignore[index]
+        self._penalty[target] = self._penalty[source]
+        if self._seen is not None:
+            self._seen[target] = self._seen[source]
+
+    def pick(self, logits: Tensor, slots: Sequence[int]) -> tuple[list[int], list[bool]]:
+        """One token for each slot: logits (n, V) float32, row i those of slots[i].
+
+        Returns the tokens, and for each whether its logits were numbers. The repetition penalty divides
+        positive logits of tokens generated before and multiplies negative ones (Keskar et al. 2019,
+        arXiv 1909.05858); it never sees the prompt.
+        """
+        params = [self._params[slot] for slot in slots]
+        finite = torch.isfinite(logits.amax(-1))
+        index = torch.tensor(slots, device=logits.device)
+        penalised = any(param.repetition_penalty != 1.0 for param in params)
+        if penalised:
+            logits = self._penalise(logits, index)
+        early = [
+            row
+            for row, (slot, param) in enumerate(zip(slots, params, strict=True))
+            if self._generated[slot] < param.min_new_tokens
+        ]
+        if early:
+            logits[torch.tensor(early, device=logits.device)[:, None], self._eos] = -torch.inf
+        tokens = logits.argmax(-1)
+        drawn = [row for row, param in enumerate(params) if param.temperature > 0]
+        if drawn:
+            numbers = [self._random[slots[row]].random() for row in drawn]
+            tokens[drawn] = _draw(logits[drawn].nan_to_num(), [params[row] for row in drawn], numbers)
+        if penalised:
+            assert self._seen is not None
+            self._seen[index, tokens] = True
+        for slot in slots:
+            self._generated[slot] += 1
+        chosen, numeric = torch.stack([tokens, finite.long()]).tolist()
+        return chosen, [bool(flag) for flag in numeric]
+
+    def _penalise(self, logits: Tensor, index: Tensor) -> Tensor:
+        if self._seen is None:
+            self._seen = torch.zeros(
+                len(self._params), logits.shape[1], dtype=torch.bool, device=logits.device
             )
-    tokens = logits.argmax(-1)
-    for row, param in enumerate(params):
-        if param.temperature > 0:
-            tokens[row] = _sample(logits[row], param, generators[row])
-    return tokens
+        penalty = self._penalty[index]
+        lowered = torch.where(logits > 0, logits / penalty, logits * penalty)
+        return torch.where(self._seen[index], lowered, logits)
 
 
-def _sample(logits: torch.Tensor, param: SamplingParams, generator: torch.Generator) -> torch.Tensor:
-    """One draw from logits (V,) after temperature, top_k, then top_p."""
-    logits = logits / param.temperature
-    if param.top_k:
-        smallest = logits.topk(min(param.top_k, logits.shape[-1])).values[-1]
-        logits = logits.masked_fill(logits < smallest, -torch.inf)
-    probabilities, order = logits.softmax(-1).sort(descending=True)
+def _draw(logits: Tensor, params: Sequence[SamplingParams], numbers: Sequence[float]) -> Tensor:
+    """One draw a row from logits (n, V) after temperature, top_k, then top_p; numbers: uniform in [0, 1)."""
+
+    def column(values: Sequence[float]) -> Tensor:
+        return torch.tensor(values, device=logits.device)[:, None]
+
+    scaled = logits / column([param.temperature for param in params])
+    probabilities, order = scaled.softmax(-1).sort(descending=True, stable=True)
+    ranks = torch.arange(logits.shape[1], device=logits.device)
+    most = column([param.top_k or logits.shape[1] for param in params])
+    probabilities = probabilities.masked_fill(ranks >= most, 0)
+    probabilities = probabilities / probabilities.sum(-1, keepdim=True)
     # A token stays while the mass before it is below top_p, so the likeliest always stays.
-    probabilities[probabilities.cumsum(-1) - probabilities >= param.top_p] = 0
-    drawn = torch.multinomial(probabilities, 1, generator=generator)
-    return order[drawn].squeeze(0)
+    before = probabilities.cumsum(-1) - probabilities
+    probabilities = probabilities.masked_fill(
+        (before >= column([param.top_p for param in params])) & (ranks > 0), 0
+    )
+    sums = probabilities.cumsum(-1)
+    # The first token whose cumulated mass exceeds the number; the last one with any mass at most.
+    place = (sums <= column(numbers) * sums[:, -1:]).sum(-1, keepdim=True)
+    last = (probabilities > 0).sum(-1, keepdim=True) - 1
+    return order.gather(1, torch.minimum(place, last)).squeeze(1)

@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from sharegpt4v.engine.base import Image, Request, Turn
 from sharegpt4v.errors import UserError
 from sharegpt4v.models.captioner import IMAGE_SLOT, ShareCaptioner
 
@@ -73,8 +74,11 @@ class Adapter(ABC):
         self._shift = (-mean / std).view(3, 1, 1).to(self.device)
 
     @abstractmethod
-    def prompt_ids(self, prompt: str) -> tuple[list[int], list[int]]:
-        """Token ids before and after the image. Control strings inside `prompt` stay plain text."""
+    def segments(self, turns: Sequence[Turn], images: int) -> list[list[int]]:
+        """Token ids of a dialogue, cut where an image stands: images + 1 lists.
+
+        Control strings inside a turn's text stay plain text.
+        """
 
     @abstractmethod
     def answer_ids(self, answer: str) -> list[int]:
@@ -91,37 +95,57 @@ class Adapter(ABC):
         return frozenset(ids if isinstance(ids, Sequence) else [ids])
 
     def normalise(self, pixels: Tensor | npt.NDArray[np.uint8]) -> Tensor:
-        """(B, H, W, 3) uint8 -> (B, 3, H, W) float on the model's device, CLIP-normalised.
-
-        Raises UserError when the images are not at model size.
-        """
+        """(B, S, S, 3) uint8 -> (B, 3, S, S) float on the model's device, CLIP-normalised."""
         batch = torch.as_tensor(pixels)
-        wanted = (self.image_size, self.image_size, 3)
-        if batch.dtype != torch.uint8 or batch.ndim != 4 or tuple(batch.shape[1:]) != wanted:
-            raise UserError(
-                f"pixels are {batch.dtype} {tuple(batch.shape)}; {self.name} takes uint8 (B, {wanted[0]}, "
-                f"{wanted[1]}, 3): prepare images by the {self.protocol} protocol at {self.image_size} px"
-            )
         # uint8 over the bus, a quarter of the bytes; floats only on the device.
         channels_first = batch.to(self.device).permute(0, 3, 1, 2)
         return (channels_first * self._scale + self._shift).to(self.dtype)
 
+    def _check_image(self, image: Image) -> None:
+        wanted = (self.image_size, self.image_size, 3)
+        if image.dtype != np.uint8 or image.shape != wanted:
+            raise UserError(
+                f"pixels are {image.dtype} {image.shape}; {self.name} takes uint8 {wanted}: prepare images "
+                f"by the {self.protocol} protocol at {self.image_size} px"
+            )
+
     @torch.inference_mode()
-    def prompt_embeddings(self, pixels: Tensor | npt.NDArray[np.uint8], prompt: str) -> Tensor:
-        """One image and the same prompt per row.
+    def embed(self, requests: Sequence[Request]) -> list[Tensor]:
+        """Prompts of dialogues, (T, D) each in the model's dtype; generation goes on from there.
 
-        pixels: (B, S, S, 3) uint8, S = image_size, prepared by `protocol`. Returns (B, T, D) in the model's
-        dtype; generation goes on from there until one of `eos_token_ids`.
+        The images of all requests share one pass of the vision tower. Raises UserError for roles out of
+        order, images that are not at model size, and features that are not as many as the image tokens.
         """
-        images = self.image_features(self.normalise(pixels))
-        before, after = (self._embed_ids(ids).expand(len(images), -1, -1) for ids in self.prompt_ids(prompt))
-        return torch.cat([before, images.to(before.dtype), after], dim=1)
-
-    def _embed_ids(self, ids: Sequence[int]) -> Tensor:
-        """(1, T, D)."""
+        for request in requests:
+            _check_roles(request.turns)
+        dialogues = [self.segments(request.turns, len(request.images)) for request in requests]
+        images = iter(self._features([image for request in requests for image in request.images]))
+        ids = [token for segments in dialogues for segment in segments for token in segment]
         table = self.language_model.get_input_embeddings()
-        embeddings: Tensor = table(torch.tensor([ids], dtype=torch.long, device=self.device))
-        return embeddings
+        words = table(torch.tensor(ids, dtype=torch.long, device=self.device))
+        lengths = [len(segment) for segments in dialogues for segment in segments]
+        pieces = iter(words.split(lengths))
+        prompts = []
+        for segments in dialogues:
+            parts = [next(pieces)]
+            for _ in segments[1:]:
+                parts += [next(images).to(words.dtype), next(pieces)]
+            prompts.append(torch.cat(parts))
+        return prompts
+
+    def _features(self, images: Sequence[Image]) -> Tensor:
+        """(N, image_tokens, D) of N images (S, S, 3) uint8."""
+        if not images:
+            return torch.empty(0)
+        for image in images:
+            self._check_image(image)
+        features = self.image_features(self.normalise(np.stack(images)))
+        if features.shape[1] != self.image_tokens:
+            raise UserError(
+                f"{self.name} has {self.image_tokens} image tokens in its prompt and its vision tower gives "
+                f"{features.shape[1]} features: config.json does not fit these weights"
+            )
+        return features
 
     def _text(self, text: str) -> list[int]:
         """Ids of plain text: the tokenizer was loaded so that it finds no control tokens in text."""
@@ -143,7 +167,10 @@ class Adapter(ABC):
 
 
 class CaptionerAdapter(Adapter):
-    """Share-Captioner: BOS `<|User|>:` image prompt `<TOKENS_UNUSED_0>` newline `<|Bot|>:` (as released)."""
+    """Share-Captioner: BOS `<|User|>:` image prompt `<TOKENS_UNUSED_0>` newline `<|Bot|>:` (as released).
+
+    Later rounds follow the answer's `<TOKENS_UNUSED_1>` and a newline, as in InternLM's own chats.
+    """
 
     protocol: ImageProtocol = "squash"
     image_token_id = IMAGE_SLOT
@@ -153,11 +180,20 @@ class CaptionerAdapter(Adapter):
         self.model = model
         self.language_model = model.language_model
         self.image_tokens = model.config.image_tokens
-        self._user = [self.tokenizer.bos_token_id, *self._marker("<|User|>:")]
+        self._user = self._marker("<|User|>:")
         self._bot = [self._control("<TOKENS_UNUSED_0>"), *self._text("\n"), *self._marker("<|Bot|>:")]
 
-    def prompt_ids(self, prompt: str) -> tuple[list[int], list[int]]:
-        return self._user, self._text(prompt) + self._bot
+    def segments(self, turns: Sequence[Turn], images: int) -> list[list[int]]:
+        done, ids = [], [self.tokenizer.bos_token_id, *self._user]
+        for _ in range(images):
+            done.append(ids)
+            ids = []
+        for number, turn in enumerate(turns):
+            if turn.role == "assistant":
+                ids += self.answer_ids(turn.text) + self._text("\n")
+            else:
+                ids += (self._user if number else []) + self._text(turn.text) + self._bot
+        return [*done, ids]
 
     def answer_ids(self, answer: str) -> list[int]:
         return [*self._text(answer), self._control("<TOKENS_UNUSED_1>")]
@@ -167,7 +203,10 @@ class CaptionerAdapter(Adapter):
 
 
 class LmmAdapter(Adapter):
-    """ShareGPT4V: BOS system line ` USER: ` image newline question ` ASSISTANT:` (template vicuna_v1)."""
+    """ShareGPT4V: BOS system line ` USER: ` image newline question ` ASSISTANT:` (template vicuna_v1).
+
+    Later rounds: ` answer</s>USER: question ASSISTANT:`.
+    """
 
     def __init__(
         self, folder: Path, model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast
@@ -180,8 +219,18 @@ class LmmAdapter(Adapter):
         self.language_model = _causal_language_model(model)
         self._system = [self.tokenizer.bos_token_id, *self._text(f"{VICUNA_SYSTEM} USER: ")]
 
-    def prompt_ids(self, prompt: str) -> tuple[list[int], list[int]]:
-        return self._system, self._text(f"\n{prompt} ASSISTANT:")
+    def segments(self, turns: Sequence[Turn], images: int) -> list[list[int]]:
+        done, ids = [], list(self._system)
+        for number in range(images):
+            done.append(ids)
+            ids = self._text("\n") if number + 1 < images else []
+        for number, turn in enumerate(turns):
+            if turn.role == "assistant":
+                ids += self.answer_ids(turn.text)
+            else:
+                opening = "USER: " if number else "\n" if images else ""
+                ids += self._text(f"{opening}{turn.text} ASSISTANT:")
+        return [*done, ids]
 
     def answer_ids(self, answer: str) -> list[int]:
         return [*self._text(f" {answer}"), self.tokenizer.eos_token_id]
@@ -189,6 +238,15 @@ class LmmAdapter(Adapter):
     def image_features(self, pixel_values: Tensor) -> Tensor:
         features: Tensor = torch.stack(self.model.get_image_features(pixel_values).pooler_output)
         return features
+
+
+def _check_roles(turns: Sequence[Turn]) -> None:
+    roles = [turn.role for turn in turns]
+    if roles != ["user", "assistant"] * (len(roles) // 2) + ["user"]:
+        raise UserError(
+            f"a dialogue begins and ends with the user and alternates; its roles are "
+            f"{', '.join(roles) or 'none'}"
+        )
 
 
 def _causal_language_model(model: LlavaForConditionalGeneration) -> LlamaForCausalLM:

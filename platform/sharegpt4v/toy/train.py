@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from sharegpt4v.engine.base import Turn
 from sharegpt4v.models.adapter import Adapter
 from sharegpt4v.toy.captions import detailed_caption
 from sharegpt4v.toy.render import render
@@ -81,7 +82,7 @@ class Scenes(Dataset[tuple[Tensor, list[int], list[int]]]):
     ) -> None:
         self.seed, self.count, self.difficulties, self.per_batch = seed, count, difficulties, per_batch
         self.size = adapter.image_size
-        before, after = adapter.prompt_ids(prompt)
+        before, after = adapter.segments([Turn("user", prompt)], images=1)
         self.prompt_ids = [*before, *[adapter.image_token_id] * adapter.image_tokens, *after]
         self.answer_ids = adapter.answer_ids
 

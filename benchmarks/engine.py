@@ -1,0 +1,189 @@
+"""The torch engine against transformers' generate in static batches, against one by one, and without a model.
+
+    python -m benchmarks.engine --requests 512
+
+Output lengths are drawn from 20..200 with a fixed seed; both sides ban the end token until then. Each side
+gets the batch size it is fastest with on a part of the requests. `decode` has prompts of one token.
+"""
+
+import argparse
+import random
+import time
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any, cast
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from benchmarks.machine import describe_machine
+from sharegpt4v.engine.base import Request, SamplingParams, Turn
+from sharegpt4v.engine.torch_engine import TorchEngine
+from sharegpt4v.models.adapter import Adapter
+from sharegpt4v.models.toy import toy_text_config
+from sharegpt4v.toy.tokenizer import build_tokenizer
+
+EOS = 2
+SIZES = (16, 32, 64, 128)
+
+
+class PromptAdapter:
+    """A bare language model: a request's prompt is as many random tokens as its question says."""
+
+    image_size = 0
+
+    def __init__(self, model: Any, dtype: torch.dtype = torch.float32) -> None:
+        self.language_model = model
+        self.tokenizer = build_tokenizer()
+        self.eos_token_ids = frozenset({EOS})
+        self.device = torch.device("cpu")
+        self.dtype = dtype
+
+    def embed(self, requests: Sequence[Request]) -> list[torch.Tensor]:
+        table = self.language_model.get_input_embeddings()
+        return [table(prompt_ids(request, self.language_model.config.vocab_size)) for request in requests]
+
+
+class NoModel:
+    """A language model that does nothing: what is left is the scheduler."""
+
+    def __init__(self) -> None:
+        self.config = LlamaConfig(vocab_size=64, hidden_size=64, num_attention_heads=1, num_hidden_layers=0)
+        self._table = torch.nn.Embedding(64, 64)
+
+    def get_input_embeddings(self) -> torch.nn.Module:
+        return self._table
+
+    def model(self, input_ids: Any = None, inputs_embeds: Any = None, **_: object) -> SimpleNamespace:
+        rows, width = (input_ids if inputs_embeds is None else inputs_embeds).shape[:2]
+        return SimpleNamespace(last_hidden_state=torch.zeros(rows, width, 64))
+
+    def lm_head(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden
+
+
+def prompt_ids(request: Request, vocabulary: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(int(request.id))
+    return torch.randint(10, vocabulary, (int(request.turns[0].text),), generator=generator)
+
+
+def make_requests(count: int, prompt_tokens: int, equal: bool = False) -> list[Request]:
+    draw = random.Random(7)
+    lengths = [110 if equal else draw.randint(20, 200) for _ in range(count)]
+    return [
+        Request(
+            str(number),
+            (Turn("user", str(prompt_tokens)),),
+            sampling=SamplingParams(max_new_tokens=length, min_new_tokens=length),
+        )
+        for number, length in enumerate(lengths)
+    ]
+
+
+def ours(model: Any, requests: Sequence[Request], size: int) -> tuple[float, TorchEngine]:
+    """Tokens/s, start of the first request to end of the last, and the closed engine."""
+    longest = max(int(request.turns[0].text) + request.sampling.max_new_tokens for request in requests)
+    adapter = cast(Adapter, PromptAdapter(model))
+    engine = TorchEngine(adapter, "bench@0", size, max_context=longest + 1)
+    start = time.perf_counter()
+    handles = [engine.submit(request) for request in requests]
+    tokens = sum(handle.result().tokens for handle in handles)
+    seconds = time.perf_counter() - start
+    engine.close()
+    return tokens / seconds, engine
+
+
+@torch.inference_mode()
+def static(model: Any, requests: Sequence[Request], size: int) -> float:
+    """Tokens/s of transformers' generate in batches of `size`, in order; only wanted tokens count."""
+    start, tokens = time.perf_counter(), 0
+    for first in range(0, len(requests), size):
+        batch = requests[first : first + size]
+        longest = max(request.sampling.max_new_tokens for request in batch)
+        ids = torch.stack([prompt_ids(request, model.config.vocab_size) for request in batch])
+        model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=longest,
+            min_new_tokens=longest,
+            do_sample=False,
+            eos_token_id=EOS,
+            pad_token_id=0,
+        )
+        tokens += sum(request.sampling.max_new_tokens for request in batch)
+    return tokens / (time.perf_counter() - start)
+
+
+def best_size(rate: Callable[[int], float], sizes: Sequence[int]) -> int:
+    return max(sizes, key=rate)
+
+
+def compare(name: str, model: Any, count: int, prompt_tokens: int, equal: bool = False) -> None:
+    """One line of the table; generate's best size is looked for among all requests' first part."""
+    requests = make_requests(count, prompt_tokens, equal)
+    probe = requests[: max(SIZES)] if count > max(SIZES) else requests
+    theirs_size = best_size(lambda size: static(model, probe, size), SIZES)
+    our_size = best_size(lambda size: ours(model, probe, size)[0], SIZES[:3])
+    theirs = static(model, requests, theirs_size)
+    rate, engine = ours(model, requests, our_size)
+    print(
+        f"{name}: engine {rate:,.0f} tokens/s ({our_size} slots, use {engine.stats().slot_use:.2f}), "
+        f"generate {theirs:,.0f} (batches of {theirs_size}), ratio {rate / theirs:.2f}",
+        flush=True,
+    )
+
+
+def one_by_one(model: Any, count: int) -> None:
+    requests = make_requests(count, 32)
+    alone = static(model, requests[:8], 1)
+    rate, _ = ours(model, requests, 32)
+    print(f"one by one: {alone:,.1f} tokens/s over 8 requests, engine {rate:,.0f}, ratio {rate / alone:.1f}")
+
+
+def large_model() -> LlamaForCausalLM:
+    """About 100 million parameters, random."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=8_000,
+        hidden_size=768,
+        intermediate_size=2_048,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        max_position_embeddings=1024,
+        eos_token_id=EOS,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def toy_model() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(toy_text_config(EOS, attention_bias=True)).eval()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--requests", type=int, default=512)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--models", default="none,toy,100m", help="some of none, toy, 100m")
+    options = parser.parse_args()
+    print(describe_machine())
+    torch.set_num_threads(options.threads)
+    if "none" in options.models:
+        rate, engine = ours(NoModel(), make_requests(2 * options.requests, 32), 64)
+        print(f"scheduler alone: {rate:,.0f} tokens/s over 64 slots, use {engine.stats().slot_use:.2f}")
+    for name, make in (("toy", toy_model), ("100m", large_model)):
+        if name not in options.models:
+            continue
+        model = make()
+        print(f"{name}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters")
+        compare(f"{name}, decode", model, options.requests, 1)
+        compare(f"{name}, 32-token prompts", model, options.requests, 32)
+        compare(f"{name}, 576-token prompts", model, options.requests // 4, 576)
+        compare(f"{name}, equal lengths", model, options.requests // 2, 32, equal=True)
+        one_by_one(model, options.requests // 4)
+
+
+if __name__ == "__main__":
+    main()

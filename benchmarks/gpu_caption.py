@@ -1,0 +1,175 @@
+"""Captioning speed of the real shapes with random weights on one GPU; needs torch and transformers alone.
+
+    PYTHONPATH=platform:. python benchmarks/gpu_caption.py --models lmm,resampler,qformer
+
+Images are random pixels at model size, lengths of captions are spread around 190 tokens (a mean of 826
+characters, Table 2), and the end token is banned until then. Not measured: decoding image files, and whether
+the captions of random weights make sense (they do not). The paper's rate is 1.246 M images in 44 A100
+GPU-days, with 3 beams and on another card: an orientation, not a race.
+"""
+
+import argparse
+import platform
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from transformers import LlavaForConditionalGeneration
+
+from sharegpt4v.engine.base import Request, SamplingParams, Turn
+from sharegpt4v.engine.torch_engine import TorchEngine
+from sharegpt4v.models.adapter import Adapter, CaptionerAdapter, LmmAdapter
+from sharegpt4v.models.captioner import Sampler, ShareCaptioner, share_captioner_7b
+from sharegpt4v.models.lmm import share_gpt4v_config
+from sharegpt4v.models.toy import toy_captioner_config, toy_lmm_config
+from sharegpt4v.prompts import UNIFIED_CAPTION
+from sharegpt4v.toy.tokenizer import build_tokenizer
+
+PAPER_RATE = 0.316  # images/s/A100: 1.246 M images over 44 GPU-days [derived from section 3.3]
+MEAN_TOKENS = 190
+
+
+def make_captioner(sampler: Sampler, toy: bool) -> Adapter:
+    config = toy_captioner_config(sampler) if toy else share_captioner_7b(sampler)
+    return CaptionerAdapter(Path("random"), ShareCaptioner(config).eval(), build_tokenizer())
+
+
+def make_lmm(toy: bool) -> Adapter:
+    config = toy_lmm_config() if toy else share_gpt4v_config("7b")
+    return LmmAdapter(Path("random"), LlavaForConditionalGeneration(config).eval(), build_tokenizer())
+
+
+MODELS: dict[str, Callable[[bool], Adapter]] = {
+    "lmm": make_lmm,
+    "resampler": lambda toy: make_captioner("resampler", toy),
+    "qformer": lambda toy: make_captioner("qformer", toy),
+}
+
+
+def make_requests(count: int, image_size: int) -> list[Request]:
+    draw = random.Random(11)
+    images = np.random.default_rng(0).integers(0, 256, (8, image_size, image_size, 3), dtype=np.uint8)
+    lengths = [min(400, max(60, round(draw.gauss(MEAN_TOKENS, 50)))) for _ in range(count)]
+    return [
+        Request(
+            str(number),
+            (Turn("user", UNIFIED_CAPTION.text),),
+            (images[number % 8],),
+            SamplingParams(max_new_tokens=length, min_new_tokens=length),
+        )
+        for number, length in enumerate(lengths)
+    ]
+
+
+def card_rates(device: str) -> tuple[float, float]:
+    """Measured bandwidth in bytes/s (a copy reads and writes) and bf16 matrix rate in operations/s."""
+    size = 2**30 if device == "cuda" else 2**24
+    source = torch.empty(size, dtype=torch.uint8, device=device)
+    side = 8192 if device == "cuda" else 256
+    matrix = torch.randn(side, side, dtype=torch.bfloat16, device=device)
+    target = torch.empty_like(source)
+    copy = _seconds(lambda: target.copy_(source), device)
+    product = _seconds(lambda: matrix @ matrix, device)
+    return 2 * size / copy, 2 * side**3 / product
+
+
+def _seconds(work: Callable[[], object], device: str) -> float:
+    for _ in range(3):
+        work()
+    _wait(device)
+    start = time.perf_counter()
+    for _ in range(10):
+        work()
+    _wait(device)
+    return (time.perf_counter() - start) / 10
+
+
+def _wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def measure(name: str, options: argparse.Namespace, device: str, bandwidth: float, operations: float) -> None:
+    """One model: images/s end to end, and where the time goes."""
+    torch.set_default_dtype(torch.bfloat16 if device == "cuda" else torch.float32)
+    with torch.device(device):
+        adapter = MODELS[name](options.toy)
+    torch.set_default_dtype(torch.float32)
+    requests = make_requests(options.images, adapter.image_size)
+    prompt = len(adapter.embed(requests[:1])[0])
+    engine = TorchEngine(adapter, f"{name}@random", options.slots, max_context=prompt + 401)
+    for handle in [engine.submit(request) for request in requests[: engine.capacity]]:
+        handle.result()  # graphs are captured, libraries warm
+    before = engine.stats()
+    start = time.perf_counter()
+    for handle in [engine.submit(request) for request in requests]:
+        handle.result()
+    seconds = time.perf_counter() - start
+    after = engine.stats()
+    engine.close()
+    rate = len(requests) / seconds
+    decode = after.decode_seconds - before.decode_seconds
+    prefill = after.prefill_seconds - before.prefill_seconds
+    steps = (after.slot_steps - before.slot_steps) / engine.capacity
+    new_tokens = after.new_tokens - before.new_tokens
+    prompt_tokens = after.prompt_tokens - before.prompt_tokens
+    text = adapter.language_model
+    weights = sum(p.numel() for p in text.parameters())
+    config = text.config
+    per_token = (
+        2
+        * config.num_hidden_layers
+        * config.num_key_value_heads
+        * (config.hidden_size // config.num_attention_heads)
+    )
+    # What a step must read: the weights once, and each live slot's prompt and on average half of its answer.
+    live = (after.live_steps - before.live_steps) * (prompt + MEAN_TOKENS / 2) * per_token
+    read = (steps * weights + live) * adapter.dtype.itemsize
+    memory = torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else float("nan")
+    slot_use = (after.live_steps - before.live_steps) / (after.slot_steps - before.slot_steps)
+    print(
+        f"{name}: {rate:.2f} images/s ({rate / PAPER_RATE:.0f}x the paper's A100 with 3 beams), "
+        f"{new_tokens / seconds:,.0f} new tokens/s, {engine.capacity} slots, use {slot_use:.2f}, "
+        f"prompt {prompt} tokens, memory {memory:.1f} GB"
+    )
+    achieved = 2 * weights * prompt_tokens / prefill / operations
+    print(
+        f"  decode {decode:.1f} s of {seconds:.1f}: {1000 * decode / steps:.1f} ms a step, "
+        f"{read / decode / bandwidth:.0%} of measured bandwidth; embed and prefill {prefill:.1f} s: "
+        f"{achieved:.0%} of the measured matrix rate, vision tower not counted",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", default="lmm,resampler,qformer", help=f"some of {', '.join(MODELS)}")
+    parser.add_argument("--images", type=int, default=768)
+    parser.add_argument("--slots", type=int, default=192)
+    parser.add_argument("--toy", action="store_true", help="toy shapes on the CPU: a test of this script")
+    options = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() and not options.toy else "cpu"
+    if device == "cpu" and not options.toy:
+        parser.exit(2, "no GPU here: --toy runs the script at toy size on the CPU\n")
+    card = torch.cuda.get_device_name() if device == "cuda" else platform.machine()
+    print(f"{card}, torch {torch.__version__}, transformers {transformers.__version__}")
+    bandwidth, operations = card_rates(device)
+    print(f"measured: {bandwidth / 1e9:,.0f} GB/s copied, {operations / 1e12:,.1f} bf16 TFLOP/s")
+    for name in options.models.split(","):
+        try:
+            measure(name, options, device, bandwidth, operations)
+        except torch.OutOfMemoryError as error:
+            print(f"{name}: could not be measured: {' '.join(str(error).split())[:200]}")
+        if device == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""One token a slot: penalties, cuts, seeds."""
+
+from collections import Counter
+
+import pytest
+import torch
+
+from sharegpt4v.engine.base import SamplingParams
+from sharegpt4v.engine.sampling import Sampler
+
+CPU = torch.device("cpu")
+
+
+def _sampler(*params: SamplingParams, seed: int = 0, eos: tuple[int, ...] = (0,)) -> Sampler:
+    sampler = Sampler(len(params), eos, CPU)
+    for slot, param in enumerate(params):
+        sampler.admit(slot, param, seed)
+    return sampler
+
+
+def _pick(sampler: Sampler, *logits: list[float]) -> list[int]:
+    return sampler.pick(torch.tensor(logits), range(len(logits)))[0]
+
+
+def test_the_repetition_penalty_sees_generated_tokens_only() -> None:
+    sampler = _sampler(SamplingParams(repetition_penalty=1.5), SamplingParams())
+    logits = [2.0, 1.9, -1.0]
+    assert _pick(sampler, logits, logits) == [0, 0]
+    assert _pick(sampler, logits, logits) == [1, 0]  # 2.0 / 1.5 < 1.9, and only for who asked for it
+    assert _pick(sampler, [-2.0, -2.5, -2.9], [-2.0, -2.5, -2.9]) == [2, 0]  # -2.0 * 1.5 < -2.9
+
+
+def test_a_new_request_in_a_slot_has_generated_nothing_yet() -> None:
+    sampler = _sampler(SamplingParams(repetition_penalty=1.5))
+    assert _pick(sampler, [2.0, 1.9]) == [0]
+    sampler.admit(0, SamplingParams(repetition_penalty=1.5), 0)
+    assert _pick(sampler, [2.0, 1.9]) == [0]
+
+
+def test_a_moved_request_takes_its_state_along() -> None:
+    sampler = _sampler(SamplingParams(), SamplingParams(repetition_penalty=1.5))
+    assert sampler.pick(torch.tensor([[2.0, 1.9]]), [1])[0] == [0]
+    sampler.move(1, 0)
+    assert _pick(sampler, [2.0, 1.9]) == [1]
+
+
+@pytest.mark.parametrize(
+    ("params", "seen"),
+    [
+        (SamplingParams(temperature=5.0, top_k=2), {0, 1}),
+        (SamplingParams(temperature=1.0, top_p=0.7), {0, 1}),
+        (SamplingParams(temperature=1.0, top_p=0.0), {0}),
+        (SamplingParams(temperature=1.0, top_k=3, top_p=0.95), {0, 1, 2}),
+        (SamplingParams(temperature=3.0), {0, 1, 2, 3}),
+    ],
+)
+def test_top_k_and_top_p_cut_the_tail(params: SamplingParams, seen: set[int]) -> None:
+    draws = {_pick(_sampler(params, seed=seed), [3.0, 2.0, 1.0, 0.0])[0] for seed in range(300)}
+    assert draws == seen
+
+
+def test_draws_follow_the_probabilities() -> None:
+    sampler = _sampler(SamplingParams(temperature=1.0))
+    logits = torch.tensor([0.6, 0.3, 0.1]).log().tolist()
+    counts = Counter(_pick(sampler, logits)[0] for _ in range(4_000))
+    assert [counts[token] / 4_000 for token in range(3)] == pytest.approx([0.6, 0.3, 0.1], abs=0.03)
+
+
+def test_a_draw_depends_on_the_seed_and_not_on_the_company() -> None:
+    params, logits = SamplingParams(temperature=2.0), [1.0, 0.9, 0.8, 0.7]
+    alone, company = _sampler(params, seed=5), Sampler(3, (0,), CPU)
+    for slot, seed in enumerate((1, 5, 9)):
+        company.admit(slot, params, seed)
+    first = [_pick(alone, logits)[0] for _ in range(20)]
+    assert first == [_pick(company, logits, logits, logits)[1] for _ in range(20)]
+    assert len(set(first)) > 1
+
+
+def test_no_end_token_before_the_minimum() -> None:
+    sampler = _sampler(SamplingParams(min_new_tokens=2), SamplingParams())
+    logits = [5.0, 1.0]
+    assert [_pick(sampler, logits, logits) for _ in range(3)] == [[1, 0], [1, 0], [0, 0]]
+
+
+def test_logits_that_are_no_numbers_are_told_row_by_row() -> None:
+    nan = float("nan")
+    sampler = _sampler(*[SamplingParams(temperature=1.0)] * 3)
+    assert sampler.pick(torch.tensor([[1.0, nan], [0.0, 1.0], [float("inf"), 0.0]]), range(3))[1] == [
+        False,
+        True,
+        False,
+    ]
