@@ -3,7 +3,7 @@
 import re
 from typing import Literal
 
-from torch import nn
+from transformers import LlavaForConditionalGeneration
 
 from sharegpt4v.errors import UserError
 
@@ -16,8 +16,10 @@ FIRST_BLOCK = 12
 _BLOCK = re.compile(r"vision_tower\.(?:vision_model\.)?encoder\.layers\.(\d+)\.")
 
 
-def freeze(model: nn.Module, stage: TrainStage, first_block: int = FIRST_BLOCK) -> list[str]:
-    """Sets `requires_grad` of every parameter of a LlavaForConditionalGeneration for one stage.
+def freeze(
+    model: LlavaForConditionalGeneration, stage: TrainStage, first_block: int = FIRST_BLOCK
+) -> list[str]:
+    """Sets `requires_grad` of every parameter for one stage.
 
     align: the projector. pretrain: projector, language model and the vision blocks from `first_block` on
     (the number of blocks, 24, leaves the tower frozen). sft: projector and language model.
@@ -41,12 +43,13 @@ def freeze(model: nn.Module, stage: TrainStage, first_block: int = FIRST_BLOCK) 
     return trained
 
 
-def blocks_with_gradient(model: nn.Module) -> int:
+def blocks_with_gradient(model: LlavaForConditionalGeneration) -> int:
     """How many vision blocks the loss can reach: 23 of 24 with the features of hidden_states[-2]."""
     config = model.config
     layers = config.vision_feature_layer
     states = config.vision_config.num_hidden_layers + 1  # hidden_states[0] are the embeddings
-    return max(layer % states for layer in ([layers] if isinstance(layers, int) else layers))
+    used: int = max(layer % states for layer in ([layers] if isinstance(layers, int) else layers))
+    return used
 
 
 def _trains(name: str, stage: TrainStage, blocks: range) -> bool:

@@ -1,0 +1,46 @@
+"""Released checkpoints and ours: `python -m pipelines.convert --checkpoint FOLDER --out FOLDER`."""
+
+import sys
+import time
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.progress import Progress
+
+from sharegpt4v.config import ConvertConfig
+from sharegpt4v.flags import run_command
+from sharegpt4v.models.convert import Plan, plan
+from sharegpt4v.models.convert import convert as write
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0 written, 2 wrong request or a checkpoint that does not fit."""
+    arguments = sys.argv[1:] if argv is None else argv
+    return run_command("convert", ConvertConfig, convert, arguments, plan=_plan_text)
+
+
+def convert(config: ConvertConfig) -> int:
+    """Plans, writes with a bar of bytes, and says where the folder stands."""
+    planned = _plan(config)
+    print(planned.text)
+    start = time.monotonic()
+    with Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task("writing", total=planned.bytes)
+        write(planned, config.out, int(config.shard_gb * 1e9), lambda done: progress.advance(task, done))
+    seconds = time.monotonic() - start
+    rate = planned.bytes / 1e6 / max(seconds, 1e-9)
+    print(f"{planned.bytes / 1e9:,.2f} GB written to {config.out} in {seconds:,.1f} s, {rate:,.0f} MB/s")
+    return 0
+
+
+def _plan(config: ConvertConfig) -> Plan:
+    return plan(config.checkpoint, config.to, config.vision_tower, config.tokenizer)
+
+
+def _plan_text(config: ConvertConfig) -> str:
+    planned = _plan(config)
+    return f"{planned.text}, {planned.bytes / 1e9:,.2f} GB"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,193 @@
+"""Checkpoints from one layout to another, shard by shard, in memory for one shard.
+
+The layout is told by the keys. Released ShareGPT4V and LLaVA-1.5 <-> transformers' LLaVA; released
+Share-Captioner -> ours. Names and shapes are checked before the first byte is written, and the folder gets
+its name when it is complete.
+"""
+
+import math
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from transformers import LlavaConfig
+
+from sharegpt4v.errors import UserError
+from sharegpt4v.models.convert import captioner, folder, llava
+from sharegpt4v.models.convert.checkpoint import Checkpoint, Stored
+from sharegpt4v.models.convert.recipe import Recipe, Report, check, total_size, write
+
+Layout = Literal["captioner", "released", "transformers"]
+Target = Literal["transformers", "released"]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A conversion that has been found possible.
+
+    text: one line for people. parts: subfolder, and the tensors that go there. finish: writes the files
+    beside the weights into a folder.
+    """
+
+    text: str
+    tensors: Mapping[str, Stored]
+    parts: tuple[tuple[str, list[Recipe]], ...]
+    finish: Callable[[Path], None]
+
+    @property
+    def bytes(self) -> int:
+        """Of all tensors that will be written."""
+        return sum(total_size(recipes, self.tensors) for _, recipes in self.parts)
+
+
+def plan(
+    source: Path, to: Target = "transformers", vision_tower: Path | None = None, tokenizer: Path | None = None
+) -> Plan:
+    """Looks at names and shapes only. Raises UserError, one line, for everything that does not fit."""
+    checkpoint = Checkpoint(source)
+    tower = Checkpoint(vision_tower) if vision_tower else None
+    layout = told_by_keys(checkpoint)
+    if layout == "released" and to == "transformers":
+        return _llava(checkpoint, tower, tokenizer or source)
+    if tower:
+        raise UserError(f"{source} brings its own vision tower; leave --vision-tower away")
+    if layout == "transformers":
+        return _from_transformers(checkpoint, to, tokenizer or source)
+    if layout == "captioner" and to == "transformers":
+        return _captioner(checkpoint, tokenizer or source)
+    raise UserError(f"{source} is in the released layout already; leave --to released away")
+
+
+def convert(plan: Plan, out: Path, shard_bytes: int, report: Report = lambda written: None) -> None:
+    """Writes the planned folder. Raises UserError when `out` holds something."""
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"--out {out} is not empty; give a new folder")
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    for name, recipes in plan.parts:
+        (partial / name).mkdir(parents=True)
+        write(recipes, plan.tensors, partial / name, shard_bytes, report)
+    plan.finish(partial)
+    if out.exists():
+        out.rmdir()
+    partial.rename(out)
+
+
+def told_by_keys(checkpoint: Checkpoint) -> Layout:
+    """The layout of a checkpoint. Raises UserError when its names are none that we know."""
+    names = checkpoint.tensors
+    if any(name.startswith("internlm_model.") for name in names):
+        return "captioner"
+    if any(name.startswith("model.mm_projector.") for name in names):
+        return "released"
+    if any("multi_modal_projector." in name for name in names):
+        return "transformers"
+    if any(name.startswith(("resampler.", "qformer.")) for name in names):
+        raise UserError(f"{checkpoint.folder} is a Share-Captioner of ours already; nothing is to be done")
+    raise UserError(
+        f"{checkpoint.folder} holds neither LLaVA nor Share-Captioner: no internlm_model, mm_projector or "
+        f"multi_modal_projector among {len(names)} tensors such as {next(iter(names), 'none')}"
+    )
+
+
+def _llava(checkpoint: Checkpoint, tower: Checkpoint | None, tokenizer: Path) -> Plan:
+    tensors = llava.released_tensors(checkpoint, tower)
+    config = llava.llava_config(checkpoint, tower, tensors)
+    recipes = llava.to_transformers(config)
+    check(recipes, tensors, checkpoint.folder)
+    words = _llava_words(tokenizer, config)
+    dtype = tensors["model.embed_tokens.weight"].dtype
+
+    def finish(out: Path) -> None:
+        folder.write_llava(out, config, dtype, words, originals=checkpoint.folder)
+        where = tower.folder.resolve().name if tower else "inside the checkpoint"
+        facts = [*_facts(recipes, dtype), f"vision tower: {where}", *_llava_facts(config)]
+        folder.write_card(out, _title(checkpoint), facts)
+
+    text = f"released LLaVA layout -> transformers' LLaVA, {len(recipes)} tensors"
+    return Plan(text, tensors, ((".", recipes),), finish)
+
+
+def _from_transformers(checkpoint: Checkpoint, to: Target, tokenizer: Path) -> Plan:
+    tensors = llava.transformers_tensors(checkpoint)
+    config = folder.read_llava_config(checkpoint.folder)
+    if to == "released":
+        return _to_released(checkpoint, tensors, config)
+    recipes = llava.unchanged(config)
+    check(recipes, tensors, checkpoint.folder)
+    words = _llava_words(tokenizer, config)
+    dtype = tensors["language_model.lm_head.weight"].dtype
+    kept = checkpoint.folder / folder.ORIGINALS
+
+    def finish(out: Path) -> None:
+        folder.write_llava(out, config, dtype, words, originals=kept if kept.is_dir() else None)
+        facts = [*_facts(recipes, dtype), *_llava_facts(config)]
+        folder.write_card(out, _title(checkpoint), facts)
+
+    text = f"transformers' LLaVA -> the names that vLLM and older versions read, {len(recipes)} tensors"
+    return Plan(text, tensors, ((".", recipes),), finish)
+
+
+def _to_released(checkpoint: Checkpoint, tensors: Mapping[str, Stored], config: LlavaConfig) -> Plan:
+    language, tower = llava.to_released(config)
+    check([*language, *tower], tensors, checkpoint.folder)
+    dtype = tensors["language_model.lm_head.weight"].dtype
+    return Plan(
+        f"transformers' LLaVA -> released layout, {len(language)} + {len(tower)} tensors",
+        tensors,
+        ((".", language), ("vision_tower", tower)),
+        lambda out: folder.write_released(out, checkpoint.folder, config, dtype),
+    )
+
+
+def _captioner(checkpoint: Checkpoint, tokenizer: Path) -> Plan:
+    tensors = captioner.captioner_tensors(checkpoint)
+    config = captioner.captioner_config(checkpoint, tensors)
+    recipes = captioner.to_ours(config, checkpoint.config(), tensors)
+    check(recipes, tensors, checkpoint.folder)
+    words = folder.find_words(tokenizer, {})
+    dtype = tensors["internlm_model.model.embed_tokens.weight"].dtype
+    merged = sum(name.endswith(".lora_A.weight") for name in tensors)
+
+    def finish(out: Path) -> None:
+        folder.write_captioner(out, config, dtype, words, originals=checkpoint.folder)
+        facts = [
+            *_facts(recipes, dtype),
+            f"sampler: {config.sampler}, {config.image_tokens} embeddings an image",
+            f"LoRA merged into {merged} weights",
+            f"images: squashed to a square of {config.vision_config.image_size} px",
+            "runs with `sharegpt4v caption --model FOLDER`",
+        ]
+        folder.write_card(out, _title(checkpoint), facts)
+
+    text = f"released Share-Captioner, {config.sampler} -> ours, {len(recipes)} tensors, {merged} with LoRA"
+    return Plan(text, tensors, ((".", recipes),), finish)
+
+
+def _llava_words(tokenizer: Path, config: LlavaConfig) -> folder.Words:
+    ids = {folder.IMAGE: config.image_token_index, folder.PAD: config.text_config.pad_token_id}
+    return folder.find_words(tokenizer, ids)
+
+
+def _title(checkpoint: Checkpoint) -> str:
+    return checkpoint.folder.resolve().name
+
+
+def _facts(recipes: list[Recipe], dtype: torch.dtype) -> list[str]:
+    parameters = sum(math.prod(recipe.shape) for recipe in recipes)
+    kind = str(dtype).removeprefix("torch.")
+    return [f"{parameters:,} parameters in {len(recipes)} tensors, language model in {kind}"]
+
+
+def _llava_facts(config: LlavaConfig) -> list[str]:
+    text = config.text_config
+    return [
+        f"images: {config.image_protocol} to a square of {config.vision_config.image_size} px, "
+        f"{config.image_seq_length} tokens",
+        f"`<image>` = {config.image_token_index}, `<pad>` = {text.pad_token_id}; tables of {text.vocab_size} "
+        "rows, those without a token hold the mean of the others",
+        "loads with `LlavaForConditionalGeneration` and `AutoProcessor`; chat template vicuna_v1",
+    ]

@@ -1,0 +1,203 @@
+"""Released Share-Captioner, both layouts, -> ours (reference, 4).
+
+`Qformer.bert.*` is the layout of InternLM-XComposer v1, LoRA beside its language model's weights;
+`Qformer.query` is the resampler's. Sizes are read from the tensors and from config.json. Numbers of heads are
+in neither: they follow from the widths of heads in the published models.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Blip2QFormerConfig, Blip2VisionConfig
+
+from sharegpt4v.errors import UserError
+from sharegpt4v.models.captioner import ShareCaptioner, ShareCaptionerConfig, sincos_positions
+from sharegpt4v.models.convert.checkpoint import Checkpoint, Stored, dimensions
+from sharegpt4v.models.convert.recipe import Recipe, renamed
+from sharegpt4v.models.convert.released import read_released, text_config
+
+_HEAD = {"vision": 88, "qformer": 64, "resampler": 128}
+"""Width of one attention head: EVA-ViT-g 1408 / 16, BERT 768 / 12, the resampler 4096 / 32."""
+
+_DEPTH = {("visual_encoder.blocks.", 1408): 39, ("Qformer.bert.encoder.layer.", 768): 12}
+"""Blocks at the published widths, so that a whole last block that is missing is noticed."""
+
+_END_TOKENS = (2, 103028)
+"""`</s>` and `<TOKENS_UNUSED_1>`, which ends an answer."""
+
+_POSITIONS = "Qformer.pos_embed"
+_ROWS = 256  # of a weight that are in float32 at once
+
+_BLOCK = r"^vision_model\.encoder\.layers\.(\d+)\."
+_NAMES = tuple(
+    (re.compile(ours), theirs)
+    for ours, theirs in (
+        (r"^vision_model\.embeddings\.class_embedding$", "visual_encoder.cls_token"),
+        (r"^vision_model\.embeddings\.position_embedding$", "visual_encoder.pos_embed"),
+        (r"^vision_model\.embeddings\.patch_embedding\.", "visual_encoder.patch_embed.proj."),
+        (_BLOCK + r"layer_norm", r"visual_encoder.blocks.\1.norm"),
+        (_BLOCK + r"self_attn\.projection\.", r"visual_encoder.blocks.\1.attn.proj."),
+        (_BLOCK + r"self_attn\.", r"visual_encoder.blocks.\1.attn."),
+        (_BLOCK, r"visual_encoder.blocks.\1."),
+        (r"^vision_model\.post_layernorm\.", "ln_vision."),
+        (r"^resampler\.", "Qformer."),
+        (r"^qformer\.layernorm\.", "Qformer.bert.embeddings.LayerNorm."),
+        (r"^qformer(\.encoder\.layer\.\d+\.\w*attention\.)attention\.", r"Qformer.bert\1self."),
+        (r"^qformer\.", "Qformer.bert."),
+        (r"^projection\.", "internlm_proj."),
+        (r"^start_embedding$", "flag_image_start"),
+        (r"^end_embedding$", "flag_image_end"),
+        (r"^language_model\.", "internlm_model."),
+    )
+)
+"""Our name, and the released one."""
+
+
+def captioner_tensors(checkpoint: Checkpoint) -> dict[str, Stored]:
+    """The tensors without the resampler's positions. Raises UserError when these are not 2-D sin-cos."""
+    kept = dict(checkpoint.tensors)
+    if _POSITIONS in kept:
+        _check_positions(kept.pop(_POSITIONS))
+    return kept
+
+
+def captioner_config(checkpoint: Checkpoint, tensors: Mapping[str, Stored]) -> ShareCaptionerConfig:
+    """Our configuration of a released checkpoint, its sampler told by the keys.
+
+    Raises UserError for a tensor that gives a size and is missing, or a width that heads do not divide.
+    """
+    released = read_released(checkpoint)
+
+    def shape(name: str, number: int) -> tuple[int, ...]:
+        return dimensions(tensors, name, number)
+
+    width, _, patch, _ = shape("visual_encoder.patch_embed.proj.weight", 4)
+    vision = Blip2VisionConfig(
+        hidden_size=width,
+        intermediate_size=shape("visual_encoder.blocks.0.mlp.fc1.weight", 2)[0],
+        num_hidden_layers=_depth("visual_encoder.blocks.", width, tensors),
+        num_attention_heads=_heads("vision", width),
+        image_size=math.isqrt(shape("visual_encoder.pos_embed", 3)[1] - 1) * patch,
+        patch_size=patch,
+    )
+    vocabulary = released["vocab_size"]
+    text = text_config(
+        released,
+        vocabulary,
+        attention_bias=True,
+        mlp_bias=False,
+        eos_token_id=[token for token in _END_TOKENS if token < vocabulary],
+        pad_token_id=2,  # the released -1 is not a row of the table
+    )
+    sampler: dict[str, Any] = {}
+    if _is_qformer(tensors):
+        _, queries, size = shape("query_tokens", 3)
+        layer = "Qformer.bert.encoder.layer."
+        sampler["qformer_config"] = Blip2QFormerConfig(
+            hidden_size=size,
+            intermediate_size=shape(f"{layer}0.intermediate_query.dense.weight", 2)[0],
+            num_hidden_layers=_depth(layer, size, tensors),
+            num_attention_heads=_heads("qformer", size),
+            encoder_hidden_size=width,
+        )
+    else:
+        queries, size = shape("Qformer.query", 2)
+        sampler |= {"resampler_width": size, "resampler_heads": _heads("resampler", size)}
+    name = "qformer" if "qformer_config" in sampler else "resampler"
+    return ShareCaptionerConfig(
+        vision_config=vision, text_config=text, sampler=name, num_queries=queries, **sampler
+    )
+
+
+def to_ours(
+    config: ShareCaptionerConfig, released: Mapping[str, Any], tensors: Mapping[str, Stored]
+) -> list[Recipe]:
+    """Our tensors from the released ones, LoRA merged into the weights beside it."""
+    with torch.device("meta"):
+        model = ShareCaptioner(config)
+    recipes = []
+    for name, tensor in model.state_dict().items():
+        source, shape = _released(name), tuple(tensor.shape)
+        adapter = source.removesuffix("weight") + "lora_A.weight"
+        if source.endswith(".attn.qkv.bias"):
+            part = (shape[0] // 3,)
+            at = source.removesuffix("qkv.bias")
+            recipes.append(Recipe(name, shape, {f"{at}q_bias": part, f"{at}v_bias": part}, _qkv_bias))
+        elif adapter in tensors:
+            recipes.append(_merged(name, source, shape, tensors[adapter].shape[0], _alpha(released)))
+        else:
+            recipes.append(renamed(name, source, shape))
+    return recipes
+
+
+def merge(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
+    """W + scale * B A in W's dtype, computed in float32 over a few rows at a time.
+
+    weight: (O, I). down: A, (r, I). up: B, (O, r). scale: alpha / r.
+    """
+    out = torch.empty_like(weight)
+    for first in range(0, len(weight), _ROWS):
+        rows = slice(first, first + _ROWS)
+        out[rows] = weight[rows].float() + scale * (up[rows].float() @ down.float())
+    return out
+
+
+def _merged(name: str, source: str, shape: tuple[int, ...], rank: int, alpha: float) -> Recipe:
+    at = source.removesuffix("weight")
+    takes = {
+        source: shape,
+        f"{at}lora_A.weight": (rank, shape[1]),
+        f"{at}lora_B.weight": (shape[0], rank),
+    }
+    return Recipe(name, shape, takes, partial(merge, scale=alpha / rank))
+
+
+def _alpha(released: Mapping[str, Any]) -> float:
+    lora = released.get("internlm_lora") or {}
+    if "lora_alpha" not in lora:
+        raise UserError(
+            "the checkpoint has LoRA tensors, but its config.json no internlm_lora.lora_alpha; copy the "
+            "released config.json (the paper's models have 256)"
+        )
+    return float(lora["lora_alpha"])
+
+
+def _released(name: str) -> str:
+    for pattern, theirs in _NAMES:
+        if pattern.match(name):
+            return pattern.sub(theirs, name)
+    return name
+
+
+def _is_qformer(tensors: Mapping[str, Stored]) -> bool:
+    return any(name.startswith("Qformer.bert.") for name in tensors)
+
+
+def _depth(prefix: str, width: int, tensors: Mapping[str, Stored]) -> int:
+    found = {int(name.removeprefix(prefix).split(".")[0]) for name in tensors if name.startswith(prefix)}
+    return _DEPTH.get((prefix, width), max(found) + 1)
+
+
+def _heads(part: str, width: int) -> int:
+    if width % _HEAD[part]:
+        raise UserError(f"the {part} is {width} wide, which heads of {_HEAD[part]} do not divide")
+    return width // _HEAD[part]
+
+
+def _qkv_bias(query: Tensor, value: Tensor) -> Tensor:
+    return torch.cat([query, torch.zeros_like(query), value])
+
+
+def _check_positions(stored: Stored) -> None:
+    """Ours computes them. The tolerance is bfloat16's at 1."""
+    table = stored.read().float()
+    side = math.isqrt(len(table))
+    if table.shape[0] != side**2 or not torch.allclose(
+        table, sincos_positions(side, table.shape[1]), rtol=0, atol=2**-8
+    ):
+        raise UserError(f"{stored.name} is no 2-D sin-cos table, and ours computes one; it would be lost")

@@ -1,0 +1,137 @@
+"""What is made of which tensors: planned and checked from names and shapes, before a byte is read."""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sharegpt4v.errors import UserError
+from sharegpt4v.models.convert.checkpoint import Stored
+
+Shape = tuple[int, ...]
+Shapes = Mapping[str, Shape]
+Report = Callable[[int], None]
+"""Called with the bytes of every shard that has been written."""
+
+
+def as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """One tensor of the output.
+
+    takes: the tensors it is made of, by name in the checkpoint, with the shapes they must have; the first
+    one gives the dtype. make: gets them in that order and gives `shape`.
+    """
+
+    name: str
+    shape: Shape
+    takes: Shapes
+    make: Callable[..., Tensor] = as_it_is
+
+
+def renamed(name: str, source: str, shape: Shape) -> Recipe:
+    """The same tensor under another name."""
+    return Recipe(name, shape, {source: shape})
+
+
+def check(recipes: Sequence[Recipe], tensors: Mapping[str, Stored], where: Path) -> None:
+    """Every tensor that is needed is there, in its shape, and nothing is left over.
+
+    Raises UserError that names the first one that is missing, surplus or misshapen.
+    """
+    needed = {name: shape for recipe in recipes for name, shape in recipe.takes.items()}
+    missing = [name for name in needed if name not in tensors]
+    if missing:
+        raise UserError(f"{where}: {_count(missing)} missing, {missing[0]} first; copy the checkpoint again")
+    surplus = [name for name in tensors if name not in needed]
+    if surplus:
+        raise UserError(f"{where}: {_count(surplus)} without a place in this layout, {surplus[0]} first")
+    for name, shape in needed.items():
+        if tensors[name].shape != shape:
+            raise UserError(
+                f"{where}: {name} is {_text(tensors[name].shape)}, its configuration makes it {_text(shape)}"
+            )
+
+
+def size(recipe: Recipe, tensors: Mapping[str, Stored]) -> int:
+    """Bytes of the tensor that a recipe makes."""
+    return math.prod(recipe.shape) * _dtype(recipe, tensors).itemsize
+
+
+def total_size(recipes: Iterable[Recipe], tensors: Mapping[str, Stored]) -> int:
+    """Bytes of all tensors that the recipes make."""
+    return sum(size(recipe, tensors) for recipe in recipes)
+
+
+def write(
+    recipes: Sequence[Recipe],
+    tensors: Mapping[str, Stored],
+    folder: Path,
+    shard_bytes: int,
+    report: Report = lambda written: None,
+) -> None:
+    """Writes `model.safetensors`, or shards and their index, under the names transformers looks for.
+
+    shard_bytes: size of a shard at most; a tensor that is larger has one to itself. Renamed tensors stay in
+    the mapped input; memory is taken by those that are made anew, of one shard at a time.
+    """
+    shards = _split(recipes, tensors, shard_bytes)
+    weight_map: dict[str, str] = {}
+    for number, shard in enumerate(shards, start=1):
+        name = (
+            f"model-{number:05}-of-{len(shards):05}.safetensors" if len(shards) > 1 else "model.safetensors"
+        )
+        _write_shard(shard, tensors, folder / name)
+        weight_map |= dict.fromkeys((recipe.name for recipe in shard), name)
+        report(total_size(shard, tensors))
+    if len(shards) > 1:
+        index = {
+            "metadata": {"total_size": total_size(recipes, tensors)},
+            "weight_map": dict(sorted(weight_map.items())),
+        }
+        path = folder / "model.safetensors.index.json"
+        path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_shard(shard: Sequence[Recipe], tensors: Mapping[str, Stored], path: Path) -> None:
+    # A function of its own: a shard must be gone before the next one is made.
+    save_file({recipe.name: _make(recipe, tensors) for recipe in shard}, path, metadata={"format": "pt"})
+
+
+def _split(recipes: Sequence[Recipe], tensors: Mapping[str, Stored], shard_bytes: int) -> list[list[Recipe]]:
+    shards: list[list[Recipe]] = [[]]
+    room = shard_bytes
+    for recipe in recipes:
+        wanted = size(recipe, tensors)
+        if wanted > room and shards[-1]:
+            shards.append([])
+            room = shard_bytes
+        shards[-1].append(recipe)
+        room -= wanted
+    return shards
+
+
+def _make(recipe: Recipe, tensors: Mapping[str, Stored]) -> Tensor:
+    tensor = recipe.make(*(tensors[name].read() for name in recipe.takes)).contiguous()
+    assert (tensor.shape, tensor.dtype) == (recipe.shape, _dtype(recipe, tensors)), recipe.name
+    return tensor
+
+
+def _dtype(recipe: Recipe, tensors: Mapping[str, Stored]) -> torch.dtype:
+    return tensors[next(iter(recipe.takes))].dtype
+
+
+def _count(names: Sequence[str]) -> str:
+    return "1 tensor is" if len(names) == 1 else f"{len(names)} tensors are"
+
+
+def _text(shape: Shape) -> str:
+    return " x ".join(map(str, shape)) or "one number"
