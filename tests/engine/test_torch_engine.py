@@ -331,7 +331,7 @@ class _Faulty(TorchEngine):
 
     def _take_tokens(self, logits: torch.Tensor, slots: Any) -> None:
         if self.fault:
-            self.fault({slot: self._rows[slot].handle.request.id for slot in slots}, logits)  # type: ignore[union-attr]
+            self.fault({slot: self._rows[slot].handle.request.id for slot in slots}, logits)
         super()._take_tokens(logits, slots)
 
 

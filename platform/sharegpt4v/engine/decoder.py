@@ -1,13 +1,14 @@
 """A Llama decoder over slots: prefill of new prompts, and the decode step of all."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from sharegpt4v.engine.graphs import StepGraphs
-from sharegpt4v.engine.slots import SlotCache
+from sharegpt4v.engine.slots import SlotCache, live_mask
 
 
 class Decoder:
@@ -36,19 +37,36 @@ class Decoder:
         """Token tokens[i] at positions[i] of slot i. Returns the logits that follow: (n, V)."""
         if self._graphs is not None:
             return self._graphs.step(tokens, positions)
-        ids = torch.tensor(tokens, device=self._device)
-        return self._step(ids, torch.tensor(positions, device=self._device), max(positions) + 1)
+        lengths = [position + 1 for position in positions]
+        ids, places = torch.tensor(tokens, device=self._device), torch.tensor(positions, device=self._device)
+        if self.cache.better_apart(lengths):
+            return self._forward(
+                ids, places, lambda layer, query: self.cache.attend_each(layer, query, lengths)
+            )
+        return self._step(ids, places, max(lengths))
 
     def _step(self, ids: Tensor, positions: Tensor, live: int) -> Tensor:
-        step = self.cache.step(positions, live)
-        hidden = self._model.model(
-            input_ids=ids[:, None],
-            attention_mask=step.mask(),
-            position_ids=positions[:, None],
-            past_key_values=step,
-            use_cache=True,
-        )
-        return self._logits(hidden.last_hidden_state[:, 0])
+        mask = live_mask(positions, live)
+        return self._forward(ids, positions, lambda layer, query: self.cache.attend(layer, query, mask))
+
+    def _forward(self, ids: Tensor, positions: Tensor, attend: Callable[[int, Tensor], Tensor]) -> Tensor:
+        """One token a slot through transformers' own modules; `attend` reads the cache its way."""
+        model = self._model.model
+        hidden = model.embed_tokens(ids[:, None])
+        cos, sin = model.rotary_emb(hidden, position_ids=positions[:, None])
+        for number, layer in enumerate(model.layers):
+            attention = layer.self_attn
+            normed = layer.input_layernorm(hidden)
+            query, keys, values = (
+                projection(normed).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+                for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+            )
+            query, keys = apply_rotary_pos_emb(query, keys, cos, sin)
+            self.cache.write(number, positions, keys, values)
+            attended = attend(number, query).transpose(1, 2).flatten(2)
+            hidden = hidden + attention.o_proj(attended)
+            hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+        return self._logits(model.norm(hidden)[:, 0])
 
     def _logits(self, hidden: Tensor) -> Tensor:
         logits: Tensor = self._model.lm_head(hidden).float()

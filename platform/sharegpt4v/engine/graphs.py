@@ -44,7 +44,7 @@ class StepGraphs:
 
     def _capture(self, rows: int, live: int) -> tuple[torch.cuda.CUDAGraph, Tensor]:
         inputs = (self._ids[:rows], self._positions[:rows], live)
-        side = torch.cuda.Stream()
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # libraries set themselves up in a first run, which may not be captured
             self._forward(*inputs)

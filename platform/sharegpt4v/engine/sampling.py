@@ -36,8 +36,9 @@ class Sampler:
             self._seen[slot] = False
 
     def move(self, source: int, target: int) -> None:
-        for states in (self._params, self._random, self._generated):
-            states[target] = states[source]  # type: ignore[index]
+        self._params[target] = self._params[source]
+        self._random[target] = self._random[source]
+        self._generated[target] = self._generated[source]
         self._penalty[target] = self._penalty[source]
         if self._seen is not None:
             self._seen[target] = self._seen[source]

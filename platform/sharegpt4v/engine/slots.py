@@ -4,7 +4,7 @@ Memory is taken once and never grows. A decode step writes one position in every
 longest live one only.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -15,17 +15,14 @@ from sharegpt4v.errors import UserError
 _SHARE_OF_FREE_MEMORY = 0.9
 """What slots may take of it; prefill needs room for its activations, too."""
 
+_BYTES_OF_A_CALL = 100_000
+"""Memory that one core reads in the time of one small attention call, about 12 microseconds."""
+
 
 def bytes_per_slot(config: LlamaConfig, context: int, dtype: torch.dtype) -> int:
     """Keys and values of one dialogue of `context` tokens in all layers."""
-    return (
-        2
-        * config.num_hidden_layers
-        * config.num_key_value_heads
-        * _head_dim(config)
-        * context
-        * dtype.itemsize
-    )
+    width: int = config.num_key_value_heads * _head_dim(config)
+    return 2 * int(config.num_hidden_layers) * width * context * dtype.itemsize
 
 
 def slots_that_fit(wanted: int, slot_bytes: int, free_bytes: int) -> int:
@@ -76,37 +73,52 @@ class SlotCache:
         for tensor in (*self.keys, *self.values):
             tensor[target, :, :length] = tensor[source, :, :length]
 
-    def step(self, positions: Tensor, live: int) -> "SlotStep":
-        """One decode step of the first len(positions) slots, attending over `live` positions at most."""
-        return SlotStep(self, positions, live)
+    def write(self, layer: int, positions: Tensor, keys: Tensor, values: Tensor) -> None:
+        """One token of each of the first slots at its position; keys, values: (slots, heads, 1, width)."""
+        rows = torch.arange(len(positions), device=self._device)
+        self.keys[layer][rows, :, positions] = keys[:, :, 0]
+        self.values[layer][rows, :, positions] = values[:, :, 0]
+
+    def attend(self, layer: int, query: Tensor, mask: Tensor) -> Tensor:
+        """query: (slots, heads, 1, width), each over its own slot. mask: (slots, 1, 1, live) bool."""
+        slots, live = len(query), mask.shape[-1]
+        keys, values = self.keys[layer][:slots, :, :live], self.values[layer][:slots, :, :live]
+        return _attention(query, keys, values, mask)
+
+    def attend_each(self, layer: int, query: Tensor, lengths: Sequence[int]) -> Tensor:
+        """As `attend`, slot by slot over just its own length: reads no padding, at a call for each slot."""
+        keys, values = self.keys[layer], self.values[layer]
+        return torch.cat(
+            [
+                _attention(
+                    query[slot : slot + 1],
+                    keys[slot : slot + 1, :, :length],
+                    values[slot : slot + 1, :, :length],
+                )
+                for slot, length in enumerate(lengths)
+            ]
+        )
+
+    def better_apart(self, lengths: Sequence[int]) -> bool:
+        """Whether reading padding up to the longest slot costs more than a call for each slot (CPU)."""
+        if self._device.type != "cpu" or not self.keys:
+            return False
+        _, heads, _, width = self.keys[0].shape
+        padding = max(lengths) - sum(lengths) / len(lengths)
+        return padding * 2 * heads * width * self.keys[0].itemsize > _BYTES_OF_A_CALL
 
 
-@dataclass(frozen=True, slots=True)
-class SlotStep:
-    """What Llama's layers take for their cache during one step.
+def live_mask(positions: Tensor, live: int) -> Tensor:
+    """(slots, 1, 1, live) bool: a slot sees its token at `positions` and what stands before it."""
+    return (torch.arange(live, device=positions.device) <= positions[:, None])[:, None, None]
 
-    positions: (slots,) int64, where each slot's token stands. live: largest position + 1.
-    """
 
-    cache: SlotCache
-    positions: Tensor
-    live: int
-
-    def mask(self) -> Tensor:
-        """(slots, 1, 1, live) bool: a slot sees itself and what stands before it."""
-        return (torch.arange(self.live, device=self.positions.device) <= self.positions[:, None])[
-            :, None, None
-        ]
-
-    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: object) -> tuple[Tensor, Tensor]:
-        """keys, values: (slots, heads, 1, width) of the new tokens. Returns all that is live."""
-        rows = torch.arange(len(self.positions), device=self.positions.device)
-        every, other = self.cache.keys[layer_idx], self.cache.values[layer_idx]
-        every[rows, :, self.positions] = keys[:, :, 0]
-        other[rows, :, self.positions] = values[:, :, 0]
-        count = len(self.positions)
-        return every[:count, :, : self.live], other[:count, :, : self.live]
+def _attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
+    grouped = query.shape[1] != keys.shape[1]
+    return torch.nn.functional.scaled_dot_product_attention(
+        query, keys, values, attn_mask=mask, enable_gqa=grouped
+    )
 
 
 def _head_dim(config: LlamaConfig) -> int:
-    return config.head_dim or config.hidden_size // config.num_attention_heads
+    return int(config.head_dim or config.hidden_size // config.num_attention_heads)

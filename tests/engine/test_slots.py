@@ -1,0 +1,52 @@
+"""The static cache: what stands in a slot is read from there, and from nowhere else."""
+
+import pytest
+import torch
+from transformers import LlamaConfig
+
+from sharegpt4v.engine.graphs import bucket
+from sharegpt4v.engine.slots import SlotCache, live_mask
+
+CPU = torch.device("cpu")
+
+
+def _cache(slots: int = 4, context: int = 300, kv_heads: int = 2) -> SlotCache:
+    config = LlamaConfig(
+        hidden_size=256,
+        num_attention_heads=4,
+        num_key_value_heads=kv_heads,
+        num_hidden_layers=1,
+        vocab_size=8,
+    )
+    torch.manual_seed(0)
+    cache = SlotCache(config, slots, context, torch.float32, CPU)
+    for tensor in (*cache.keys, *cache.values):
+        tensor.normal_()
+    return cache
+
+
+@pytest.mark.parametrize("kv_heads", [2, 4])
+def test_attention_slot_by_slot_equals_attention_under_a_mask(kv_heads: int) -> None:
+    cache, lengths = _cache(kv_heads=kv_heads), [7, 250, 1]
+    query = torch.randn(3, 4, 1, 64)
+    together = cache.attend(0, query, live_mask(torch.tensor(lengths) - 1, max(lengths)))
+    torch.testing.assert_close(cache.attend_each(0, query, lengths), together)
+
+
+def test_slots_are_read_apart_only_where_padding_is_dear() -> None:
+    cache = _cache()  # 1 KB a token
+    assert cache.better_apart([290, 10, 10])
+    assert not cache.better_apart([290, 280, 285])
+
+
+def test_a_moved_slot_keeps_its_tokens() -> None:
+    cache = _cache()
+    before = cache.keys[0][3, :, :20].clone()
+    cache.move(3, 1, 20)
+    assert torch.equal(cache.keys[0][1, :, :20], before)
+
+
+def test_graph_sizes_are_rounded_up_within_what_there_is() -> None:
+    assert bucket(1, 1, slots=32, context=500) == (8, 128)
+    assert bucket(9, 129, slots=32, context=500) == (16, 256)
+    assert bucket(31, 490, slots=31, context=500) == (31, 500)
