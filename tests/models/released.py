@@ -18,6 +18,7 @@ WIDTH, MLP, LAYERS, HEADS = 64, 96, 2, 4  # language model of both families
 TOWER = {"width": 64, "mlp": 80, "blocks": 3, "heads": 2, "image": 28, "patch": 14}
 EVA = {"width": 176, "mlp": 100, "blocks": 2, "image": 56, "patch": 14}  # heads of 88
 QUERIES, RESAMPLER_WIDTH, QFORMER_WIDTH = 4, 256, 128  # heads of 128 and of 64
+QFORMER_LAYERS, QFORMER_MLP = 2, 192
 LORA_RANK, LORA_ALPHA = 8, 12
 ROPE_THETA = 50000.0  # not the default, so that a converter that forgets it is noticed
 
@@ -186,17 +187,17 @@ def _qformer(random: Random) -> Tensors:
         f"{bert}embeddings.LayerNorm", width
     )
     tensors[f"{bert}embeddings.position_ids"] = torch.arange(512)[None]
-    for layer in range(2):
+    for layer in range(QFORMER_LAYERS):
         at = f"{bert}encoder.layer.{layer}."
-        for attention in ("attention", "crossattention")[: 2 - layer]:
+        for attention in ("attention", "crossattention")[: 2 - layer % 2]:
             source = EVA["width"] if attention == "crossattention" else width
             tensors |= random.linear(f"{at}{attention}.self.query", width, width)
             tensors |= random.linear(f"{at}{attention}.self.key", source, width)
             tensors |= random.linear(f"{at}{attention}.self.value", source, width)
             tensors |= random.linear(f"{at}{attention}.output.dense", width, width)
             tensors |= random.norm(f"{at}{attention}.output.LayerNorm", width)
-        tensors |= random.linear(f"{at}intermediate_query.dense", width, 192)
-        tensors |= random.linear(f"{at}output_query.dense", 192, width)
+        tensors |= random.linear(f"{at}intermediate_query.dense", width, QFORMER_MLP)
+        tensors |= random.linear(f"{at}output_query.dense", QFORMER_MLP, width)
         tensors |= random.norm(f"{at}output_query.LayerNorm", width)
     return tensors
 

@@ -72,19 +72,6 @@ def captioner_config(checkpoint: Checkpoint, tensors: Mapping[str, Stored]) -> S
     Raises UserError for a tensor that gives a size and is missing, or a width that heads do not divide.
     """
     released = read_released(checkpoint)
-
-    def shape(name: str, number: int) -> tuple[int, ...]:
-        return dimensions(tensors, name, number)
-
-    width, _, patch, _ = shape("visual_encoder.patch_embed.proj.weight", 4)
-    vision = Blip2VisionConfig(
-        hidden_size=width,
-        intermediate_size=shape("visual_encoder.blocks.0.mlp.fc1.weight", 2)[0],
-        num_hidden_layers=_depth("visual_encoder.blocks.", width, tensors),
-        num_attention_heads=_heads("vision", width),
-        image_size=math.isqrt(shape("visual_encoder.pos_embed", 3)[1] - 1) * patch,
-        patch_size=patch,
-    )
     vocabulary = released["vocab_size"]
     text = text_config(
         released,
@@ -94,24 +81,46 @@ def captioner_config(checkpoint: Checkpoint, tensors: Mapping[str, Stored]) -> S
         eos_token_id=[token for token in _END_TOKENS if token < vocabulary],
         pad_token_id=2,  # the released -1 is not a row of the table
     )
-    sampler: dict[str, Any] = {}
-    if _is_qformer(tensors):
-        _, queries, size = shape("query_tokens", 3)
-        layer = "Qformer.bert.encoder.layer."
-        sampler["qformer_config"] = Blip2QFormerConfig(
-            hidden_size=size,
-            intermediate_size=shape(f"{layer}0.intermediate_query.dense.weight", 2)[0],
-            num_hidden_layers=_depth(layer, size, tensors),
-            num_attention_heads=_heads("qformer", size),
-            encoder_hidden_size=width,
-        )
-    else:
-        queries, size = shape("Qformer.query", 2)
-        sampler |= {"resampler_width": size, "resampler_heads": _heads("resampler", size)}
-    name = "qformer" if "qformer_config" in sampler else "resampler"
-    return ShareCaptionerConfig(
-        vision_config=vision, text_config=text, sampler=name, num_queries=queries, **sampler
+    vision = _vision(tensors)
+    is_qformer = any(name.startswith("Qformer.bert.") for name in tensors)
+    sampler = _qformer(tensors, vision.hidden_size) if is_qformer else _resampler(tensors)
+    return ShareCaptionerConfig(vision_config=vision, text_config=text, **sampler)
+
+
+def _vision(tensors: Mapping[str, Stored]) -> Blip2VisionConfig:
+    at = "visual_encoder."
+    width, _, patch, _ = dimensions(tensors, f"{at}patch_embed.proj.weight", 4)
+    _, positions, _ = dimensions(tensors, f"{at}pos_embed", 3)
+    mlp, _ = dimensions(tensors, f"{at}blocks.0.mlp.fc1.weight", 2)
+    return Blip2VisionConfig(
+        hidden_size=width,
+        intermediate_size=mlp,
+        num_hidden_layers=_depth(f"{at}blocks.", width, tensors),
+        num_attention_heads=_heads("vision", width),
+        image_size=math.isqrt(positions - 1) * patch,
+        patch_size=patch,
     )
+
+
+def _qformer(tensors: Mapping[str, Stored], image_width: int) -> dict[str, Any]:
+    at = "Qformer.bert.encoder.layer."
+    _, queries, width = dimensions(tensors, "query_tokens", 3)
+    mlp, _ = dimensions(tensors, f"{at}0.intermediate_query.dense.weight", 2)
+    config = Blip2QFormerConfig(
+        hidden_size=width,
+        intermediate_size=mlp,
+        num_hidden_layers=_depth(at, width, tensors),
+        num_attention_heads=_heads("qformer", width),
+        encoder_hidden_size=image_width,
+    )
+    return {"sampler": "qformer", "num_queries": queries, "qformer_config": config}
+
+
+def _resampler(tensors: Mapping[str, Stored]) -> dict[str, Any]:
+    queries, width = dimensions(tensors, "Qformer.query", 2)
+    heads = _heads("resampler", width)
+    sizes = {"num_queries": queries, "resampler_width": width, "resampler_heads": heads}
+    return {"sampler": "resampler", **sizes}
 
 
 def to_ours(
@@ -172,10 +181,6 @@ def _released(name: str) -> str:
         if pattern.match(name):
             return pattern.sub(theirs, name)
     return name
-
-
-def _is_qformer(tensors: Mapping[str, Stored]) -> bool:
-    return any(name.startswith("Qformer.bert.") for name in tensors)
 
 
 def _depth(prefix: str, width: int, tensors: Mapping[str, Stored]) -> int:

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlavaConfig, PreTrainedConfig
 
 from sharegpt4v.errors import UserError
-from sharegpt4v.models.adapter import CLIP_MEAN, CLIP_STD, VICUNA_SYSTEM
+from sharegpt4v.models.adapter import CLIP_MEAN, CLIP_STD
 from sharegpt4v.models.captioner import ShareCaptionerConfig
 from sharegpt4v.models.convert.checkpoint import read_json
 from sharegpt4v.models.convert.tokenizer import load_tokenizer
@@ -35,27 +35,7 @@ _ORIGINAL_FILES = (
     "added_tokens.json",
 )
 
-CHAT_TEMPLATE = (
-    "{{ bos_token }}"
-    "{% set system = '" + VICUNA_SYSTEM.replace("'", "\\'") + "' %}"
-    "{% if messages[0]['role'] == 'system' %}"
-    "{% set system = messages[0]['content'] if messages[0]['content'] is string"
-    " else messages[0]['content'][0]['text'] %}"
-    "{% endif %}"
-    "{{ system + ' ' }}"
-    "{% for message in messages %}"
-    "{% if message['role'] == 'user' %}{{ 'USER: ' }}"
-    "{% elif message['role'] == 'assistant' %}{{ ' ASSISTANT: ' }}{% endif %}"
-    "{% if message['role'] != 'system' %}"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
-    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
-    "{% endif %}{% endif %}"
-    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ ' ASSISTANT:' }}{% endif %}"
-)
-"""vicuna_v1 (reference, 5): images at the front of their turn; nothing after the last `ASSISTANT:`."""
+_CHAT_TEMPLATE = Path(__file__).with_name("chat_template.jinja")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +78,7 @@ def write_llava(
             "vision_feature_select_strategy": config.vision_feature_select_strategy,
         },
     )
-    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+    shutil.copyfile(_CHAT_TEMPLATE, folder / "chat_template.jinja")
     _write_words(folder, words, PAD, text.max_position_embeddings)
     _keep_originals(originals, folder / ORIGINALS)
 
