@@ -290,8 +290,10 @@ def pieces(number: int, extra: tuple[str, ...] = ()) -> list[tuple[str, float, i
     return table
 
 
-def sentencepiece_model(table: list[tuple[str, float, int]], prefix: bool = True, kind: int = 2) -> bytes:
-    """ModelProto: pieces, trainer_spec.model_type (2: BPE), normalizer_spec.add_dummy_prefix."""
+def sentencepiece_model(
+    table: list[tuple[str, float, int]], prefix: bool = True, kind: int = 2, rewrites: bytes = b""
+) -> bytes:
+    """ModelProto: pieces, trainer_spec.model_type (2: BPE), normalizer_spec's table and add_dummy_prefix."""
 
     def varint(value: int) -> bytes:
         head = bytes([value & 127 | (128 if value > 127 else 0)])
@@ -304,4 +306,5 @@ def sentencepiece_model(table: list[tuple[str, float, int]], prefix: bool = True
         block(1, block(1, text.encode()) + b"\x15" + struct.pack("<f", score) + b"\x18" + varint(piece))
         for text, score, piece in table
     )
-    return out + block(2, b"\x18" + varint(kind)) + block(3, b"\x18" + varint(int(prefix)))
+    normaliser = block(2, rewrites) + b"\x18" + varint(int(prefix))
+    return out + block(2, b"\x18" + varint(kind)) + block(3, normaliser)

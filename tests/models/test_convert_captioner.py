@@ -56,6 +56,14 @@ def test_converted_model_computes_what_the_released_tensors_do(
     torch.testing.assert_close(logits(adapter), expected, atol=2e-5, rtol=0)
 
 
+def test_bias_of_the_keys_is_zero(tmp_path: Path) -> None:
+    # Attention does not change with it, so logits would not tell.
+    tensors = captioner_tensors("resampler")
+    layer = converted(tmp_path, tensors).model.vision_model.encoder.layers[1]
+    query, value = (tensors[f"visual_encoder.blocks.1.attn.{name}_bias"] for name in "qv")
+    assert torch.equal(layer.self_attn.qkv.bias, torch.cat([query, torch.zeros(176), value]))
+
+
 def test_lora_that_is_left_out_would_be_noticed() -> None:
     tensors = captioner_tensors("qformer")
     without = {name: tensor for name, tensor in tensors.items() if "lora" not in name}

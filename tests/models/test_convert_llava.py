@@ -13,11 +13,12 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from sharegpt4v.engine.base import Turn
 from sharegpt4v.images import prepare
-from sharegpt4v.models.adapter import load_adapter
+from sharegpt4v.models.adapter import ImageProtocol, load_adapter
 from sharegpt4v.models.convert import convert, plan
 from tests.models import by_hand
 from tests.models.random_weights import save_random_lmm
 from tests.models.released import (
+    TOWER,
     Tensors,
     llava_tensors,
     save_llava,
@@ -112,6 +113,15 @@ def test_every_kind_of_release_gives_the_same_tensors(kind: str, tmp_path: Path)
     expected, got = read(tmp_path / "expected"), read(tmp_path / "out")
     assert expected.keys() == got.keys()
     assert all(torch.equal(got[name], tensor) for name, tensor in expected.items())
+
+
+def test_tower_inside_has_heads_as_wide_as_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inside = {f"model.vision_tower.vision_tower.{name}": t for name, t in tower_tensors().items()}
+    convert(plan(save_llava(tmp_path / "x", llava_tensors() | inside)), tmp_path / "out", SHARD)
+    monkeypatch.setitem(TOWER, "heads", TOWER["width"] // 64)
+    expected = by_hand.llava_logits(llava_tensors(), tower_tensors(), DIALOGUE, PIXELS)
+    ours = logits(tmp_path / "out", DIALOGUE, image=320)[:, :320]
+    torch.testing.assert_close(ours, expected, atol=2e-5, rtol=0)
 
 
 def test_tower_of_a_whole_clip_model_is_taken_without_its_text_half(tmp_path: Path) -> None:
@@ -224,13 +234,23 @@ def test_later_rounds_follow_vicuna_v1(converted: Path) -> None:
     assert text.endswith(" USER: one ASSISTANT: two</s>USER: three ASSISTANT:")
 
 
-def test_processor_pads_to_a_square_as_our_pipeline_does(converted: Path) -> None:
+@pytest.mark.parametrize("protocol", ["pad", "crop", "squash"])
+def test_processor_prepares_images_as_our_pipeline_does(protocol: ImageProtocol, tmp_path: Path) -> None:
+    model, tower = released(tmp_path)
+    planned = plan(model, vision_tower=tower)
+    config = json.loads((model / "config.json").read_text())
+    if protocol == "crop":
+        (model / "config.json").write_text(json.dumps(config | {"image_aspect_ratio": None}))
+        planned = plan(model, vision_tower=tower)
+    if protocol == "squash":
+        planned = plan(save_random_lmm(tmp_path / "toy"))
+    convert(planned, tmp_path / "out", SHARD)
     pixels = np.random.default_rng(0).integers(0, 256, (7, 11, 3), np.uint8)
     photo = Image.fromarray(pixels).resize((110, 70), Image.Resampling.BICUBIC)
-    path = converted / "photo.png"
-    photo.save(path)
-    theirs = AutoProcessor.from_pretrained(converted).image_processor(photo, return_tensors="pt")
-    adapter = load_adapter(converted)
-    ours = adapter.normalise(prepare(path.read_bytes(), 28, "pad").pixels[None])
-    # Steps of 1/255 are about 0.015 here; the two resize a hair differently.
-    assert (theirs["pixel_values"] - ours).abs().mean() < 0.015
+    photo.save(tmp_path / "photo.png")
+    theirs = AutoProcessor.from_pretrained(tmp_path / "out").image_processor(photo, return_tensors="pt")
+    adapter = load_adapter(tmp_path / "out")
+    assert adapter.protocol == protocol
+    ours = prepare((tmp_path / "photo.png").read_bytes(), adapter.image_size, protocol).pixels
+    # A step of 1/255 is about 0.015 here; the two resize a hair differently.
+    assert (theirs["pixel_values"] - adapter.normalise(ours[None])).abs().mean() < 0.015

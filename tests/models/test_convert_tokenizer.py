@@ -66,6 +66,11 @@ def test_unigram_model_is_refused() -> None:
         from_sentencepiece(sentencepiece_model(TABLE, kind=1))
 
 
+def test_model_that_rewrites_text_is_refused() -> None:
+    with pytest.raises(UserError, match="precompiled_charsmap.*give --tokenizer FOLDER"):
+        from_sentencepiece(sentencepiece_model(TABLE, rewrites=b"table"))
+
+
 @pytest.mark.parametrize("data", [b"", b"\x0a\xff", b"no model at all", sentencepiece_model(TABLE)[:-1000]])
 def test_broken_file_is_one_line(data: bytes) -> None:
     with pytest.raises(UserError, match="tokenizer.model"):

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlavaConfig, PreTrainedConfig
 
 from sharegpt4v.errors import UserError
-from sharegpt4v.models.adapter import CLIP_MEAN, CLIP_STD
+from sharegpt4v.models.adapter import CLIP_MEAN, CLIP_STD, ImageProtocol
 from sharegpt4v.models.captioner import ShareCaptionerConfig
 from sharegpt4v.models.convert.checkpoint import read_json
 from sharegpt4v.models.convert.tokenizer import load_tokenizer
@@ -65,8 +65,7 @@ def write_llava(
     write_json(
         folder / "preprocessor_config.json",
         {"image_processor_type": "LlavaImageProcessor", "processor_class": "LlavaProcessor"}
-        | _clip_processor(vision.image_size)
-        | {"do_pad": config.image_protocol == "pad"},
+        | _clip_processor(vision.image_size, config.image_protocol),
     )
     write_json(
         folder / "processor_config.json",
@@ -106,7 +105,7 @@ def write_released(folder: Path, source: Path, config: LlavaConfig, dtype: torch
     tower = folder / "vision_tower"
     config.vision_config.architectures = ["CLIPVisionModel"]
     _write_config(tower, config.vision_config, dtype)
-    processor = _clip_processor(config.vision_config.image_size)
+    processor = _clip_processor(config.vision_config.image_size, "crop")
     write_json(tower / "preprocessor_config.json", {"image_processor_type": "CLIPImageProcessor"} | processor)
 
 
@@ -157,14 +156,17 @@ def _write_words(folder: Path, words: Words, pad: str, length: int) -> None:
     write_json(folder / "tokenizer_config.json", content)
 
 
-def _clip_processor(side: int) -> dict[str, Any]:
+def _clip_processor(side: int, protocol: ImageProtocol) -> dict[str, Any]:
+    """The steps of a CLIP processor that make a square of an image as the protocol does."""
+    square = {"height": side, "width": side}
     return {
         "do_convert_rgb": True,
+        "do_pad": protocol == "pad",  # to a square with the mean colour
         "do_resize": True,
-        "size": {"shortest_edge": side},
+        "size": square if protocol == "squash" else {"shortest_edge": side},
         "resample": 3,  # bicubic
-        "do_center_crop": True,
-        "crop_size": {"height": side, "width": side},
+        "do_center_crop": protocol != "squash",
+        "crop_size": square,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,

@@ -97,7 +97,13 @@ def _read(data: bytes) -> tuple[list[Piece], int, bool]:
             elif number == 2 and isinstance(value, bytes):
                 kind = next((int(v) for n, v in _fields(value) if n == 3 and isinstance(v, int)), 1)
             elif number == 3 and isinstance(value, bytes):
-                dummy_prefix = next((bool(v) for n, v in _fields(value) if n == 3), True)
+                normaliser = dict(_fields(value))
+                dummy_prefix = bool(normaliser.get(3, True))
+                if normaliser.get(2):
+                    raise UserError(
+                        "tokenizer.model rewrites text by a table (precompiled_charsmap) that ours does not "
+                        "read: give --tokenizer FOLDER with a tokenizer.json"
+                    )
     except (IndexError, struct.error, UnicodeDecodeError) as error:
         raise UserError(f"tokenizer.model is no sentencepiece model ({error}); copy it again") from None
     if not pieces:
