@@ -125,7 +125,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def _write_config(folder: Path, config: PreTrainedConfig, dtype: torch.dtype) -> None:
     config.dtype = dtype
-    content = json.loads(config.to_json_string(use_diff=False))
+    content = json.loads(config.to_json_string())
     # What transformers before 4.56 reads in place of `dtype`, and before 5 in place of `rope_parameters`.
     content["torch_dtype"] = content["dtype"]
     rope = content.get("text_config", {}).get("rope_parameters")
