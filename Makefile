@@ -37,10 +37,13 @@ lint: setup  ## ruff and mypy --strict
 faults: setup  ## kill the main job twenty times and compare its output with an undisturbed run's
 	$(BIN)/python -m pytest -q -m slow tests/faults tests/cluster
 
-bench: setup  ## the measurements of benchmarks/README.md (half an hour)
+bench: setup  ## the measurements of benchmarks/README.md (two hours)
 	$(BIN)/python -m benchmarks.image_prep
 	$(BIN)/python -m benchmarks.caption_overhead
 	$(BIN)/python -m benchmarks.caption_real
+	$(BIN)/python -m benchmarks.slot_use
+	$(BIN)/python -m benchmarks.engine
+	$(BIN)/python -m benchmarks.convert_memory
 
 weights: setup  ## train the shipped toy models again (about a quarter of an hour)
 	$(BIN)/python -m sharegpt4v.toy weights

@@ -9,7 +9,7 @@ gets the batch size it is fastest with on a part of the requests. `decode` has p
 import argparse
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -23,7 +23,7 @@ from sharegpt4v.models.toy import toy_text_config
 from sharegpt4v.toy.tokenizer import build_tokenizer
 
 EOS = 2
-SIZES = (16, 32, 64, 128)
+SIZES = (32, 64, 128)
 
 
 class PromptAdapter:
@@ -110,30 +110,46 @@ def static(model: Any, requests: Sequence[Request], size: int) -> float:
     return tokens / (time.perf_counter() - start)
 
 
-def best_size(rate: Callable[[int], float], sizes: Sequence[int]) -> int:
-    return max(sizes, key=rate)
+def best_sizes(model: Any, count: int) -> tuple[int, int]:
+    """Slots and batch size that each side is fastest with, over a part of the requests."""
+    probe = make_requests(min(count, max(SIZES)), 32)
+    slots = max(SIZES, key=lambda size: ours(model, probe, size)[0])
+    return slots, max(SIZES, key=lambda size: static(model, probe, size))
 
 
-def compare(name: str, model: Any, count: int, prompt_tokens: int, equal: bool = False) -> None:
-    """One line of the table; generate's best size is looked for among all requests' first part."""
-    requests = make_requests(count, prompt_tokens, equal)
-    probe = requests[: max(SIZES)] if count > max(SIZES) else requests
-    theirs_size = best_size(lambda size: static(model, probe, size), SIZES)
-    our_size = best_size(lambda size: ours(model, probe, size)[0], SIZES[:3])
-    theirs = static(model, requests, theirs_size)
-    rate, engine = ours(model, requests, our_size)
+def compare(name: str, model: Any, requests: Sequence[Request], slots: int, batch: int) -> None:
+    """One line of the table."""
+    theirs = static(model, requests, batch)
+    rate, engine = ours(model, requests, slots)
     print(
-        f"{name}: engine {rate:,.0f} tokens/s ({our_size} slots, use {engine.stats().slot_use:.2f}), "
-        f"generate {theirs:,.0f} (batches of {theirs_size}), ratio {rate / theirs:.2f}",
+        f"{name}, {len(requests)} requests: engine {rate:,.0f} tokens/s ({slots} slots, "
+        f"use {engine.stats().slot_use:.2f}), generate {theirs:,.0f} (batches of {batch}), "
+        f"ratio {rate / theirs:.2f}",
         flush=True,
     )
 
 
-def one_by_one(model: Any, count: int) -> None:
-    requests = make_requests(count, 32)
+def one_by_one(name: str, model: Any, requests: Sequence[Request], slots: int) -> None:
     alone = static(model, requests[:8], 1)
-    rate, _ = ours(model, requests, 32)
-    print(f"one by one: {alone:,.1f} tokens/s over 8 requests, engine {rate:,.0f}, ratio {rate / alone:.1f}")
+    rate, _ = ours(model, requests, slots)
+    print(f"{name}: {alone:,.1f} tokens/s over 8 requests, engine {rate:,.0f}, ratio {rate / alone:.1f}")
+
+
+def measure(name: str, model: Any, options: argparse.Namespace) -> None:
+    """The lines of one model."""
+    count = options.requests
+    slots, batch = best_sizes(model, count)
+    lines = {
+        "decode": (1, count, False),
+        "32-token prompts": (32, count, False),
+        "equal lengths": (32, count // 4, True),
+        "576-token prompts": (576, count // 8, False),
+    }
+    for label, (prompt, number, equal) in lines.items():
+        if label.split()[0] in options.lines:
+            compare(f"{name}, {label}", model, make_requests(number, prompt, equal), slots, batch)
+    if "alone" in options.lines:
+        one_by_one(f"{name}, one by one", model, make_requests(count // 4, 32), slots)
 
 
 def large_model() -> LlamaForCausalLM:
@@ -161,6 +177,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--requests", type=int, default=512)
+    parser.add_argument(
+        "--lines", default="decode,32-token,equal,576-token,alone", help="which comparisons to make"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--models", default="none,toy,100m", help="some of none, toy, 100m")
     options = parser.parse_args()
@@ -174,11 +193,7 @@ def main() -> None:
             continue
         model = make()
         print(f"{name}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters")
-        compare(f"{name}, decode", model, options.requests, 1)
-        compare(f"{name}, 32-token prompts", model, options.requests, 32)
-        compare(f"{name}, 576-token prompts", model, options.requests // 4, 576)
-        compare(f"{name}, equal lengths", model, options.requests // 2, 32, equal=True)
-        one_by_one(model, options.requests // 4)
+        measure(name, model, options)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,105 @@
+"""How full the captioning step keeps the engine's slots, and what smaller or larger commits change.
+
+    python -m benchmarks.slot_use
+
+The step of the pipeline is called by four threads at once, as an actor is, each with one commit's images
+after the other. Output lengths are drawn from 20..200 by image id; the model is the toy captioner's shape.
+"""
+
+import argparse
+import random
+import threading
+from dataclasses import replace
+from queue import Empty, SimpleQueue
+from unittest import mock
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from benchmarks.machine import describe_machine
+from pipelines.caption import CALLS_PER_ACTOR
+from pipelines.ledger import Ledger
+from pipelines.steps import Caption, CaptionRules, decoded_schema
+from sharegpt4v.engine.base import EngineStats, Handle, Request, SamplingParams
+from sharegpt4v.engine.build import EngineSpec
+from sharegpt4v.engine.torch_engine import TorchEngine
+from sharegpt4v.gate import GateRules
+from sharegpt4v.models.adapter import load_adapter
+from sharegpt4v.prompts import UNIFIED_CAPTION
+from sharegpt4v.weights import TOY_CAPTIONER
+
+
+class DrawnLengths(TorchEngine):
+    """Every answer has the length that its image's id draws."""
+
+    def submit(self, request: Request) -> Handle:
+        length = random.Random(request.id).randint(20, 200)
+        return super().submit(
+            replace(request, sampling=SamplingParams(max_new_tokens=length, min_new_tokens=length))
+        )
+
+
+def slot_use(images: int, slots: int, per_commit: int) -> EngineStats:
+    engine = DrawnLengths(load_adapter(TOY_CAPTIONER), "toy@0", slots, max_context=300)
+    rules = CaptionRules(UNIFIED_CAPTION, SamplingParams(), SamplingParams(), GateRules())
+    with mock.patch("pipelines.steps.build_engine", return_value=engine):
+        step = Caption(EngineSpec("torch", "toy@0"), rules, Ledger(1.0), hang_seconds=60)
+    commits: SimpleQueue[pa.Table] = SimpleQueue()
+    for first in range(0, images, per_commit):
+        commits.put(decoded(range(first, min(images, first + per_commit)), engine.image_size))
+
+    def work() -> None:
+        while True:
+            try:
+                step(commits.get_nowait())
+            except Empty:
+                return
+
+    threads = [threading.Thread(target=work) for _ in range(CALLS_PER_ACTOR)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    engine.close()
+    return engine.stats()
+
+
+def decoded(numbers: range, size: int) -> pa.Table:
+    pixels = np.random.default_rng(numbers.start).integers(
+        0, 256, (len(numbers), size, size, 3), dtype=np.uint8
+    )
+    names = [f"image-{number}" for number in numbers]
+    columns = {
+        "shard": [0] * len(numbers),
+        "row": list(numbers),
+        "id": names,
+        "image": names,
+        "source": ["coco"] * len(numbers),
+        "pixels": pa.FixedShapeTensorArray.from_numpy_ndarray(pixels),
+        "image_sha256": [""] * len(numbers),
+        "width": [size] * len(numbers),
+        "height": [size] * len(numbers),
+        "reason": pa.nulls(len(numbers), pa.string()),
+        "message": pa.nulls(len(numbers), pa.string()),
+    }
+    return pa.table(columns, schema=decoded_schema(size))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--images", type=int, default=2_000)
+    parser.add_argument("--slots", type=int, default=32)
+    options = parser.parse_args()
+    print(describe_machine())
+    torch.set_num_threads(1)
+    for share in (0.5, 1, 2, 4):
+        commit = int(share * options.slots)
+        stats = slot_use(options.images, options.slots, commit)
+        print(f"{options.slots} slots, commits of {commit} images: use {stats.slot_use:.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
