@@ -136,6 +136,7 @@ def make_plan(config: CaptionConfig) -> Plan:
         model=model,
         weights=weights,
         capacity=config.batch_size,
+        room_for=(prompt.text, decoding.max_new_tokens),
         dtype=dtype,
         threads=config.threads_per_actor,
         use_gpu=config.gpus_per_actor > 0,

@@ -178,8 +178,10 @@ class Caption:
         pixels = batch["pixels"].combine_chunks().to_numpy_ndarray()
         todo = [index for index, row in enumerate(rows) if not row.reason]
         # No more than the engine works on at once is held in work, so that a death has few suspects.
-        for start in range(0, len(todo), self._engine.capacity):
-            self._caption(ids, pixels, rows, todo[start : start + self._engine.capacity])
+        at_once = self._engine.capacity  # read once: an engine short of memory lowers it
+        for start in range(0, len(todo), at_once):
+            self._caption(ids, pixels, rows, todo[start : start + at_once])
+        assert all(row.reason or row.completion for row in rows), "an image was passed over"
         self._count(batch, rows)
         return self._table(batch, rows)
 
@@ -210,8 +212,8 @@ class Caption:
                 handles = [
                     (index, self._submit(ids[index], pixels[index], attempt, sampling)) for index in members
                 ]
-            except EngineClosed:
-                _give_up("the engine's thread has died")
+            except EngineClosed as error:
+                _give_up(str(error))
             for index, handle in handles:
                 rows[index] = self._outcome(handle, attempt)
             members = [index for index in members if rows[index].reason]
@@ -231,8 +233,8 @@ class Caption:
     def _outcome(self, handle: Handle, attempt: int) -> _Row:
         try:
             completion = self._wait(handle)
-        except EngineClosed:
-            _give_up("the engine's thread has died")
+        except EngineClosed as error:
+            _give_up(str(error))
         except EngineError as error:
             return _Row("caption", "engine_error", str(error), attempt)
         verdict = judge(completion.text, completion.finish_reason, self._rules.gate)

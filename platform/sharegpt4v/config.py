@@ -83,7 +83,7 @@ class CaptionConfig(Stage):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="of the weights in memory; auto: float32 on CPU, bfloat16 on GPU"
     )
-    batch_size: int = Field(32, ge=1, description="images the torch engine works on at once, per actor")
+    batch_size: int = Field(32, ge=1, description="slots of the engine, per actor: images captioned at once")
     rows_per_commit: int | None = Field(
         None,
         ge=1,

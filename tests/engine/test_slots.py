@@ -47,6 +47,7 @@ def test_a_moved_slot_keeps_its_tokens() -> None:
 
 
 def test_graph_sizes_are_rounded_up_within_what_there_is() -> None:
-    assert bucket(1, 1, slots=32, context=500) == (8, 128)
-    assert bucket(9, 129, slots=32, context=500) == (16, 256)
-    assert bucket(31, 490, slots=31, context=500) == (31, 500)
+    assert bucket(1, 1, slots=32, context=600) == (8, 256)
+    assert bucket(9, 257, slots=32, context=600) == (16, 512)
+    assert bucket(16, 513, slots=32, context=600) == (16, 600)
+    assert bucket(31, 490, slots=31, context=600) == (31, 512)

@@ -350,6 +350,31 @@ def test_logits_that_are_no_numbers_fail_their_request_alone(adapter: Adapter) -
     engine.close()
 
 
+def test_a_slot_that_held_no_numbers_serves_the_next_request(adapter: Adapter) -> None:
+    requests = [
+        _request(adapter, 1, PROMPTS[0] * 3, max_new_tokens=30, min_new_tokens=30),
+        _request(adapter, 2, max_new_tokens=60),  # longer: what comes next attends as far as this one stands
+        _request(adapter, 3, max_new_tokens=5),
+    ]
+    engine = _Faulty(adapter, "toy@0", capacity=2)
+    engine._decoder.cache.better_apart = lambda lengths: False  # type: ignore[method-assign]
+
+    def poison(ids: dict[int, str], logits: torch.Tensor) -> None:
+        for row, (slot, key) in enumerate(ids.items()):
+            if key == "r1":
+                for tensor in (*engine._decoder.cache.keys, *engine._decoder.cache.values):
+                    tensor[slot] = torch.nan
+                logits[row] = torch.nan
+
+    engine.fault = poison
+    handles = [engine.submit(request) for request in requests]
+    with pytest.raises(EngineError, match="not numbers"):
+        handles[0].result(60)
+    for request, handle in zip(requests[1:], handles[1:], strict=True):
+        assert (handle.result(60).text, handle.result(60).tokens) == _reference(adapter, request)
+    engine.close()
+
+
 def test_a_failing_step_costs_only_the_request_at_fault(adapter: Adapter) -> None:
     def fail(ids: dict[int, str], logits: torch.Tensor) -> None:
         if "r2" in ids.values():

@@ -137,7 +137,11 @@ def test_a_dialogue_of_several_rounds_and_images_reads_as_vicuna_v1(lmm: LmmAdap
     assert parts[0].endswith(" USER: ")
     assert parts[1:] == ["\n", "\nWhat is this? ASSISTANT: A cat.</s>USER: And that? ASSISTANT:"]
     [prompt] = lmm.embed([Request("r", turns, tuple(pixels(2)))])
-    assert len(prompt) == 2 * lmm.image_tokens + sum(map(len, lmm.segments(turns, images=2)))
+    assert (
+        len(prompt)
+        == lmm.prompt_tokens(turns, images=2)
+        == 2 * lmm.image_tokens + sum(map(len, lmm.segments(turns, images=2)))
+    )
 
 
 def test_a_dialogue_of_several_rounds_for_the_captioner(captioner: Adapter) -> None:
@@ -160,7 +164,7 @@ def test_a_text_only_dialogue_runs_no_vision_tower(lmm: LmmAdapter, monkeypatch:
 @pytest.mark.parametrize("roles", [(), ("assistant",), ("user", "user"), ("user", "assistant")])
 def test_roles_out_of_order_are_refused(lmm: LmmAdapter, roles: tuple[Any, ...]) -> None:
     with pytest.raises(UserError, match=f"roles are {', '.join(roles) or 'none'}"):
-        lmm.embed([Request("r", tuple(Turn(role, "x") for role in roles))])
+        lmm.prompt_tokens([Turn(role, "x") for role in roles], images=0)
 
 
 def test_image_tokens_and_features_that_differ_are_named_with_both_counts(

@@ -246,6 +246,16 @@ def test_no_more_than_the_engine_holds_is_in_work_at_once(monkeypatch: pytest.Mo
     assert held == [2, 2, 1]
 
 
+def test_an_engine_that_gives_up_slots_passes_no_image_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Shrinking(_Recording):
+        def submit(self, request: Request) -> Handle:
+            self.capacity = 2  # as an engine does that ran out of memory
+            return super().submit(request)
+
+    table = _with(Shrinking(lambda request: GOOD, capacity=4), monkeypatch)(_decoded(*map(str, range(10))))
+    assert table["caption"].to_pylist() == [GOOD.text] * 10
+
+
 def test_texts_pass_unaltered(monkeypatch: pytest.MonkeyPatch) -> None:
     text = "A sign </s> says <image> USER: \u202e naïve\r\n\tcafé <TOKENS_UNUSED_1>, in the light of day."
     engine = _Recording(lambda request: Completion(text, 20, "stop"))

@@ -120,8 +120,8 @@ class EngineStats:
 
     @property
     def decode_rate(self) -> float:
-        """New tokens/s while decoding."""
-        return self.new_tokens / self.decode_seconds if self.decode_seconds else 0.0
+        """New tokens/s while decoding; the first token of each answer belongs to its prefill."""
+        return self.live_steps / self.decode_seconds if self.decode_seconds else 0.0
 
 
 class Handle:
@@ -197,9 +197,9 @@ class Handle:
                 await changed.wait()
 
     @property
-    def shown(self) -> int:
-        """Characters pushed so far."""
-        return sum(map(len, self._pieces))
+    def shown(self) -> str:
+        """What was pushed so far."""
+        return "".join(self._pieces)
 
     def push(self, piece: str) -> None:
         if not piece:
@@ -296,10 +296,12 @@ class RequestQueue:
         """May be called twice, by the engine's thread that dies and by whoever closes the engine."""
         with self._lock:
             self.closed = True
-            while not self._waiting.empty():
-                handle = self._waiting.get()
-                if handle is not None:
-                    handle.fail(EngineClosed("the engine was closed before this request was finished"))
+            # Never a get that blocks: the engine's thread may take the last one between a look and a get.
+            with suppress(Empty):
+                while True:
+                    handle = self._waiting.get_nowait()
+                    if handle is not None:
+                        handle.fail(EngineClosed("the engine was closed before this request was finished"))
             self._waiting.put(None)
 
 

@@ -1,21 +1,29 @@
 """From a configuration to a running engine; what crosses to an actor is the small picklable spec."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from sharegpt4v.engine.base import Engine
+from sharegpt4v.engine.base import Engine, Turn
 from sharegpt4v.engine.fake import FakeEngine, FakeOptions
 from sharegpt4v.weights import locate
+
+if TYPE_CHECKING:
+    from sharegpt4v.models.adapter import Adapter
 
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
-    """kind: which engine. weights: their folder or URI. model: their id. capacity: requests at once."""
+    """kind: which engine. weights: their folder or URI. model: their id. capacity: requests at once.
+
+    room_for: a question about one image and the tokens of its longest answer; slots then have just that room,
+    otherwise the model's whole context.
+    """
 
     kind: Literal["torch", "fake"]
     model: str
     weights: str | None = None
     capacity: int = 32
+    room_for: tuple[str, int] | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     threads: int = 1
     use_gpu: bool = False
@@ -36,4 +44,11 @@ def build_engine(spec: EngineSpec) -> Engine:
     torch.set_num_threads(spec.threads)
     device = "cuda" if spec.use_gpu else "cpu"
     adapter = load_adapter(locate(spec.weights), dtype=getattr(torch, spec.dtype), device=device)
-    return TorchEngine(adapter, spec.model, spec.capacity)
+    return TorchEngine(adapter, spec.model, spec.capacity, max_context=_context(spec, adapter))
+
+
+def _context(spec: EngineSpec, adapter: "Adapter") -> int | None:
+    if spec.room_for is None:
+        return None
+    question, answer_tokens = spec.room_for
+    return adapter.prompt_tokens((Turn("user", question),), images=1) + answer_tokens

@@ -20,7 +20,9 @@ class Decoder:
         self._model = model
         self._device = device
         self.cache = SlotCache(model.config, slots, context, dtype, device)
-        self._graphs = StepGraphs(self._step, slots, context, device) if device.type == "cuda" else None
+        self._graphs: StepGraphs | None = None
+        if device.type == "cuda":
+            self._graphs = StepGraphs(slots, context, model.config.vocab_size, device)
 
     def prefill(self, prompts: Sequence[Tensor], slots: list[int]) -> Tensor:
         """Puts prompts (T_i, D) into slots. Returns the logits that follow each: (n, V)."""
@@ -36,7 +38,7 @@ class Decoder:
     def step(self, tokens: Sequence[int], positions: Sequence[int]) -> Tensor:
         """Token tokens[i] at positions[i] of slot i. Returns the logits that follow: (n, V)."""
         if self._graphs is not None:
-            return self._graphs.step(tokens, positions)
+            return self._graphs.step(self._step, tokens, positions)
         lengths = [position + 1 for position in positions]
         ids, places = torch.tensor(tokens, device=self._device), torch.tensor(positions, device=self._device)
         if self.cache.better_apart(lengths):

@@ -9,52 +9,54 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-_ROW_STEP, _LIVE_STEP = 8, 128
-"""Slots and live positions are rounded up to these: few graphs, little waste."""
+_LEAST_ROWS, _LIVE_STEP = 8, 256
+"""Slots are rounded up to powers of two from 8 on, live positions to multiples of 256: few graphs."""
 
 Forward = Callable[[Tensor, Tensor, int], Tensor]
 """ids (n,), positions (n,), live positions -> logits (n, V)."""
 
 
 class StepGraphs:
-    """Replays `forward` on one device; all graphs share one pool of memory."""
+    """Replays a decode step on one device; all graphs share one pool of memory and one tensor of logits."""
 
-    def __init__(self, forward: Forward, slots: int, context: int, device: torch.device) -> None:
-        self._forward = forward
-        self._slots = slots
+    def __init__(self, slots: int, context: int, vocabulary: int, device: torch.device) -> None:
         self._context = context
+        self._device = device
         self._ids = torch.zeros(slots, dtype=torch.long, device=device)
         self._positions = torch.zeros(slots, dtype=torch.long, device=device)
-        self._graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._logits = torch.zeros(slots, vocabulary, device=device)
+        self._graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
         self._pool = torch.cuda.graph_pool_handle()
 
-    def step(self, tokens: Sequence[int], positions: Sequence[int]) -> Tensor:
-        """Logits (n, V), valid until the next step."""
+    def step(self, forward: Forward, tokens: Sequence[int], positions: Sequence[int]) -> Tensor:
+        """Logits (n, V), valid until the next step. `forward` is the same at every call."""
         count = len(tokens)
-        rows, live = bucket(count, max(positions) + 1, self._slots, self._context)
+        rows, live = bucket(count, max(positions) + 1, len(self._ids), self._context)
         # Rows beyond the last live slot write into position 0 of slots that are free.
         padding = [0] * (rows - count)
-        both = torch.tensor([[*tokens, *padding], [*positions, *padding]])
-        self._ids[:rows], self._positions[:rows] = both.to(self._ids.device)
+        both = torch.tensor([[*tokens, *padding], [*positions, *padding]]).to(self._device)
+        self._ids[:rows], self._positions[:rows] = both[0], both[1]
         if (rows, live) not in self._graphs:
-            self._graphs[rows, live] = self._capture(rows, live)
-        graph, logits = self._graphs[rows, live]
-        graph.replay()
-        return logits[:count]
+            with torch.cuda.device(self._device):
+                self._graphs[rows, live] = self._capture(forward, rows, live)
+        self._graphs[rows, live].replay()
+        return self._logits[:count]
 
-    def _capture(self, rows: int, live: int) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+    def _capture(self, forward: Forward, rows: int, live: int) -> torch.cuda.CUDAGraph:
         inputs = (self._ids[:rows], self._positions[:rows], live)
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # libraries set themselves up in a first run, which may not be captured
-            self._forward(*inputs)
+            forward(*inputs)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            logits = self._forward(*inputs)
-        return graph, logits
+        # Other threads of this process may use the card meanwhile.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            self._logits[:rows].copy_(forward(*inputs))
+        return graph
 
 
 def bucket(rows: int, live: int, slots: int, context: int) -> tuple[int, int]:
     """The sizes of the graph for these: rounded up, never beyond what there is."""
-    return min(slots, -(-rows // _ROW_STEP) * _ROW_STEP), min(context, -(-live // _LIVE_STEP) * _LIVE_STEP)
+    rounded = max(_LEAST_ROWS, 1 << (rows - 1).bit_length())
+    return min(slots, rounded), min(context, -(-live // _LIVE_STEP) * _LIVE_STEP)

@@ -5,6 +5,7 @@ longest live one only.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,6 +15,8 @@ from sharegpt4v.errors import UserError
 
 _SHARE_OF_FREE_MEMORY = 0.9
 """What slots may take of it; prefill needs room for its activations, too."""
+
+_CGROUP = Path("/sys/fs/cgroup")
 
 _BYTES_OF_A_CALL = 100_000
 """Memory that one core reads in the time of one small attention call, about 12 microseconds."""
@@ -40,11 +43,15 @@ def slots_that_fit(wanted: int, slot_bytes: int, free_bytes: int) -> int:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that could be taken now: on the card, or on this machine (MemAvailable)."""
+    """Memory that could be taken now: on the card, or on this machine within its control group."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     with open("/proc/meminfo") as lines:
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    limit, used = (_CGROUP / name for name in ("memory.max", "memory.current"))
+    if limit.exists() and used.exists() and (most := limit.read_text().strip()) != "max":
+        free = min(free, int(most) - int(used.read_text()))
+    return free
 
 
 class SlotCache:
@@ -67,6 +74,11 @@ class SlotCache:
             length = layer.keys.shape[2]
             keys[index, :, :length] = layer.keys
             values[index, :, :length] = layer.values
+
+    def clear(self, slot: int) -> None:
+        """Forgets what stands in a slot."""
+        for tensor in (*self.keys, *self.values):
+            tensor[slot] = 0
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copies the first `length` positions of one slot into another."""

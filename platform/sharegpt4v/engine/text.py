@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerFast
 
+from sharegpt4v.engine.base import EngineError
+
 
 def decode(tokenizer: PreTrainedTokenizerFast, tokens: Sequence[int]) -> str:
     """The answer that these generated tokens spell, without control tokens and outer white space."""
@@ -18,44 +20,65 @@ class TextStream:
     joined are exactly the final text.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, stop: Sequence[str], shown: int = 0) -> None:
-        """shown: characters that an earlier try at the same answer has already given out."""
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, stop: Sequence[str], shown: str = "") -> None:
+        """shown: what an earlier try at the same answer has already given out."""
         self._tokenizer = tokenizer
         self._stop = tuple(stop)
-        self._decoder = DecodeStream(skip_special_tokens=True)
+        self._decoder: DecodeStream | None = DecodeStream(skip_special_tokens=True)
         self._text = ""  # all that is decoded, from the first character that is no white space
         self._shown = shown
         self.stopped = False
 
     def add(self, token: int) -> str:
-        """The piece that may be shown now, often empty. Sets `stopped` when a stop string has come."""
-        fresh = self._decoder.step(self._tokenizer.backend_tokenizer, token) or ""
+        """The piece that may be shown now, often empty. Sets `stopped` when a stop string has come.
+
+        Raises EngineError when a second try at an answer goes another way than what is already shown.
+        """
         before = len(self._text)
+        fresh = self._decode(token)
         self._text = (self._text + fresh).lstrip() if not before else self._text + fresh
-        ends = [
-            found for stop in self._stop if (found := self._text.find(stop, max(0, before - len(stop)))) >= 0
-        ]
-        if ends:
-            self.stopped = True
-            self._text = self._text[: min(ends)]
-            return self._show(len(self._text.rstrip()))
-        return self._show(len(self._text[: len(self._text) - self._held()].rstrip()))
+        if self._cut(max(0, before - max(map(len, self._stop), default=0))):
+            return self._show(self._text.rstrip())
+        return self._show(self._text[: len(self._text) - self._held()].rstrip())
 
     def end(self, tokens: Sequence[int]) -> tuple[str, str]:
         """The last piece and the whole text. tokens: all of the answer's, without its end token."""
         if not self.stopped:
             self._text = decode(self._tokenizer, tokens)
-        self._text = self._text.rstrip()
-        return self._show(len(self._text)), self._text
+            self._cut(0)
+        text = self._text.rstrip()
+        if not text.startswith(self._shown):  # bytes that were no character came out differently at the end
+            text = self._shown + text[len(self._shown) :]
+        return self._show(text), text
+
+    def _decode(self, token: int) -> str:
+        """What one more token adds; nothing any more after bytes that are no character, until the end."""
+        if self._decoder is None:
+            return ""
+        try:
+            return self._decoder.step(self._tokenizer.backend_tokenizer, token) or ""
+        except Exception:  # the type that tokenizers raises for an invalid prefix
+            self._decoder = None
+            return ""
+
+    def _cut(self, start: int) -> bool:
+        """Ends the text before the first stop string from `start` on."""
+        ends = [found for stop in self._stop if (found := self._text.find(stop, start)) >= 0]
+        if ends:
+            self.stopped = True
+            self._text = self._text[: min(ends)]
+        return bool(ends)
 
     def _held(self) -> int:
         """Characters at the end that begin a stop string."""
-        return max(
-            (n for stop in self._stop for n in range(1, len(stop)) if self._text.endswith(stop[:n])),
-            default=0,
-        )
+        beginnings = (stop[:length] for stop in self._stop for length in range(1, len(stop)))
+        return max((len(part) for part in beginnings if self._text.endswith(part)), default=0)
 
-    def _show(self, until: int) -> str:
-        piece = self._text[self._shown : until]
-        self._shown = max(self._shown, until)
+    def _show(self, text: str) -> str:
+        if len(text) <= len(self._shown):
+            return ""
+        if not text.startswith(self._shown):
+            raise EngineError("a second try at this answer differs from what was already streamed")
+        piece = text[len(self._shown) :]
+        self._shown = text
         return piece

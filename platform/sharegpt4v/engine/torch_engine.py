@@ -5,6 +5,7 @@ every live slot its next token. A slot whose answer ends is refilled while the o
 caption never waits for a long one.
 """
 
+import gc
 import logging
 import threading
 import time
@@ -38,6 +39,9 @@ _PREFILL_TOKENS = 8_192
 
 _PADDING = 1.25
 """Prompts are prefilled together while the longest is at most so many times the shortest."""
+
+_EMBED_AT_ONCE = 32
+"""Requests whose images go through the vision tower together."""
 
 _SWEEP_SECONDS = 0.1
 """How often the queue is looked through for requests that were cancelled or whose time is over."""
@@ -121,16 +125,21 @@ class TorchEngine:
 
     def _turn(self) -> None:
         """Admits what may begin, then one token for every live slot."""
+        out_of_memory = False
         try:
             self._admit()
             if any(self._rows):
                 self._step()
-        except torch.OutOfMemoryError:
-            self._halve()
+        except (torch.OutOfMemoryError, MemoryError):
+            out_of_memory = (
+                True  # room is made below: here the traceback still holds what is to be given back
+            )
         except torch.AcceleratorError:
             raise  # the device is lost for this process, whoever's request it was
         except Exception as error:
             self._suspect(error)
+        if out_of_memory:
+            self._halve()
 
     # Admission
 
@@ -143,7 +152,10 @@ class TorchEngine:
             self._waiting.append(first)
         self._waiting.extend(self._queue.take_all())
         if time.monotonic() - self._swept > _SWEEP_SECONDS:
-            self._waiting = deque(handle for handle in self._waiting if not self._left(handle, 0))
+            for queue in (self._waiting, self._suspects):
+                kept = [handle for handle in queue if not self._left(handle, 0)]
+                queue.clear()
+                queue.extend(kept)
             self._swept = time.monotonic()
         if self._suspects:
             if not any(self._rows):
@@ -161,7 +173,13 @@ class TorchEngine:
         """Embeds and prefills requests, and gives each its first token."""
         start = time.perf_counter()
         self._beginning = handles
-        prompts = self._embed([handle for handle in handles if not self._left(handle, 0)])
+        handles = [handle for handle in handles if not self._left(handle, 0) and self._fits(handle)]
+        prompts = []
+        for first in range(0, len(handles), _EMBED_AT_ONCE):
+            prompts += self._embed(handles[first : first + _EMBED_AT_ONCE])
+            # Told on the way: whoever watches the engine must see that it gets on.
+            self._count(prefill_seconds=time.perf_counter() - start)
+            start = time.perf_counter()
         for group in _groups(sorted(prompts, key=lambda prompt: len(prompt[1]))):
             taken, slots = slots[: len(group)], slots[len(group) :]
             for (handle, prompt), slot in zip(group, taken, strict=True):
@@ -179,30 +197,34 @@ class TorchEngine:
         self._beginning = []
         self._count(prefill_seconds=time.perf_counter() - start)
 
+    def _fits(self, handle: Handle) -> bool:
+        """Whether the context has room for the prompt and an answer; fails the request otherwise."""
+        try:
+            tokens = self.adapter.prompt_tokens(handle.request.turns, len(handle.request.images))
+        except Exception as error:
+            self._fail(handle, _one_line(error))
+            return False
+        if tokens >= self._context:
+            self._fail(
+                handle,
+                f"the prompt has {tokens} tokens and the context {self._context}: nothing is left "
+                f"to answer in; shorten the dialogue, or send fewer images",
+            )
+            return False
+        return True
+
     def _embed(self, handles: list[Handle]) -> list[tuple[Handle, Tensor]]:
         """Prompts (T, D) of those that can be answered; the others fail, each for itself."""
-        if not handles:
-            return []
         try:
             prompts = self.adapter.embed([handle.request for handle in handles])
-        except (torch.OutOfMemoryError, torch.AcceleratorError):
+        except (torch.OutOfMemoryError, MemoryError, torch.AcceleratorError):
             raise
         except Exception as error:
             if len(handles) == 1:
                 self._fail(handles[0], _one_line(error))
                 return []
             return [prompt for handle in handles for prompt in self._embed([handle])]
-        fitting = []
-        for handle, prompt in zip(handles, prompts, strict=True):
-            if len(prompt) >= self._context:
-                self._fail(
-                    handle,
-                    f"the prompt has {len(prompt)} tokens and the context {self._context}: nothing is left "
-                    f"to answer in; shorten the dialogue, or send fewer images",
-                )
-            else:
-                fitting.append((handle, prompt))
-        return fitting
+        return list(zip(handles, prompts, strict=True))
 
     def _new_row(self, handle: Handle, prompt_tokens: int) -> _Row:
         request = handle.request
@@ -236,6 +258,7 @@ class TorchEngine:
             assert row is not None
             if not is_number:
                 self._fail(row.handle, f"the model's logits are not numbers after {len(row.tokens)} tokens")
+                self._decoder.cache.clear(slot)  # 0 times NaN is NaN, even behind a mask
             else:
                 row.tokens.append(token)
                 try:
@@ -301,7 +324,10 @@ class TorchEngine:
 
         Seeds make the answers the same again.
         """
+        log.error("a step failed", exc_info=error)
         handles = self._unfinished()
+        if not handles:
+            raise error
         self._rows, self._beginning = [None] * len(self._rows), []
         if len(handles) == 1:
             self._fail(handles[0], _one_line(error))
@@ -320,7 +346,8 @@ class TorchEngine:
         self._halved = True
         self._waiting.extendleft(reversed(handles))
         self._beginning = []
-        del self._decoder
+        del self._decoder, self._sampler
+        gc.collect()
         if self.adapter.device.type == "cuda":
             torch.cuda.empty_cache()
         self._open_slots(slots)

@@ -80,6 +80,11 @@ class Adapter(ABC):
         Control strings inside a turn's text stay plain text.
         """
 
+    def prompt_tokens(self, turns: Sequence[Turn], images: int) -> int:
+        """Length of a prompt, image embeddings included. Raises UserError for roles out of order."""
+        _check_roles(turns)
+        return sum(map(len, self.segments(turns, images))) + images * self.image_tokens
+
     @abstractmethod
     def answer_ids(self, answer: str) -> list[int]:
         """Token ids that a model is trained to give after the prompt, its end token included."""
@@ -113,11 +118,9 @@ class Adapter(ABC):
     def embed(self, requests: Sequence[Request]) -> list[Tensor]:
         """Prompts of dialogues, (T, D) each in the model's dtype; generation goes on from there.
 
-        The images of all requests share one pass of the vision tower. Raises UserError for roles out of
-        order, images that are not at model size, and features that are not as many as the image tokens.
+        The images of all requests share one pass of the vision tower. Raises UserError for images that are
+        not at model size, and for features that are not as many as the image tokens.
         """
-        for request in requests:
-            _check_roles(request.turns)
         dialogues = [self.segments(request.turns, len(request.images)) for request in requests]
         images = iter(self._features([image for request in requests for image in request.images]))
         ids = [token for segments in dialogues for segment in segments for token in segment]
