@@ -38,6 +38,9 @@ class PromptAdapter:
         self.device = torch.device("cpu")
         self.dtype = dtype
 
+    def prompt_tokens(self, turns: Sequence[Turn], images: int) -> int:
+        return int(turns[0].text)
+
     def embed(self, requests: Sequence[Request]) -> list[torch.Tensor]:
         table = self.language_model.get_input_embeddings()
         return [table(prompt_ids(request, self.language_model.config.vocab_size)) for request in requests]

@@ -34,9 +34,9 @@ def test_attention_slot_by_slot_equals_attention_under_a_mask(kv_heads: int) -> 
 
 
 def test_slots_are_read_apart_only_where_padding_is_dear() -> None:
-    cache = _cache()  # 1 KB a token
-    assert cache.better_apart([290, 10, 10])
-    assert not cache.better_apart([290, 280, 285])
+    cache = _cache(kv_heads=4)  # 2 KB a token
+    assert cache.better_apart([290, 10, 10, 10])
+    assert not cache.better_apart([290, 280, 285, 290])
 
 
 def test_a_moved_slot_keeps_its_tokens() -> None:
