@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import importlib.metadata
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,6 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_help())
         return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(f"sharegpt4v {importlib.metadata.version('sharegpt4v-platform')}")
+        return 0
     name, *rest = arguments
     command = COMMANDS.get(name)
     if command is None:

@@ -50,7 +50,7 @@ from sharegpt4v.run.folder import (
     write_settings,
 )
 from sharegpt4v.run.lease import Lease
-from sharegpt4v.run.pending import Progress, row_groups, rows_per_commit, survey, write_pending
+from sharegpt4v.run.pending import ALL_REASONS, Progress, row_groups, rows_per_commit, survey, write_pending
 from sharegpt4v.run.report import write_report
 from sharegpt4v.weights import read_card
 
@@ -93,6 +93,7 @@ def run_caption(config: CaptionConfig, runtime_env: dict[str, Any] | None = None
         check_fingerprint(run, plan.fingerprint)
         manifest = _take_in(config, run)
         done, progress = survey(run, config.retry_rejects)
+        _say_unknown_reason(config.retry_rejects, progress)
         if progress.done == progress.rows and run.success.exists():
             print(f"{run.path} is finished: nothing to do", file=sys.stderr)
             print_summary(run)
@@ -199,6 +200,13 @@ def _take_in(config: CaptionConfig, run: RunFolder) -> Manifest:
     if manifest.same_image_ids:
         print(f"{manifest.same_image_ids:,} ids share an image with an earlier one", file=sys.stderr)
     return manifest
+
+
+def _say_unknown_reason(reason: str | None, progress: Progress) -> None:
+    """A mistyped reason would retry nothing without a word; one that is all repaired is no mistake."""
+    if reason not in (None, ALL_REASONS, *progress.reasons):
+        known = ", ".join(f"{name} ({count:,})" for name, count in progress.reasons.items())
+        print(f"no reject has the reason {reason!r}; there are: {known or 'none'}", file=sys.stderr)
 
 
 def _say_read(records: int) -> None:

@@ -35,6 +35,11 @@ def test_help_succeeds(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("usage: sharegpt4v COMMAND")
 
 
+def test_it_says_its_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("sharegpt4v 0.")
+
+
 def test_an_unknown_command_is_answered_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["captoin"]) == 2
     assert capsys.readouterr().err == "sharegpt4v: unknown command 'captoin'; did you mean caption\n"

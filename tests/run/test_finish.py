@@ -302,4 +302,13 @@ def test_a_run_of_rejects_alone_has_a_summary(tmp_path: Path) -> None:
 def test_the_work_folder_may_be_cleaned_away_after_a_finish(timed: RunFolder) -> None:
     _finish(timed)
     shutil.rmtree(timed.path / "work")
+    timed.pending.mkdir(parents=True)  # as write_pending leaves it
     assert survey(timed)[1].done == 4
+
+
+def test_a_finished_run_whose_working_folder_was_removed_is_summarised_again(timed: RunFolder) -> None:
+    _finish(timed)
+    shutil.rmtree(timed.path / "work")
+    timed.pending.mkdir(parents=True)  # as write_pending leaves it
+    summary = _finish(timed)
+    assert (summary["captions"], summary["rejects"], summary["sessions"]) == (2, 2, 0)

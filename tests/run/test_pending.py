@@ -122,3 +122,10 @@ def test_pending_files_of_an_earlier_session_go(run: RunFolder) -> None:
 def test_commits_are_small_for_small_runs_and_bounded_for_large_ones() -> None:
     assert [rows_per_commit(rows, 96) for rows in (1, 200, 6_400, 1_200_000)] == [8, 8, 200, 2048]
     assert rows_per_commit(1_200_000, 448) == 111  # 67 MB of pixels
+
+
+def test_the_survey_counts_rejects_by_reason_also_those_to_be_tried_again(run: RunFolder) -> None:
+    commit(run, 0, "x", reject(run, "a"), caption(run, "b"))
+    for retry in (None, "all"):
+        _, progress = survey(run, retry)
+        assert list(progress.reasons.values()) == [1]

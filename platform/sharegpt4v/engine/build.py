@@ -35,11 +35,13 @@ def build_engine(spec: EngineSpec) -> Engine:
     if spec.kind == "fake":
         return FakeEngine(spec.fake)
     import torch
+    from transformers.utils import logging
 
     from sharegpt4v.engine.torch_engine import TorchEngine
     from sharegpt4v.models.adapter import load_adapter
 
     assert spec.weights is not None
+    logging.disable_progress_bar()  # the run has its own, and an actor's goes nowhere
     # Ray sets OMP_NUM_THREADS=1 for actors of one CPU or less; the configuration knows better.
     torch.set_num_threads(spec.threads)
     device = "cuda" if spec.use_gpu else "cpu"

@@ -126,7 +126,8 @@ def summarise(
         "sessions": len(sessions),
         "images_per_second": round(fresh / wall, 3) if wall else 0.0,
         **facts,
-        "started": datetime.fromtimestamp(sessions[0]["started"], UTC).isoformat(timespec="seconds"),
+        # No session is known of a finished run whose work/ was removed.
+        "started": _iso(sessions[0]["started"] if sessions else datetime.now(UTC).timestamp()),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "caption_characters": {
             "mean": round(float(lengths.mean()), 1) if len(lengths) else 0.0,
@@ -137,6 +138,10 @@ def summarise(
     }
     write_atomic(run.path / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
     return summary
+
+
+def _iso(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
 def _wall_seconds(starts: list[float], committed: list[dict[str, float]]) -> float:

@@ -5,8 +5,9 @@ Parquet file carries its footer at the end, so one that was torn by a kill canno
 and its images are done again. The result is one bit per manifest row.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -26,11 +27,15 @@ ALL_REASONS = "all"
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Rows of the manifest, and how many of them already have an outcome of each kind."""
+    """Rows of the manifest, and how many of them already have an outcome of each kind.
+
+    reasons: rejects by reason, those to be tried again included.
+    """
 
     rows: int
     captions: int
     rejects: int
+    reasons: Mapping[str, int] = field(default_factory=dict, compare=False)
 
     @property
     def done(self) -> int:
@@ -41,6 +46,7 @@ def survey(run: RunFolder, retry_rejects: str | None = None) -> tuple[Done, Prog
     """Reads what is done; with retry_rejects (a reason, or `all`) those rejects count as not done."""
     done = [np.zeros(pq.read_metadata(path).num_rows, dtype=np.bool_) for path in run.shards()]
     rejected = [np.zeros_like(flags) for flags in done]
+    reasons: Counter[str] = Counter()
     for number, path in enumerate(run.shards()):
         kept, refused = run.captions / path.name, run.rejects / path.name
         if kept.exists() or refused.exists():
@@ -49,11 +55,14 @@ def survey(run: RunFolder, retry_rejects: str | None = None) -> tuple[Done, Prog
                 done[number][_positions(pq.read_table(kept, columns=["id"])["id"], ids)] = True
             if refused.exists():
                 table = pq.read_table(refused, columns=["id", "reason"])
+                reasons.update(table["reason"].to_pylist())
                 rejected[number][_positions(_still_rejected(table, retry_rejects)["id"], ids)] = True
     for path in outcome_files(run):
         table = pq.read_table(path, columns=[OUTCOME, "shard", "row", "reason"])
         captions = table.filter(pc.equal(table[OUTCOME], "caption"))
-        rejects = _still_rejected(table.filter(pc.equal(table[OUTCOME], "reject")), retry_rejects)
+        refusals_of_all = table.filter(pc.equal(table[OUTCOME], "reject"))
+        reasons.update(refusals_of_all["reason"].to_pylist())
+        rejects = _still_rejected(refusals_of_all, retry_rejects)
         for flagged, part in ((done, captions), (rejected, rejects)):
             shards, rows = part["shard"].to_numpy(), part["row"].to_numpy()
             for number in np.unique(shards):
@@ -62,7 +71,7 @@ def survey(run: RunFolder, retry_rejects: str | None = None) -> tuple[Done, Prog
     for flags, refusals in zip(done, rejected, strict=True):
         flags |= refusals
     rows, total = sum(len(flags) for flags in done), sum(int(flags.sum()) for flags in done)
-    return done, Progress(rows, captions_done, total - captions_done)
+    return done, Progress(rows, captions_done, total - captions_done, dict(reasons.most_common()))
 
 
 def outcome_files(run: RunFolder) -> Iterator[Path]:
