@@ -147,7 +147,7 @@ def _iso(seconds: float) -> str:
 def _wall_seconds(starts: list[float], committed: list[dict[str, float]]) -> float:
     """Sum over sessions from start to last commit: a killed session has no other end."""
     times = np.array([commit["time"] for commit in committed])
-    ends = [*starts[1:], float("inf")]
+    ends = [*starts[1:], float("inf")][: len(starts)]
     last = [times[(times >= a) & (times < b)] for a, b in zip(starts, ends, strict=True)]
     return sum(float(inside.max()) - start for start, inside in zip(starts, last, strict=True) if len(inside))
 
