@@ -35,6 +35,7 @@ def cluster() -> Iterator[Cluster]:
         shutil.rmtree(sessions, ignore_errors=True)
 
 
+@pytest.mark.slow
 def test_a_run_survives_the_deaths_of_an_actor_a_decoder_and_a_node(
     cluster: Cluster, images: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
