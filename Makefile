@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN ?= runs/quickstart
+# These start Ray, use both cores and watch the clock: one at a time. All others run two at once.
+RAY_TESTS := tests/cluster tests/e2e tests/faults
 
 .DELETE_ON_ERROR:
 .PHONY: help setup quickstart test lint faults bench weights clean
@@ -27,7 +29,8 @@ quickstart: setup  ## caption 200 toy images with the toy captioner, and show wh
 	$(BIN)/sharegpt4v caption --images toy-images --out $(RUN)
 
 test: setup  ## the tests: under ten minutes on two cores
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile $(RAY_TESTS:%=--ignore=%)
+	$(BIN)/python -m pytest -q -m "not slow" $(RAY_TESTS)
 
 lint: setup  ## ruff and mypy --strict
 	$(BIN)/ruff check .
