@@ -12,7 +12,6 @@ import time
 from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from queue import Empty, SimpleQueue
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -253,56 +252,6 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Fails what is unfinished with EngineClosed and joins the engine's thread."""
-
-
-class RequestQueue:
-    """What an engine's thread takes its work from. After `close` nothing gets in, and what waited fails."""
-
-    def __init__(self) -> None:
-        self._waiting: SimpleQueue[Handle | None] = SimpleQueue()
-        self._lock = threading.Lock()
-        self.closed = False
-
-    def submit(self, request: Request) -> Handle:
-        handle = Handle(request)
-        with self._lock:
-            if self.closed:
-                raise EngineClosed("the engine is closed")
-            self._waiting.put(handle)
-        return handle
-
-    def take(self, timeout: float | None = None) -> Handle | None:
-        """The next request, or None once the queue is closed. Raises queue.Empty after `timeout` seconds."""
-        return None if self.closed else self._waiting.get(timeout=timeout)
-
-    def take_all(self) -> list[Handle]:
-        """Every request that waits, without waiting for one."""
-        taken = []
-        while not self.closed:
-            try:
-                handle = self._waiting.get_nowait()
-            except Empty:
-                break
-            if handle is None:
-                self._waiting.put(None)
-                break
-            taken.append(handle)
-        return taken
-
-    def __len__(self) -> int:
-        return self._waiting.qsize()
-
-    def close(self) -> None:
-        """May be called twice, by the engine's thread that dies and by whoever closes the engine."""
-        with self._lock:
-            self.closed = True
-            # Never a get that blocks: the engine's thread may take the last one between a look and a get.
-            with suppress(Empty):
-                while True:
-                    handle = self._waiting.get_nowait()
-                    if handle is not None:
-                        handle.fail(EngineClosed("the engine was closed before this request was finished"))
-            self._waiting.put(None)
 
 
 def sampling_seed(request_id: str, attempt: int) -> int:

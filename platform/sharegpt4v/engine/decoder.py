@@ -4,11 +4,17 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, LlamaForCausalLM
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from sharegpt4v.engine.graphs import StepGraphs
-from sharegpt4v.engine.slots import SlotCache, live_mask
+from sharegpt4v.engine.slots import SlotCache, bytes_per_slot, live_mask
+
+
+def prefill_bytes(config: LlamaConfig, tokens: int, dtype: torch.dtype) -> int:
+    """What one prefill takes beside the slots: its own keys and values, and the activations of a layer."""
+    activations = 3 * (int(config.hidden_size) + int(config.intermediate_size)) * tokens * dtype.itemsize
+    return bytes_per_slot(config, tokens, dtype) + activations
 
 
 class Decoder:

@@ -4,20 +4,12 @@ import hashlib
 import os
 import re
 import signal
-import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-from sharegpt4v.engine.base import (
-    Completion,
-    EngineClosed,
-    EngineError,
-    EngineStats,
-    Handle,
-    Request,
-    RequestQueue,
-)
+from sharegpt4v.engine.base import Completion, EngineClosed, EngineError, Handle, Request
+from sharegpt4v.engine.threaded import UNFINISHED, ThreadedEngine
 from sharegpt4v.errors import UserError
 
 FAULTS = ("kill", "hang", "error", "refusal", "empty", "loop", "length", "once")
@@ -45,31 +37,17 @@ class FakeOptions:
             raise UserError(f"unknown fault {sorted(unknown)[0]!r}; known: {', '.join(FAULTS)}")
 
 
-class FakeEngine:
+class FakeEngine(ThreadedEngine):
     """Answers from a hash of the picture, so that equal pixels always get equal captions."""
 
     def __init__(self, options: FakeOptions) -> None:
+        super().__init__()
         self.options = options
         self.model = "fake@0"
         self.image_size = options.image_size
         self.capacity = options.capacity
         self._faults = {name: re.compile(pattern) for name, pattern in options.faults.items()}
-        self._queue = RequestQueue()
-        self._stats = EngineStats()
-        self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="fake-engine", daemon=True)
-        self._thread.start()
-
-    def submit(self, request: Request) -> Handle:
-        return self._queue.submit(request)
-
-    def stats(self) -> EngineStats:
-        return self._stats
-
-    def close(self) -> None:
-        self._closing.set()
-        self._queue.close()
-        self._thread.join()
+        self._start("fake-engine")
 
     def _work(self) -> None:
         while (handle := self._queue.take()) is not None:
@@ -86,21 +64,17 @@ class FakeEngine:
         if fault == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         if fault == "hang":
-            self._closing.wait()
-            handle.fail(EngineClosed("the engine was closed before this request was finished"))
+            self._queue.wait_closed()
+            handle.fail(EngineClosed(UNFINISHED))
             return
         if fault == "error":
-            self._stats = replace(self._stats, failed=self._stats.failed + 1)
+            self._count(failed=1)
             handle.fail(EngineError("the fake engine was told to fail this request"))
             return
         completion = _faulty(fault) or _describe(request)
         handle.push(completion.text)
         handle.finish(completion)
-        self._stats = replace(
-            self._stats,
-            requests=self._stats.requests + 1,
-            new_tokens=self._stats.new_tokens + completion.tokens,
-        )
+        self._count(requests=1, new_tokens=completion.tokens)
 
     def _fault(self, request: Request) -> str | None:
         for name, pattern in self._faults.items():

@@ -7,29 +7,22 @@ caption never waits for a long one.
 
 import gc
 import logging
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from itertools import chain
 
 import torch
 from torch import Tensor
 
-from sharegpt4v.engine.base import (
-    Completion,
-    EngineClosed,
-    EngineError,
-    EngineStats,
-    Handle,
-    Request,
-    RequestQueue,
-    sampling_seed,
-)
-from sharegpt4v.engine.decoder import Decoder
+from sharegpt4v.engine.answer import Answer, withdrawn
+from sharegpt4v.engine.base import EngineClosed, EngineError, EngineStats, Handle, sampling_seed
+from sharegpt4v.engine.decoder import Decoder, prefill_bytes
+from sharegpt4v.engine.failures import concerns_all, is_out_of_memory, one_line
 from sharegpt4v.engine.sampling import Sampler
 from sharegpt4v.engine.slots import bytes_per_slot, free_bytes, slots_that_fit
-from sharegpt4v.engine.text import TextStream, decode
+from sharegpt4v.engine.threaded import UNFINISHED, ThreadedEngine
 from sharegpt4v.models.adapter import Adapter
 
 log = logging.getLogger(__name__)
@@ -47,23 +40,7 @@ _SWEEP_SECONDS = 0.1
 """How often the queue is looked through for requests that were cancelled or whose time is over."""
 
 
-@dataclass(slots=True, eq=False)
-class _Row:
-    """One request in its slot."""
-
-    handle: Handle
-    prompt_tokens: int
-    limit: int  # new tokens, by the request and by the context
-    tokens: list[int] = field(default_factory=list)
-    stream: TextStream | None = None  # only where somebody streams, or a stop string must be seen
-
-    @property
-    def position(self) -> int:
-        """Where the last token stands in the slot."""
-        return self.prompt_tokens + len(self.tokens) - 1
-
-
-class TorchEngine:
+class TorchEngine(ThreadedEngine):
     """Runs one model on one device; at most `capacity` requests are in its slots at once.
 
     max_context: tokens of prompt and answer together that a slot has room for; the model's own by default.
@@ -71,75 +48,64 @@ class TorchEngine:
     """
 
     def __init__(self, adapter: Adapter, model: str, capacity: int, max_context: int | None = None) -> None:
+        super().__init__()
         self.adapter = adapter
         self.model = model
         self.image_size = adapter.image_size
         config = adapter.language_model.config
         self._context = min(max_context or config.max_position_embeddings, config.max_position_embeddings)
         slot_bytes = bytes_per_slot(config, self._context, adapter.dtype)
-        self.capacity = slots_that_fit(capacity, slot_bytes, free_bytes(adapter.device))
+        prefill = prefill_bytes(config, max(_PREFILL_TOKENS, self._context), adapter.dtype)
+        self.capacity = slots_that_fit(capacity, slot_bytes, free_bytes(adapter.device) - prefill)
         if self.capacity < capacity:
             log.warning("memory has room for %d of %d slots", self.capacity, capacity)
         self._open_slots(self.capacity)
         self._halved = False
-        self._queue = RequestQueue()
         self._waiting: deque[Handle] = deque()
         self._beginning: list[Handle] = []  # on their way into slots
-        self._suspects: deque[Handle] = deque()  # tried alone after a failure that may be anybody's
+        self._suspects: deque[list[Handle]] = deque()  # groups, to be tried apart
         self._swept = 0.0
         self._stats = EngineStats(slots=self.capacity)
-        self._thread = threading.Thread(target=self._work, name="torch-engine", daemon=True)
-        self._thread.start()
-
-    def submit(self, request: Request) -> Handle:
-        return self._queue.submit(request)
+        self._start("torch-engine")
 
     def stats(self) -> EngineStats:
-        waiting = len(self._queue) + len(self._waiting) + len(self._suspects)
+        waiting = len(self._queue) + len(self._waiting) + sum(map(len, self._suspects))
         return replace(self._stats, queued=waiting, running=sum(row is not None for row in self._rows))
-
-    def close(self) -> None:
-        self._queue.close()
-        self._thread.join()
 
     def _open_slots(self, count: int) -> None:
         adapter = self.adapter
-        self._rows: list[_Row | None] = [None] * count
+        self._rows: list[Answer | None] = [None] * count
         self._decoder = Decoder(adapter.language_model, count, self._context, adapter.dtype, adapter.device)
         self._sampler = Sampler(count, adapter.eos_token_ids, adapter.device)
 
     def _work(self) -> None:
-        why = "the engine was closed before this request was finished"
+        why = UNFINISHED
         try:
             with torch.inference_mode():
                 while not self._queue.closed:
                     self._turn()
         except Exception as error:
             log.exception("the engine's thread ends")
-            why = f"the engine ended: {_one_line(error)}"
+            why = f"the engine ended: {one_line(error)}"
         finally:
             # However this thread ends, nobody may go on waiting for it.
             self._queue.close()
-            for handle in (*self._unfinished(), *self._waiting, *self._suspects):
+            for handle in (*self._unfinished(), *self._waiting, *chain(*self._suspects)):
                 handle.fail(EngineClosed(why))
 
     def _turn(self) -> None:
         """Admits what may begin, then one token for every live slot."""
-        out_of_memory = False
         try:
             self._admit()
             if any(self._rows):
                 self._step()
-        except (torch.OutOfMemoryError, MemoryError):
-            out_of_memory = (
-                True  # room is made below: here the traceback still holds what is to be given back
-            )
-        except torch.AcceleratorError:
-            raise  # the device is lost for this process, whoever's request it was
+            return
         except Exception as error:
-            self._suspect(error)
-        if out_of_memory:
-            self._halve()
+            if not is_out_of_memory(error):
+                self._suspect(error)
+                return
+        # Only here: inside the except block the traceback still holds what is to be given back.
+        self._halve()
 
     # Admission
 
@@ -152,14 +118,11 @@ class TorchEngine:
             self._waiting.append(first)
         self._waiting.extend(self._queue.take_all())
         if time.monotonic() - self._swept > _SWEEP_SECONDS:
-            for queue in (self._waiting, self._suspects):
-                kept = [handle for handle in queue if not self._left(handle, 0)]
-                queue.clear()
-                queue.extend(kept)
-            self._swept = time.monotonic()
+            self._sweep()
         if self._suspects:
             if not any(self._rows):
-                self._begin([self._suspects.popleft()], [0])
+                suspects = self._suspects.popleft()
+                self._begin(suspects, list(range(len(suspects))))
             return
         free = [slot for slot, row in enumerate(self._rows) if row is None]
         group = max(1, len(self._rows) // 8)
@@ -169,11 +132,25 @@ class TorchEngine:
         if not self._waiting:
             self._close_ranks()
 
+    def _sweep(self) -> None:
+        """Lets those go that nobody waits for any more, and those whose time is over."""
+        self._waiting = deque(handle for handle in self._waiting if self._wanted(handle))
+        groups = ([handle for handle in group if self._wanted(handle)] for group in self._suspects)
+        self._suspects = deque(group for group in groups if group)
+        self._swept = time.monotonic()
+
+    def _wanted(self, handle: Handle) -> bool:
+        try:
+            return not withdrawn(handle, 0)
+        except EngineError as error:
+            self._fail(handle, error)
+            return False
+
     def _begin(self, handles: list[Handle], slots: list[int]) -> None:
         """Embeds and prefills requests, and gives each its first token."""
         start = time.perf_counter()
         self._beginning = handles
-        handles = [handle for handle in handles if not self._left(handle, 0) and self._fits(handle)]
+        handles = [handle for handle in handles if self._wanted(handle) and self._fits(handle)]
         prompts = []
         for first in range(0, len(handles), _EMBED_AT_ONCE):
             prompts += self._embed(handles[first : first + _EMBED_AT_ONCE])
@@ -181,19 +158,8 @@ class TorchEngine:
             self._count(prefill_seconds=time.perf_counter() - start)
             start = time.perf_counter()
         for group in _groups(sorted(prompts, key=lambda prompt: len(prompt[1]))):
-            taken, slots = slots[: len(group)], slots[len(group) :]
-            for (handle, prompt), slot in zip(group, taken, strict=True):
-                self._rows[slot] = self._new_row(handle, len(prompt))
-                request = handle.request
-                seed = request.sampling.seed
-                self._sampler.admit(
-                    slot, request.sampling, sampling_seed(request.id, 0) if seed is None else seed
-                )
-            logits = self._decoder.prefill([prompt for _, prompt in group], taken)
-            self._count(begun=len(group), prompt_tokens=sum(len(prompt) for _, prompt in group))
-            self._take_tokens(logits, taken)
-            now = time.monotonic()
-            self._count(ttft_seconds=sum(now - handle.submitted for handle, _ in group))
+            self._prefill(group, slots[: len(group)])
+            slots = slots[len(group) :]
         self._beginning = []
         self._count(prefill_seconds=time.perf_counter() - start)
 
@@ -201,15 +167,13 @@ class TorchEngine:
         """Whether the context has room for the prompt and an answer; fails the request otherwise."""
         try:
             tokens = self.adapter.prompt_tokens(handle.request.turns, len(handle.request.images))
-        except Exception as error:
-            self._fail(handle, _one_line(error))
-            return False
-        if tokens >= self._context:
-            self._fail(
-                handle,
-                f"the prompt has {tokens} tokens and the context {self._context}: nothing is left "
-                f"to answer in; shorten the dialogue, or send fewer images",
-            )
+            if tokens >= self._context:
+                raise EngineError(
+                    f"the prompt has {tokens} tokens and the context {self._context}: nothing is left "
+                    f"to answer in; shorten the dialogue, or send fewer images"
+                )
+        except Exception as error:  # text that no tokenizer takes among them
+            self._fail(handle, error)
             return False
         return True
 
@@ -217,21 +181,31 @@ class TorchEngine:
         """Prompts (T, D) of those that can be answered; the others fail, each for itself."""
         try:
             prompts = self.adapter.embed([handle.request for handle in handles])
-        except (torch.OutOfMemoryError, MemoryError, torch.AcceleratorError):
-            raise
         except Exception as error:
+            if concerns_all(error):
+                raise
             if len(handles) == 1:
-                self._fail(handles[0], _one_line(error))
+                self._fail(handles[0], error)
                 return []
-            return [prompt for handle in handles for prompt in self._embed([handle])]
+            half = len(handles) // 2
+            return self._embed(handles[:half]) + self._embed(handles[half:])
         return list(zip(handles, prompts, strict=True))
 
-    def _new_row(self, handle: Handle, prompt_tokens: int) -> _Row:
-        request = handle.request
-        limit = min(request.sampling.max_new_tokens, self._context - prompt_tokens)
-        watched = request.stream or request.sampling.stop
-        stream = TextStream(self.adapter.tokenizer, request.sampling.stop, handle.shown) if watched else None
-        return _Row(handle, prompt_tokens, limit, stream=stream)
+    def _prefill(self, group: list[tuple[Handle, Tensor]], slots: list[int]) -> None:
+        """Puts embedded prompts into free slots, and gives each its first token."""
+        for (handle, prompt), slot in zip(group, slots, strict=True):
+            sampling = handle.request.sampling
+            seed = sampling_seed(handle.request.id, 0) if sampling.seed is None else sampling.seed
+            self._sampler.admit(slot, sampling, seed)
+            limit = min(sampling.max_new_tokens, self._context - len(prompt))
+            self._rows[slot] = Answer(
+                handle, len(prompt), limit, self.adapter.tokenizer, self.adapter.eos_token_ids
+            )
+        logits = self._decoder.prefill([prompt for _, prompt in group], slots)
+        self._count(begun=len(group), prompt_tokens=sum(len(prompt) for _, prompt in group))
+        self._take_tokens(logits, slots)
+        now = time.monotonic()
+        self._count(ttft_seconds=sum(now - handle.submitted for handle, _ in group))
 
     # Decoding
 
@@ -256,49 +230,18 @@ class TorchEngine:
         for slot, token, is_number in zip(slots, tokens, numeric, strict=True):
             row = self._rows[slot]
             assert row is not None
-            if not is_number:
-                self._fail(row.handle, f"the model's logits are not numbers after {len(row.tokens)} tokens")
-                self._decoder.cache.clear(slot)  # 0 times NaN is NaN, even behind a mask
-            else:
-                row.tokens.append(token)
-                try:
-                    ended += self._settle(row)
-                except Exception as error:  # of this answer's text alone
-                    self._fail(row.handle, _one_line(error))
+            try:
+                if not is_number:
+                    self._decoder.cache.clear(slot)  # 0 times NaN is NaN, even behind a mask
+                    raise EngineError(f"the model's logits are not numbers after {len(row.tokens)} tokens")
+                ended += row.take(token)
+            except Exception as error:
+                if concerns_all(error):
+                    raise
+                self._fail(row.handle, error)
             if row.handle.done():
                 self._rows[slot] = None
         self._count(new_tokens=len(slots), requests=ended)
-
-    def _settle(self, row: _Row) -> bool:
-        """Shows what a new token adds. Returns whether the answer is complete, and finishes it then."""
-        handle, token = row.handle, row.tokens[-1]
-        if self._left(handle, len(row.tokens)):
-            return False
-        ended = token in self.adapter.eos_token_ids
-        if row.stream and not ended:
-            piece = row.stream.add(token)
-            if piece and handle.request.stream:
-                handle.push(piece)
-        stopped = ended or (row.stream is not None and row.stream.stopped)
-        if not stopped and len(row.tokens) < row.limit:
-            return False
-        kept = row.tokens[:-1] if ended else row.tokens
-        if row.stream:
-            piece, text = row.stream.end(kept)
-        else:
-            piece = text = decode(self.adapter.tokenizer, kept)
-        handle.push(piece if handle.request.stream else text)
-        handle.finish(Completion(text, len(row.tokens), "stop" if stopped else "length"))
-        return True
-
-    def _left(self, handle: Handle, tokens: int) -> bool:
-        """Ends a request that was cancelled, or whose time is over."""
-        timeout = handle.request.timeout
-        if handle.cancelled:
-            handle.finish(Completion("", tokens, "cancelled"))
-        elif timeout is not None and time.monotonic() - handle.submitted > timeout:
-            self._fail(handle, f"not finished within its {timeout:g} s, after {tokens} tokens")
-        return handle.done()
 
     def _close_ranks(self) -> None:
         """Moves the last rows into free slots when nothing waits for these: a step computes no gaps then."""
@@ -315,24 +258,25 @@ class TorchEngine:
 
     # Failures
 
-    def _fail(self, handle: Handle, message: str) -> None:
+    def _fail(self, handle: Handle, error: Exception) -> None:
         self._count(failed=1)
-        handle.fail(EngineError(message))
+        handle.fail(EngineError(one_line(error)))
 
     def _suspect(self, error: Exception) -> None:
-        """A step failed, and one request may be the reason: each is tried again, alone.
+        """A step failed, and one request may be the reason: each half of them is tried again, apart.
 
-        Seeds make the answers the same again.
+        Seeds make the answers the same again. Raises the error when it is nobody's, or ends the device.
         """
         log.error("a step failed", exc_info=error)
         handles = self._unfinished()
-        if not handles:
+        if concerns_all(error) or not handles:
             raise error
         self._rows, self._beginning = [None] * len(self._rows), []
         if len(handles) == 1:
-            self._fail(handles[0], _one_line(error))
-        else:
-            self._suspects.extend(handles)
+            self._fail(handles[0], error)
+            return
+        half = len(handles) // 2
+        self._suspects.extendleft([handles[half:], handles[:half]])
 
     def _halve(self) -> None:
         """Out of memory: goes on with half the slots, once. Raises EngineError the second time."""
@@ -344,7 +288,9 @@ class TorchEngine:
             )
         log.warning("out of memory with %d slots: goes on with %d", len(self._rows), slots)
         self._halved = True
-        self._waiting.extendleft(reversed(handles))
+        # Suspects come back to the queue, too: their groups may be larger than what is left.
+        self._waiting.extendleft(reversed([*handles, *chain(*self._suspects)]))
+        self._suspects.clear()
         self._beginning = []
         del self._decoder, self._sampler
         gc.collect()
@@ -359,11 +305,6 @@ class TorchEngine:
         handles = dict.fromkeys([*(row.handle for row in self._rows if row is not None), *self._beginning])
         return [handle for handle in handles if not handle.done()]
 
-    def _count(self, **more: float) -> None:
-        """Adds to the statistics, step by step: whoever watches them sees that the engine gets on."""
-        now = {name: getattr(self._stats, name) + value for name, value in more.items()}
-        self._stats = replace(self._stats, **now)
-
 
 def _groups(prompts: list[tuple[Handle, Tensor]]) -> Iterator[list[tuple[Handle, Tensor]]]:
     """Prompts by length, ascending, in groups that waste little on padding."""
@@ -376,8 +317,3 @@ def _groups(prompts: list[tuple[Handle, Tensor]]) -> Iterator[list[tuple[Handle,
         group.append((handle, prompt))
     if group:
         yield group
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if isinstance(error, EngineError) else f"{type(error).__name__}: {text}"

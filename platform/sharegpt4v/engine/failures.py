@@ -1,0 +1,23 @@
+"""What went wrong in a step: one request's fault, a lack of memory, or the end of the device."""
+
+import torch
+
+from sharegpt4v.engine.base import EngineError
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether fewer slots would help. torch has a type of its own for devices only, none for main memory."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
+
+
+def concerns_all(error: Exception) -> bool:
+    """Whether it is no one request's fault: memory is short, or the device is lost for this process."""
+    return is_out_of_memory(error) or isinstance(error, torch.AcceleratorError)
+
+
+def one_line(error: Exception) -> str:
+    """Fit for a reject record: our own errors as they are, others with their type."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, EngineError) else f"{type(error).__name__}: {text}"

@@ -1,0 +1,42 @@
+"""Requests to a captioner with random weights, and what transformers' own generate answers them."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from sharegpt4v.engine.base import Image, Request, SamplingParams, Turn
+from sharegpt4v.models.adapter import Adapter
+
+PROMPTS = ("Analyze the image in a comprehensive and detailed manner.", "Analyze the image.")
+
+
+def make_image(adapter: Adapter, seed: int) -> Image:
+    size = adapter.image_size
+    return np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
+
+
+def make_request(adapter: Adapter, number: int, prompt: str = PROMPTS[0], **sampling: Any) -> Request:
+    params = SamplingParams(**{"max_new_tokens": 12} | sampling)
+    return Request(f"r{number}", (Turn("user", prompt),), (make_image(adapter, number),), params)
+
+
+def generate(adapter: Adapter, request: Request) -> list[int]:
+    """transformers' greedy generate, one request at a time."""
+    embeddings = torch.stack(adapter.embed([request]))
+    model: Any = adapter.language_model  # the declared self type of generate is a protocol of its own
+    tokens: list[int] = model.generate(
+        inputs_embeds=embeddings,
+        attention_mask=torch.ones(embeddings.shape[:2], dtype=torch.long),
+        max_new_tokens=request.sampling.max_new_tokens,
+        do_sample=False,
+        eos_token_id=sorted(adapter.eos_token_ids),
+        repetition_penalty=1.0,
+    )[0].tolist()
+    return tokens
+
+
+def reference(adapter: Adapter, request: Request) -> tuple[str, int]:
+    tokens = generate(adapter, request)
+    kept = [token for token in tokens if token not in adapter.eos_token_ids]
+    return str(adapter.tokenizer.decode(kept, skip_special_tokens=True)).strip(), len(tokens)

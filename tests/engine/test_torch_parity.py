@@ -1,0 +1,94 @@
+"""The torch engine gives token for token what transformers' own generate gives, whatever shares its slots."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sharegpt4v.engine.base import Request, SamplingParams, Turn
+from sharegpt4v.engine.torch_engine import TorchEngine
+from sharegpt4v.models.adapter import Adapter, load_adapter
+from tests.engine.requests import PROMPTS, generate, make_image, make_request
+from tests.models.random_weights import save_random_lmm
+
+
+def _logits_of(adapter: Adapter, prompt: torch.Tensor, tokens: list[int]) -> torch.Tensor:
+    """What follows the prompt and `tokens`: (V,)."""
+    table = adapter.language_model.get_input_embeddings()
+    with torch.inference_mode():
+        whole = torch.cat([prompt, table(torch.tensor(tokens, dtype=torch.long))])
+        logits: torch.Tensor = adapter.language_model(inputs_embeds=whole[None], logits_to_keep=1).logits
+    return logits[0, -1]
+
+
+def _is_a_tie(adapter: Adapter, request: Request, ours: list[int], reference: list[int]) -> bool:
+    """Whether the two part where the reference's two best logits are within 1e-4."""
+    same = next(i for i, (a, b) in enumerate(zip(ours, reference, strict=False)) if a != b)
+    [prompt] = adapter.embed([request])
+    best = _logits_of(adapter, prompt, reference[:same]).topk(2).values
+    return bool(best[0] - best[1] < 1e-4)
+
+
+class _Tokens(TorchEngine):
+    """Keeps the tokens of every answer."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self.answers: dict[str, list[int]] = {}
+        super().__init__(*args, **options)
+
+    def _take_tokens(self, logits: torch.Tensor, slots: Any) -> None:
+        rows = [self._rows[slot] for slot in slots]
+        super()._take_tokens(logits, slots)
+        self.answers |= {row.handle.request.id: row.tokens for row in rows if row}
+
+
+@pytest.mark.parametrize(("slots", "order"), [(32, "given"), (5, "reversed"), (13, "shuffled")])
+def test_two_hundred_requests_of_mixed_lengths_equal_generate(
+    adapter: Adapter, references: dict[str, list[int]], slots: int, order: str
+) -> None:
+    requests = _mixed(adapter)
+    if order != "given":
+        requests = requests[::-1] if order == "reversed" else random.Random(3).sample(requests, len(requests))
+    engine = _Tokens(adapter, "toy@0", capacity=slots)
+    for handle in [engine.submit(request) for request in requests]:
+        handle.result(120)
+    engine.close()
+    apart = [request for request in requests if engine.answers[request.id] != references[request.id]]
+    ties = [
+        request
+        for request in apart
+        if _is_a_tie(adapter, request, engine.answers[request.id], references[request.id])
+    ]
+    assert apart == ties, f"{len(apart) - len(ties)} answers differ, {len(ties)} ties"
+    assert len(ties) <= 2  # measured: none
+
+
+def _mixed(adapter: Adapter) -> list[Request]:
+    draw = random.Random(1)
+    return [
+        make_request(
+            adapter, number, PROMPTS[number % 2] * draw.choice((1, 1, 3)), max_new_tokens=draw.randint(1, 60)
+        )
+        for number in range(200)
+    ]
+
+
+@pytest.fixture(scope="module")
+def references(adapter: Adapter) -> dict[str, list[int]]:
+    return {request.id: generate(adapter, request) for request in _mixed(adapter)}
+
+
+def test_text_only_and_several_rounds_with_two_images(tmp_path: Path) -> None:
+    lmm = load_adapter(save_random_lmm(tmp_path))
+    turns = (Turn("user", "What is this?"), Turn("assistant", "A cat."), Turn("user", "And that?"))
+    requests = [
+        Request("text", (Turn("user", "Hello"),), (), SamplingParams(max_new_tokens=9)),
+        Request("two", turns, (make_image(lmm, 1), make_image(lmm, 2)), SamplingParams(max_new_tokens=9)),
+    ]
+    engine = _Tokens(lmm, "lmm@0", capacity=4)
+    for handle in [engine.submit(request) for request in requests]:
+        handle.result(60)
+    engine.close()
+    assert engine.answers == {request.id: generate(lmm, request) for request in requests}
