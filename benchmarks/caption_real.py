@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 import torch
 
 from benchmarks.machine import describe_machine
-from pipelines.caption import make_plan
 from pipelines.ledger import Ledger
+from pipelines.plan import make_plan
 from pipelines.steps import Decode
 from sharegpt4v.config import CAPTION_PRESETS, CaptionConfig, resolve
 from sharegpt4v.engine.base import Request, Turn

@@ -18,8 +18,8 @@ import pyarrow as pa
 import torch
 
 from benchmarks.machine import describe_machine
-from pipelines.caption import CALLS_PER_ACTOR
 from pipelines.ledger import Ledger
+from pipelines.pool import CALLS_PER_ACTOR
 from pipelines.steps import Caption, CaptionRules, decoded_schema
 from sharegpt4v.engine.base import EngineStats, Handle, Request, SamplingParams
 from sharegpt4v.engine.build import EngineSpec

@@ -8,7 +8,6 @@ audits them against the manifest. Killed anywhere, the same command does only wh
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,28 +17,23 @@ import ray.exceptions
 
 from pipelines.failure import RESUME, plain_errors
 from pipelines.ledger import FIRST_JUDGEMENT, RemoteLedger
+from pipelines.plan import Plan, describe_plan, make_plan
+from pipelines.pool import actor_pool
 from pipelines.progress import ProgressBar
 from pipelines.session import (
     cluster_resource,
-    inside_job,
     quiet_data_context,
     ray_session,
     refuse_relative_paths,
 )
-from pipelines.steps import Caption, CaptionRules, Decode, read_row_group
+from pipelines.steps import Caption, Decode, read_row_group
 from pipelines.table import print_summary
 from sharegpt4v.config import CAPTION_PRESETS, CaptionConfig
-from sharegpt4v.engine.base import SamplingParams
-from sharegpt4v.engine.build import EngineSpec
-from sharegpt4v.engine.fake import FakeOptions
 from sharegpt4v.errors import RunFailed, UserError
 from sharegpt4v.flags import EXIT_PROBLEM, run_command
-from sharegpt4v.gate import GateRules
 from sharegpt4v.images import ImageReader
-from sharegpt4v.images import Protocol as ImageProtocol
 from sharegpt4v.manifest import Manifest, normalise
 from sharegpt4v.manifest.locate import locate
-from sharegpt4v.prompts import UNIFIED_CAPTION, Prompt
 from sharegpt4v.run.finish import commits, compact, roll_forward, summarise
 from sharegpt4v.run.folder import (
     RunFolder,
@@ -52,21 +46,6 @@ from sharegpt4v.run.folder import (
 from sharegpt4v.run.lease import Lease
 from sharegpt4v.run.pending import ALL_REASONS, Progress, row_groups, rows_per_commit, survey, write_pending
 from sharegpt4v.run.report import write_report
-from sharegpt4v.weights import read_card
-
-CALLS_PER_ACTOR = 4
-"""Batches an actor holds at once: while one waits for its last captions the others fill the engine."""
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What the configuration comes to: which engine, asked how, over images of which shape."""
-
-    spec: EngineSpec
-    rules: CaptionRules
-    image_size: int
-    protocol: ImageProtocol
-    fingerprint: dict[str, Any]
 
 
 def main(argv: Sequence[str] | None = None, runtime_env: dict[str, Any] | None = None) -> int:
@@ -111,64 +90,6 @@ def run_caption(config: CaptionConfig, runtime_env: dict[str, Any] | None = None
                 print(f"sharegpt4v caption: {_explain_stop(stopped)}", file=sys.stderr)
                 return EXIT_PROBLEM
         return _finish(config, run, facts)
-
-
-def make_plan(config: CaptionConfig) -> Plan:
-    """Resolves model, prompt and rules without loading a weight. Raises UserError for what does not exist."""
-    if config.engine == "fake":
-        model, weights, size, protocol = "fake@0", None, config.fake.image_size, config.protocol or "squash"
-    else:
-        card = read_card(config.model)
-        # A URI goes to the actors as it is: each node fetches it once into its own cache.
-        weights = config.model if "://" in config.model else str(card.folder.absolute())
-        model, size, protocol = card.id, card.image_size, config.protocol or card.protocol
-    decoding = config.decoding
-    sampling = SamplingParams(
-        max_new_tokens=decoding.max_new_tokens,
-        temperature=decoding.temperature,
-        top_p=decoding.top_p,
-        repetition_penalty=decoding.repetition_penalty,
-    )
-    retry = replace(sampling, temperature=decoding.retry_temperature, top_p=decoding.retry_top_p)
-    prompt = UNIFIED_CAPTION if config.prompt is None else Prompt.of_user(config.prompt)
-    dtype = config.dtype if config.dtype != "auto" else "bfloat16" if config.gpus_per_actor else "float32"
-    spec = EngineSpec(
-        kind=config.engine,
-        model=model,
-        weights=weights,
-        capacity=config.batch_size,
-        room_for=(prompt.text, decoding.max_new_tokens),
-        dtype=dtype,
-        threads=config.threads_per_actor,
-        use_gpu=config.gpus_per_actor > 0,
-        fake=FakeOptions(**config.fake.model_dump()),
-    )
-    fingerprint = {
-        "model": model,
-        "prompt": f"{prompt.id}: {prompt.text}",
-        "protocol": protocol,
-        "image_size": size,
-        "fast_decode": config.fast_decode,
-        "dtype": dtype,
-        **{f"decoding.{key}": value for key, value in decoding.model_dump().items()},
-        **{f"gate.{key}": value for key, value in config.gate.model_dump().items()},
-    }
-    rules = CaptionRules(prompt, sampling, retry, GateRules(**config.gate.model_dump()))
-    return Plan(spec, rules, size, protocol, fingerprint)
-
-
-def describe_plan(config: CaptionConfig) -> str:
-    """What `--dry-run` adds: the model that would run, and what a resume would find. Nothing is written."""
-    plan = make_plan(config)
-    lines = [f"# model {plan.spec.model}, images {plan.image_size} px by protocol {plan.protocol}"]
-    if (config.out / "run.yaml").exists():
-        run = RunFolder(config.out.absolute())
-        check_fingerprint(run, plan.fingerprint)
-        _, progress = survey(run, config.retry_rejects)
-        lines.append(f"# resumes {run.path}: {progress.done:,} of {progress.rows:,} images are done")
-    else:
-        lines.append(f"# begins a new run in {config.out.absolute()}")
-    return "\n".join(lines)
 
 
 def _take_in(config: CaptionConfig, run: RunFolder) -> Manifest:
@@ -282,46 +203,13 @@ def dataset(
         .map_batches(
             Caption,
             fn_constructor_args=(plan.spec, plan.rules, ledger, config.hang_seconds),
-            compute=_pool(config),
+            compute=actor_pool(config, cluster_resource("GPU"), cluster_resource("CPU")),
             batch_size=per_commit,
             batch_format="pyarrow",
             num_cpus=config.cpus_per_actor,
             num_gpus=config.gpus_per_actor or None,
         )
     )
-
-
-def _pool(config: CaptionConfig) -> ray.data.ActorPoolStrategy:
-    shape: dict[str, int]
-    if config.actors == "auto":
-        gpus = cluster_resource("GPU")
-        shape = {"size": max(1, int(gpus / config.gpus_per_actor)) if config.gpus_per_actor else 2}
-    elif ":" in config.actors:
-        smallest, largest = map(int, config.actors.split(":"))
-        shape = {"min_size": smallest, "max_size": largest}
-    else:
-        shape = {"size": int(config.actors)}
-    _refuse_impossible(config, shape.get("size") or shape["min_size"])
-    return ray.data.ActorPoolStrategy(
-        **shape, max_concurrent_calls_per_actor=CALLS_PER_ACTOR, enable_true_multi_threading=True
-    )
-
-
-def _refuse_impossible(config: CaptionConfig, actors: int) -> None:
-    """Actors that no node can hold would be waited for in silence. Only a cluster may still grow."""
-    if config.address is not None or inside_job():
-        return
-    gpus, cpus = actors * config.gpus_per_actor, actors * config.cpus_per_actor
-    if gpus > cluster_resource("GPU"):
-        raise UserError(
-            f"{actors} actors of {config.gpus_per_actor:g} GPUs need {gpus:g}, this machine has "
-            f"{cluster_resource('GPU'):g}: set --gpus-per-actor 0, or run on a cluster with --address"
-        )
-    if cpus > cluster_resource("CPU") - 1:
-        raise UserError(
-            f"{actors} actors of {config.cpus_per_actor:g} CPUs leave none of {cluster_resource('CPU'):g} to "
-            f"decode with: lower --actors or --cpus-per-actor"
-        )
 
 
 def _explain_stop(stop: str) -> str:
