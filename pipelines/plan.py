@@ -6,7 +6,7 @@ from typing import Any
 from pipelines.steps import CaptionRules
 from sharegpt4v.config import CaptionConfig
 from sharegpt4v.engine.base import SamplingParams
-from sharegpt4v.engine.build import EngineSpec
+from sharegpt4v.engine.build import EngineSpec, require_vllm
 from sharegpt4v.engine.fake import FakeOptions
 from sharegpt4v.gate import GateRules
 from sharegpt4v.images import Protocol as ImageProtocol
@@ -32,6 +32,8 @@ def make_plan(config: CaptionConfig) -> Plan:
     if config.engine == "fake":
         model, weights, size, protocol = "fake@0", None, config.fake.image_size, config.protocol or "squash"
     else:
+        if config.engine == "vllm" and config.address is None:
+            require_vllm()  # at once, not in an actor; of a cluster's machines nothing is known here
         card = read_card(config.model)
         # A URI goes to the actors as it is: each node fetches it once into its own cache.
         weights = config.model if "://" in config.model else str(card.folder.absolute())
@@ -64,6 +66,8 @@ def make_plan(config: CaptionConfig) -> Plan:
         "image_size": size,
         "fast_decode": config.fast_decode,
         "dtype": dtype,
+        # Its sampler draws other numbers and its kernels break ties another way.
+        **({"engine": "vllm"} if config.engine == "vllm" else {}),
         **{f"decoding.{key}": value for key, value in decoding.model_dump().items()},
         **{f"gate.{key}": value for key, value in config.gate.model_dump().items()},
     }

@@ -63,7 +63,9 @@ class CaptionConfig(Stage):
     model: str = Field(
         "toy", description="transformers folder of the captioner or its URI; toy: the shipped one"
     )
-    engine: Literal["torch", "fake"] = Field("torch", description="what runs the model")
+    engine: Literal["torch", "vllm", "fake"] = Field(
+        "torch", description="what runs the model; vllm: an extra to install, fake: no model at all"
+    )
     prompt: str | None = Field(None, description="another prompt than the captioner's own")
     protocol: ImageProtocol | None = Field(
         None, description="how images become square; default: the model's own"

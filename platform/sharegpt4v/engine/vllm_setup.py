@@ -1,0 +1,150 @@
+"""How vLLM comes up in this process: whether it is there, what it may take, what we add to it.
+
+It is an optional extra and imported only here, when an engine is made. Written against 0.32 and 0.33.
+"""
+
+import gc
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sharegpt4v.engine.build import VLLM_INSTALL, require_vllm
+from sharegpt4v.engine.failures import one_line
+from sharegpt4v.engine.slots import bytes_per_slot, free_bytes, slots_that_fit
+from sharegpt4v.errors import UserError
+from sharegpt4v.models.adapter import Adapter, CaptionerAdapter, load_adapter
+from sharegpt4v.models.convert.checkpoint import Checkpoint, read_json
+
+PENALTY = "generated_repetition_penalty"
+"""Under this name a request's repetition penalty travels; vLLM's own one would count the prompt, too."""
+
+_NEEDED = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # its core in this process, where our thread steps it
+    "VLLM_USE_V2_MODEL_RUNNER": "0",  # the second runner takes logits processors of another kind
+}
+_PREFERRED = {
+    "VLLM_NO_USAGE_STATS": "1",  # it would report to its makers
+    "VLLM_LOGGING_LEVEL": "ERROR",  # it writes to standard output, which belongs to our commands
+}
+
+_SHARE_OF_FREE_MEMORY = 0.9
+"""Of a GPU's free memory, for weights, activations and keys and values."""
+
+_CPU_BLOCK = 128
+"""Tokens in a block of the CPU's keys and values."""
+
+
+def import_vllm() -> Any:
+    """The module. Raises UserError where it is missing or broken."""
+    require_vllm()
+    os.environ.update(_NEEDED)
+    for name, value in _PREFERRED.items():
+        os.environ.setdefault(name, value)
+    try:
+        import vllm
+        import vllm.platforms
+        import vllm.sampling_params
+    except Exception as error:  # a library that is missing, of another build, or a symbol that is not there
+        raise UserError(
+            f"vLLM is installed and cannot be imported ({one_line(error)}): {VLLM_INSTALL}"
+        ) from error
+    return vllm
+
+
+def load_frontend(folder: Path, dtype: torch.dtype, use_gpu: bool) -> Adapter:
+    """The adapter without what vLLM runs: no weights at all of LLaVA, no decoder layers of a Share-Captioner.
+
+    Raises UserError when vLLM is missing, or built for the other kind of device.
+    """
+    on_cpu = import_vllm().platforms.current_platform.is_cpu()
+    if on_cpu == use_gpu:
+        built, held = ("CPUs", "a GPU is to be used") if on_cpu else ("GPUs", "no GPU is to be used")
+        raise UserError(f"this vLLM is built for {built}, and {held}: {VLLM_INSTALL}")
+    if read_json(folder / "config.json").get("model_type") == "llava":
+        return load_adapter(folder, dtype, "meta")
+    adapter = load_adapter(folder, dtype, "cuda" if use_gpu else "cpu")
+    adapter.language_model.model.layers = nn.ModuleList()
+    adapter.language_model.lm_head = nn.Identity()
+    gc.collect()
+    if use_gpu:
+        torch.cuda.empty_cache()
+    return adapter
+
+
+def open_vllm(folder: Path, adapter: Adapter, context: int, capacity: int) -> tuple[Any, int]:
+    """vLLM's engine over the weights in `folder`, and how many requests it has room for.
+
+    On a GPU it makes do with the memory there is. Raises UserError when a CPU has none for one request.
+    """
+    vllm = import_vllm()
+    memory: dict[str, Any]
+    if vllm.platforms.current_platform.is_cpu():
+        room, capacity = _room_on_cpu(folder, adapter, context, capacity)
+        # Compiling would take longer there than most runs.
+        memory = {"kv_cache_memory_bytes": room, "enforce_eager": True}
+    else:
+        free, total = torch.cuda.mem_get_info()
+        memory = {"gpu_memory_utilization": _SHARE_OF_FREE_MEMORY * free / total}
+    embeddings = isinstance(adapter, CaptionerAdapter)
+    arguments = vllm.EngineArgs(
+        model=str(folder),
+        dtype=str(adapter.dtype).removeprefix("torch."),
+        max_model_len=context,
+        max_num_seqs=capacity,
+        generation_config="vllm",  # sampling comes with the request, nothing from the folder
+        enable_prompt_embeds=embeddings,
+        skip_tokenizer_init=embeddings,
+        logits_processors=[_penalty_class()],
+        distributed_executor_backend="uni",
+        async_scheduling=False,  # a logits processor would see tokens that are not known yet
+        mm_processor_cache_gb=0,  # an image is rarely seen twice
+        disable_log_stats=True,
+        use_tqdm_on_load=False,
+        **memory,
+    )
+    set_threads = torch.set_num_threads
+    try:
+        return vllm.LLMEngine.from_engine_args(arguments), capacity
+    finally:
+        torch.set_num_threads = set_threads  # a CPU worker puts a function there that only complains
+
+
+def _room_on_cpu(folder: Path, adapter: Adapter, context: int, capacity: int) -> tuple[int, int]:
+    """Bytes for keys and values, and the requests that they are enough for."""
+    tensors = Checkpoint(folder).tensors.values()
+    weights = sum(math.prod(tensor.shape) for tensor in tensors) * adapter.dtype.itemsize
+    whole_blocks = math.ceil(context / _CPU_BLOCK) * _CPU_BLOCK
+    each = bytes_per_slot(adapter.language_model.config, whole_blocks, adapter.dtype)
+    fitting = slots_that_fit(capacity, each, free_bytes(torch.device("cpu")) - weights)
+    return (fitting + 1) * each, fitting  # vLLM keeps a block for itself
+
+
+def penalise(generated: list[int], logits: Tensor, penalty: float) -> Tensor:
+    """logits (V,), in place: those of generated tokens divided where positive, multiplied where negative.
+
+    Keskar et al. 2019, arXiv 1909.05858; the prompt's tokens stay as they are.
+    """
+    if generated:
+        index = torch.tensor(generated, device=logits.device)
+        chosen = logits[index]
+        logits[index] = torch.where(chosen > 0, chosen / penalty, chosen * penalty)
+    return logits
+
+
+def _penalty_class() -> type:
+    """vLLM takes a class of its own family, so it is made where vLLM is there."""
+    from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
+
+    class GeneratedPenalty(AdapterLogitsProcessor):
+        def is_argmax_invariant(self) -> bool:
+            return False
+
+        def new_req_logits_processor(self, params: Any) -> Any:
+            penalty = (params.extra_args or {}).get(PENALTY, 1.0)
+            return None if penalty == 1.0 else lambda generated, logits: penalise(generated, logits, penalty)
+
+    return GeneratedPenalty
