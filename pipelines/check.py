@@ -22,7 +22,7 @@ from pipelines.isolation import Isolation
 from pipelines.ledger import LedgerClient, RemoteLedger
 from pipelines.progress import ProgressBar
 from pipelines.session import quiet_data_context, ray_session, refuse_relative_paths
-from pipelines.steps import KILLED_WORKER, KILLED_WORKER_MESSAGE, PLACE
+from pipelines.steps import KILLED_WORKER, KILLED_WORKER_MESSAGE, PLACE, read_row_group
 from pipelines.table import print_counts
 from sharegpt4v.config import CheckConfig
 from sharegpt4v.errors import Rejected, UserError
@@ -32,6 +32,7 @@ from sharegpt4v.images import ImageReader, inspect
 from sharegpt4v.manifest import Manifest, normalise
 from sharegpt4v.manifest.writer import shards
 from sharegpt4v.run.folder import make_writable, write_atomic
+from sharegpt4v.run.pending import row_groups
 
 _ROWS_PER_BLOCK = 256
 _ROWS_AT_ONCE = 8_192  # handed to the findings; few calls, for the sake of the driver
@@ -112,9 +113,13 @@ def look(manifest: Manifest, findings: Findings) -> None:
     ray.data.DataContext.get_current().execution_options.preserve_order = True
     ledger = RemoteLedger.start(max_reject_rate=1.0)
     step = Inspect(ImageReader(manifest.root), ledger)
+    groups = row_groups(shards(manifest.folder))
     images = (
-        ray.data.read_parquet(
-            [str(path) for path in shards(manifest.folder)],
+        ray.data.from_items(groups, override_num_blocks=len(groups))
+        .map_batches(
+            read_row_group,
+            batch_size=1,
+            batch_format="pyarrow",
             # The manifest lies in this machine's temporary folder, where other nodes cannot read it. No
             # CPUs: a cluster's head often has none to give.
             label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()},

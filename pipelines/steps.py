@@ -46,6 +46,9 @@ KILLED_WORKER = "killed_worker"
 KILLED_WORKER_MESSAGE = "its process died each time this image was in work, twice with nothing else in it"
 
 
+WHO = ("shard", "row", "id", "image", "source")
+"""Columns of records.PENDING that go through every step as they are."""
+
 PLACE = ("image", "container", "offset", "size")
 """Columns of records.PENDING that say where an image lies, in the order ImageReader.read takes them."""
 
@@ -54,7 +57,7 @@ def decoded_schema(size: int) -> pa.Schema:
     """What Decode gives: who the image is, its pixels (size, size, 3) uint8 RGB, or the reason for none."""
     return pa.schema(
         [
-            *[PENDING.field(name) for name in ("shard", "row", "id", "image", "source")],
+            *[PENDING.field(name) for name in WHO],
             pa.field("pixels", pa.fixed_shape_tensor(pa.uint8(), (size, size, 3))),
             *[OUTCOMES.field(name) for name in ("image_sha256", "width", "height", "reason", "message")],
         ]
@@ -62,7 +65,7 @@ def decoded_schema(size: int) -> pa.Schema:
 
 
 def read_row_group(batch: pa.Table) -> pa.Table:
-    """The rows of one row group of a pending file: columns file and row_group (one row) in, PENDING out."""
+    """The rows of one row group: columns file and row_group (one row) in, the columns of that file out."""
     [place] = batch.to_pylist()
     return pq.ParquetFile(place["file"]).read_row_group(place["row_group"])
 
@@ -97,7 +100,7 @@ class Decode:
         for position in isolation.run(batch["id"].to_pylist(), work):
             rows[position] = _Decoded(reason=KILLED_WORKER, message=KILLED_WORKER_MESSAGE)
         columns = {
-            **{name: batch[name] for name in ("shard", "row", "id", "image", "source")},
+            **{name: batch[name] for name in WHO},
             "pixels": pa.FixedShapeTensorArray.from_numpy_ndarray(pixels),
             **{field.name: [getattr(row, field.name) for row in rows] for field in fields(_Decoded)},
         }
@@ -149,7 +152,7 @@ class _Row:
     completion: Completion | None = None
 
 
-_CARRIED = ("shard", "row", "id", "image", "source", "image_sha256", "width", "height")
+_CARRIED = (*WHO, "image_sha256", "width", "height")
 """Columns that go from Decode to the outcome as they are."""
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.conftest import arguments, assert_same_outcome
 from tests.cluster.processes import kill_one
 from tests.commands import committed, sharegpt4v, start, wait_for_commits
+from tests.undisturbed import arguments, assert_same_outcome
 
 
 def _run_until_death(process_of_ray: str, images: Path, run: Path) -> str:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.conftest import arguments, assert_same_outcome
 from tests.cluster.heads import Head, bare_python, head, token_environment
 from tests.commands import REPOSITORY, command
+from tests.undisturbed import arguments, assert_same_outcome
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from ray.cluster_utils import Cluster
 
-from tests.cluster.conftest import arguments, assert_same_outcome
 from tests.cluster.processes import descendants, kill_one
 from tests.commands import committed, start, wait_for_commits
+from tests.undisturbed import arguments, assert_same_outcome
 
 ACTOR = "MapBatches(Caption)"
 DECODER = "MapBatches(Decode.__call__)"
@@ -48,7 +48,7 @@ def test_a_run_survives_the_deaths_of_an_actor_a_decoder_and_a_node(
         wait_for_commits(process, run, committed(run) + 2)
         # Hard: its raylet, and with it all workers, by SIGKILL. The node that works most has an actor.
         cluster.remove_node(_node_with(cluster, ACTOR), allow_graceful=False)
-        assert process.poll() is None and committed(run) < 30, "the kills came too late to mean anything"
+        assert process.poll() is None and committed(run) < 70, "the kills came too late to mean anything"
         _, said = process.communicate(timeout=200)
     finally:
         process.kill()

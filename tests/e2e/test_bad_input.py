@@ -1,7 +1,6 @@
 """Bad input through the real command: each bad image is one reject, each wrong request is one line."""
 
 import json
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -36,25 +35,6 @@ def test_every_bad_image_is_a_reject_and_every_odd_one_a_caption(tmp_path: Path)
     assert (captions["odd/1x1.png"]["width"], captions["odd/1x1.png"]["height"]) == (1, 1)
     assert json.loads((run / "summary.json").read_text())["rejects"] == len(BAD)
     assert (run / "_SUCCESS").exists()
-
-
-def test_tar_shards_with_a_bad_member(tmp_path: Path) -> None:
-    images, run = tmp_path / "images", tmp_path / "run"
-    write_images(images, ["a b.jpg", "c.jpg", "d.jpg"])
-    (images / "cut.jpg").write_bytes((images / "c.jpg").read_bytes()[:-50])
-    (images / "empty.jpg").touch()
-    shards = tmp_path / "shards"
-    shards.mkdir()
-    for number, names in enumerate((["a b.jpg", "cut.jpg", "c.jpg"], ["empty.jpg", "d.jpg"])):
-        with tarfile.open(shards / f"{number:05}.tar", "w") as tar:
-            for name in names:
-                tar.add(images / name, name)
-    done = sharegpt4v("caption", "--images", shards, "--out", run, *FAKE)
-    assert done.returncode == 0, done.stderr
-    captions = rows(run, "captions").to_pylist()
-    assert [row["id"] for row in captions] == ["00000.tar/a b.jpg", "00000.tar/c.jpg", "00001.tar/d.jpg"]
-    rejects = {row["id"]: row["reason"] for row in rows(run, "rejects").to_pylist()}
-    assert rejects == {"00000.tar/cut.jpg": "truncated", "00001.tar/empty.jpg": "empty"}
 
 
 @pytest.fixture

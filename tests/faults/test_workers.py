@@ -2,10 +2,9 @@
 
 import json
 import signal
+import tarfile
 import time
 from pathlib import Path
-
-import pyarrow.parquet as pq
 
 from tests.commands import outcomes_left, rows, sharegpt4v, start, wait_for_commits, write_images
 
@@ -13,10 +12,17 @@ from tests.commands import outcomes_left, rows, sharegpt4v, start, wait_for_comm
 def test_poison_and_hanging_images_are_quarantined_and_all_others_captioned(tmp_path: Path) -> None:
     names = [f"{index:03}.jpg" for index in range(120)]
     write_images(tmp_path / "images", names)
+    (tmp_path / "images" / "055.jpg").write_bytes((tmp_path / "images" / "056.jpg").read_bytes()[:-50])
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    for number in range(2):
+        with tarfile.open(shards / f"{number}.tar", "w") as tar:
+            for name in names[60 * number : 60 * (number + 1)]:
+                tar.add(tmp_path / "images" / name, name)
     faults = {"kill": "007", "hang": "090", "error": "033", "empty": "034", "once": "035"}
     run = tmp_path / "run"
     done = sharegpt4v(
-        *("caption", "--images", tmp_path / "images", "--out", run, "--engine", "fake"),
+        *("caption", "--images", shards, "--out", run, "--engine", "fake"),
         *("--fake.faults", json.dumps(faults), "--hang-seconds", "2", "--rows-per-commit", "20"),
         *("--fake.capacity", "10"),
         timeout=240,
@@ -24,15 +30,17 @@ def test_poison_and_hanging_images_are_quarantined_and_all_others_captioned(tmp_
     assert done.returncode == 0, done.stderr
     rejects = {row["id"]: row for row in rows(run, "rejects").to_pylist()}
     assert {key: row["reason"] for key, row in rejects.items()} == {
-        "007.jpg": "killed_worker",
-        "090.jpg": "killed_worker",
-        "033.jpg": "engine_error",
-        "034.jpg": "empty_caption",
+        "0.tar/007.jpg": "killed_worker",
+        "0.tar/033.jpg": "engine_error",
+        "0.tar/034.jpg": "empty_caption",
+        "0.tar/055.jpg": "truncated",
+        "1.tar/090.jpg": "killed_worker",
     }
-    assert rejects["034.jpg"]["attempt"] == 1  # refused twice, not once
+    assert rejects["0.tar/034.jpg"]["attempt"] == 1  # refused twice, not once
     captions = {row["id"]: row for row in rows(run, "captions").to_pylist()}
-    assert sorted(captions) == sorted(set(names) - set(rejects))
-    assert {key for key, row in captions.items() if row["attempt"] == 1} == {"035.jpg"}
+    ids = {f"{index // 60}.tar/{name}" for index, name in enumerate(names)}
+    assert captions.keys() == ids - rejects.keys()
+    assert {key for key, row in captions.items() if row["attempt"] == 1} == {"0.tar/035.jpg"}
 
 
 def test_ctrl_c_ends_in_ten_seconds_and_a_second_run_is_refused_meanwhile(tmp_path: Path) -> None:
@@ -57,20 +65,19 @@ def test_ctrl_c_ends_in_ten_seconds_and_a_second_run_is_refused_meanwhile(tmp_pa
     assert 8 <= kept < 200
     assert not (run / "_SUCCESS").exists()
 
-    last = sharegpt4v(*arguments)
-    assert last.returncode == 0, last.stderr
-    assert f"{kept} of 200 images are done" in last.stderr
-    assert len(rows(run, "captions")) == 200
+    plan = sharegpt4v(*arguments, "--dry-run")
+    assert f"resumes {run}: {kept} of 200 images are done" in plan.stdout
 
 
-def test_a_wrong_root_stops_early_and_rejects_are_taken_up_once_it_is_right(tmp_path: Path) -> None:
-    names = [f"{index:04}.jpg" for index in range(1_100)]
-    write_images(tmp_path / "images", names, size=8)
-    manifest = tmp_path / "manifest.jsonl"
-    manifest.write_text("".join(json.dumps({"id": name, "image": name}) + "\n" for name in names))
-    run = tmp_path / "run"
+def test_a_wrong_root_stops_early_and_later_runs_take_up_repaired_and_new_images(tmp_path: Path) -> None:
+    names = [f"{index:04}.jpg" for index in range(1_104)]
+    images, run, manifest = tmp_path / "images", tmp_path / "run", tmp_path / "manifest.jsonl"
+    write_images(images, names, size=8)
+    good = (images / "0005.jpg").read_bytes()
+    (images / "0005.jpg").write_bytes(good[: len(good) // 2])
     arguments = ["caption", "--images", str(manifest), "--out", str(run), "--engine", "fake"]
 
+    _write_manifest(manifest, names[:1_100])
     wrong = sharegpt4v(*arguments, "--root", tmp_path)
     assert wrong.returncode == 1
     line = wrong.stderr.strip().splitlines()[-1]
@@ -78,50 +85,22 @@ def test_a_wrong_root_stops_early_and_rejects_are_taken_up_once_it_is_right(tmp_
     assert ".jpg' does not exist" in line
     assert not (run / "_SUCCESS").exists()
 
-    right = sharegpt4v(*arguments, "--root", tmp_path / "images", "--retry-rejects", "missing")
+    right = sharegpt4v(*arguments, "--root", images, "--retry-rejects", "missing")
     assert right.returncode == 0, right.stderr
-    assert len(rows(run, "captions")) == 1_100 and len(rows(run, "rejects")) == 0
+    before = rows(run, "captions").to_pylist()
+    assert len(before) == 1_099 and rows(run, "rejects")["reason"].to_pylist() == ["truncated"]
     assert (run / "_SUCCESS").exists()
 
-
-def test_repaired_images_and_new_ids_join_a_finished_run(tmp_path: Path) -> None:
-    images, run = tmp_path / "images", tmp_path / "run"
-    write_images(images, [f"{index:02}.jpg" for index in range(12)])
-    good = (images / "05.jpg").read_bytes()
-    (images / "05.jpg").write_bytes(good[: len(good) // 2])
-    arguments = ["caption", "--images", str(images), "--out", str(run), "--engine", "fake"]
-    first = sharegpt4v(*arguments, "--limit", "8")
-    assert first.returncode == 0, first.stderr
-    assert (len(rows(run, "captions")), len(rows(run, "rejects"))) == (7, 1)
-    before = rows(run, "captions").to_pylist()
-
-    (images / "05.jpg").write_bytes(good)
-    second = sharegpt4v(*arguments, "--retry-rejects", "--actors", "1:2")
-    assert second.returncode == 0, second.stderr
-    assert "7 of 12 images are done" in second.stderr
-    captions = rows(run, "captions").to_pylist()
-    assert [row["id"] for row in captions] == [f"{index:02}.jpg" for index in range(12)]
-    assert [row for row in captions if row["id"] in {kept["id"] for kept in before}] == before
-    assert len(rows(run, "rejects")) == 0
-    assert json.loads((run / "summary.json").read_text())["sessions"] == 2
-
-
-def test_a_torn_file_is_passed_over_and_its_images_are_done_again(tmp_path: Path) -> None:
-    images, run = tmp_path / "images", tmp_path / "run"
-    write_images(images, [f"{index:02}.jpg" for index in range(40)])
-    arguments = ["caption", "--images", str(images), "--out", str(run), "--engine", "fake"]
-    arguments += ["--rows-per-commit", "4"]
-    process = start(*arguments, "--fake.seconds-per-request", "0.2")
-    wait_for_commits(process, run, 2)
-    process.kill()
-    process.communicate()
-    torn = sorted((run / "work" / "outcomes").glob("*/*.parquet"))[0]
-    torn.write_bytes(torn.read_bytes()[:-20])
-    left = outcomes_left(run)
-
-    last = sharegpt4v(*arguments)
+    (images / "0005.jpg").write_bytes(good)
+    _write_manifest(manifest, names)
+    last = sharegpt4v(*arguments, "--root", images, "--retry-rejects", "--actors", "1:2")
     assert last.returncode == 0, last.stderr
-    assert f"{left} of 40 images are done" in last.stderr
-    assert len(rows(run, "captions")) == 40
-    parts = [pq.read_table(part)["id"].to_pylist() for part in sorted((run / "captions").glob("*.parquet"))]
-    assert sum(parts, []) == [f"{index:02}.jpg" for index in range(40)]
+    assert "1,099 of 1,104 images are done" in last.stderr
+    captions = rows(run, "captions").to_pylist()
+    assert [row["id"] for row in captions] == names and len(rows(run, "rejects")) == 0
+    assert [row for row in captions if row["id"] in {kept["id"] for kept in before}] == before
+    assert json.loads((run / "summary.json").read_text())["sessions"] == 3
+
+
+def _write_manifest(path: Path, names: list[str]) -> None:
+    path.write_text("".join(json.dumps({"id": name, "image": name}) + "\n" for name in names))

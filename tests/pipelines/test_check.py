@@ -25,27 +25,14 @@ from sharegpt4v.manifest import Manifest, normalise
 from sharegpt4v.manifest.writer import shards
 from tests.commands import rows, sharegpt4v, write_images
 from tests.images.every_kind import BAD, write_bad, write_odd
-
-
-def _columns(*names: str) -> pa.Table:
-    count = len(names)
-    return pa.table(
-        {
-            "id": [f"id of {name}" for name in names],
-            "image": list(names),
-            "source": ["coco"] * count,
-            "container": [""] * count,
-            "offset": [0] * count,
-            "size": [-1] * count,
-        }
-    )
+from tests.pipelines.pending_rows import pending_rows
 
 
 def test_the_step_gives_one_row_an_image_in_order(tmp_path: Path) -> None:
     write_images(tmp_path, ["b.jpg", "a.jpg"])
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:-50])
     ledger = Ledger(1.0)
-    table = Inspect(ImageReader(str(tmp_path)), ledger)(_columns("b.jpg", "gone.jpg", "cut.jpg", "a.jpg"))
+    table = Inspect(ImageReader(str(tmp_path)), ledger)(pending_rows("b.jpg", "gone.jpg", "cut.jpg", "a.jpg"))
     assert table.schema == INSPECTED
     assert table["id"].to_pylist() == [f"id of {name}" for name in ("b.jpg", "gone.jpg", "cut.jpg", "a.jpg")]
     assert table["reason"].to_pylist() == [None, "missing", "truncated", None]
@@ -61,7 +48,7 @@ def test_an_image_that_kills_its_process_is_a_finding(tmp_path: Path) -> None:
     for worker in ("first", "second", "third"):
         ledger.begin(worker, ["check:id of poison.jpg"])
         ledger.begin_alone(worker, "check:id of poison.jpg")
-    table = Inspect(ImageReader(str(tmp_path)), ledger)(_columns("poison.jpg", "a.jpg"))
+    table = Inspect(ImageReader(str(tmp_path)), ledger)(pending_rows("poison.jpg", "a.jpg"))
     assert table["reason"].to_pylist() == ["killed_worker", None]
 
 
@@ -71,7 +58,7 @@ def test_a_failing_storage_is_no_finding(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(ImageReader, "read", fail)
     with pytest.raises(StorageError):
-        Inspect(ImageReader(str(tmp_path)), Ledger(1.0))(_columns("a.jpg"))
+        Inspect(ImageReader(str(tmp_path)), Ledger(1.0))(pending_rows("a.jpg"))
 
 
 class _Web(SimpleHTTPRequestHandler):

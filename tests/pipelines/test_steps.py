@@ -22,8 +22,9 @@ from sharegpt4v.engine.fake import FakeOptions
 from sharegpt4v.gate import GateRules
 from sharegpt4v.images import ImageReader, StorageError, prepare
 from sharegpt4v.prompts import Prompt
-from sharegpt4v.records import OUTCOMES, PENDING
+from sharegpt4v.records import OUTCOMES
 from tests.commands import REPOSITORY, environment, write_images
+from tests.pipelines.pending_rows import pending_rows
 
 SIZE = 8
 RULES = CaptionRules(
@@ -32,21 +33,6 @@ RULES = CaptionRules(
     SamplingParams(max_new_tokens=40, temperature=0.7, top_p=0.9),
     GateRules(),
 )
-
-
-def _pending(*names: str) -> pa.Table:
-    count = len(names)
-    columns = {
-        "shard": [3] * count,
-        "row": list(range(10, 10 + count)),
-        "id": [f"id of {name}" for name in names],
-        "image": list(names),
-        "source": ["coco"] * count,
-        "container": [""] * count,
-        "offset": [0] * count,
-        "size": [-1] * count,
-    }
-    return pa.table(columns, schema=PENDING)
 
 
 def _decoded(*ids: str, reason: dict[str, str] | None = None) -> pa.Table:
@@ -117,7 +103,7 @@ def test_decode_keeps_the_order_and_gives_one_row_an_image(tmp_path: Path) -> No
     write_images(tmp_path, ["b.jpg", "a.jpg"])
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:-50])
     decode = Decode(ImageReader(str(tmp_path)), SIZE, "squash", False, Ledger(1.0))
-    pending = _pending("b.jpg", "gone.jpg", "cut.jpg", "a.jpg")
+    pending = pending_rows("b.jpg", "gone.jpg", "cut.jpg", "a.jpg")
     out = decode(pending)
     assert out.schema == decoded_schema(SIZE)
     for name in ("shard", "row", "id", "image", "source"):
@@ -140,7 +126,9 @@ def test_decode_keeps_the_order_and_gives_one_row_an_image(tmp_path: Path) -> No
 
 def test_a_file_that_is_read_but_not_decoded_keeps_its_digest(tmp_path: Path) -> None:
     (tmp_path / "page.jpg").write_bytes(b"<html>not found</html>")
-    out = Decode(ImageReader(str(tmp_path)), SIZE, "pad", False, Ledger(1.0))(_pending("page.jpg", "gone"))
+    out = Decode(ImageReader(str(tmp_path)), SIZE, "pad", False, Ledger(1.0))(
+        pending_rows("page.jpg", "gone")
+    )
     assert out["image_sha256"].to_pylist() == [hashlib.sha256(b"<html>not found</html>").hexdigest(), ""]
 
 
@@ -150,7 +138,7 @@ def test_a_failing_storage_is_no_reject_of_decode(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(ImageReader, "read", fail)
     with pytest.raises(StorageError):
-        Decode(ImageReader(str(tmp_path)), SIZE, "pad", False, Ledger(1.0))(_pending("a.jpg"))
+        Decode(ImageReader(str(tmp_path)), SIZE, "pad", False, Ledger(1.0))(pending_rows("a.jpg"))
 
 
 def test_an_image_that_killed_its_decoder_is_not_touched_again(tmp_path: Path) -> None:
@@ -160,7 +148,7 @@ def test_an_image_that_killed_its_decoder_is_not_touched_again(tmp_path: Path) -
         ledger.begin(worker, ["decode:id of poison.jpg"])
         ledger.begin_alone(worker, "decode:id of poison.jpg")
     decode = Decode(ImageReader(str(tmp_path)), SIZE, "pad", False, ledger)
-    out = decode(_pending("poison.jpg", "a.jpg"))
+    out = decode(pending_rows("poison.jpg", "a.jpg"))
     assert out["reason"].to_pylist() == ["killed_worker", None]
     assert out["image_sha256"][0].as_py() == ""
 

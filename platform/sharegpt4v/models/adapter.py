@@ -155,6 +155,28 @@ class Adapter(ABC):
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
         return ids
 
+    def _join(self, parts: Sequence[str | int]) -> list[int]:
+        """Ids of texts and control tokens. Texts side by side are encoded as one.
+
+        Sentencepiece marks where a text begins: apart, an answer would begin with a mark that it does not
+        have behind its `ASSISTANT:`.
+        """
+        ids: list[int] = []
+        text = ""
+        for part in (*parts, None):
+            if isinstance(part, str):
+                text += part
+                continue
+            ids += self._text(text) if text else []
+            ids += [] if part is None else [part]
+            text = ""
+        return ids
+
+    def _following(self, before: str, text: str) -> list[int]:
+        """Ids of text as they come behind `before`; alone where the tokenizer merges the two."""
+        lead, both = self._text(before), self._text(before + text)
+        return both[len(lead) :] if both[: len(lead)] == lead else self._text(text)
+
     def _control(self, token: str) -> int:
         """Id of a control token. Raises UserError when the tokenizer does not have it."""
         index = self.tokenizer.get_vocab().get(token)
@@ -164,9 +186,9 @@ class Adapter(ABC):
             )
         return int(index)
 
-    def _marker(self, marker: str) -> list[int]:
-        """Ids of a template's marker: one control token where the tokenizer has it, else its text."""
-        return [self._control(marker)] if marker in self.tokenizer.get_vocab() else self._text(marker)
+    def _marker(self, marker: str) -> str | int:
+        """A template's marker: a control token where the tokenizer has it, else its text."""
+        return self._control(marker) if marker in self.tokenizer.get_vocab() else marker
 
 
 class CaptionerAdapter(Adapter):
@@ -184,22 +206,26 @@ class CaptionerAdapter(Adapter):
         self.language_model = model.language_model
         self.image_tokens = model.config.image_tokens
         self._user = self._marker("<|User|>:")
-        self._bot = [self._control("<TOKENS_UNUSED_0>"), *self._text("\n"), *self._marker("<|Bot|>:")]
+        self._bot = self._marker("<|Bot|>:")
+        self._end_of_turn = self._control("<TOKENS_UNUSED_0>")
+        self._end_of_answer = self._control("<TOKENS_UNUSED_1>")
 
     def segments(self, turns: Sequence[Turn], images: int) -> list[list[int]]:
-        done, ids = [], [self.tokenizer.bos_token_id, *self._user]
-        for _ in range(images):
-            done.append(ids)
-            ids = []
+        parts: list[list[str | int]] = [
+            [self.tokenizer.bos_token_id, self._user],
+            *([] for _ in range(images)),
+        ]
         for number, turn in enumerate(turns):
             if turn.role == "assistant":
-                ids += self.answer_ids(turn.text) + self._text("\n")
+                parts[-1] += [turn.text, self._end_of_answer, "\n"]
             else:
-                ids += (self._user if number else []) + self._text(turn.text) + self._bot
-        return [*done, ids]
+                opening = [self._user] if number else []
+                parts[-1] += [*opening, turn.text, self._end_of_turn, "\n", self._bot]
+        return [self._join(segment) for segment in parts]
 
     def answer_ids(self, answer: str) -> list[int]:
-        return [*self._text(answer), self._control("<TOKENS_UNUSED_1>")]
+        text = self._text(answer) if isinstance(self._bot, int) else self._following(self._bot, answer)
+        return [*text, self._end_of_answer]
 
     def image_features(self, pixel_values: Tensor) -> Tensor:
         return self.model.image_features(pixel_values)
@@ -220,23 +246,19 @@ class LmmAdapter(Adapter):
         self.image_token_id = model.config.image_token_id
         self.image_tokens = model.config.image_seq_length
         self.language_model = _causal_language_model(model)
-        self._system = [self.tokenizer.bos_token_id, *self._text(f"{VICUNA_SYSTEM} USER: ")]
 
     def segments(self, turns: Sequence[Turn], images: int) -> list[list[int]]:
-        done, ids = [], list(self._system)
-        for number in range(images):
-            done.append(ids)
-            ids = self._text("\n") if number + 1 < images else []
+        parts: list[list[str | int]] = [[self.tokenizer.bos_token_id, f"{VICUNA_SYSTEM} USER: "]]
+        parts += (["\n"] for _ in range(images))
         for number, turn in enumerate(turns):
             if turn.role == "assistant":
-                ids += self.answer_ids(turn.text)
+                parts[-1] += [f" {turn.text}", self.tokenizer.eos_token_id]
             else:
-                opening = "USER: " if number else "\n" if images else ""
-                ids += self._text(f"{opening}{turn.text} ASSISTANT:")
-        return [*done, ids]
+                parts[-1].append(f"{'USER: ' if number else ''}{turn.text} ASSISTANT:")
+        return [self._join(segment) for segment in parts]
 
     def answer_ids(self, answer: str) -> list[int]:
-        return [*self._text(f" {answer}"), self.tokenizer.eos_token_id]
+        return [*self._following("ASSISTANT:", f" {answer}"), self.tokenizer.eos_token_id]
 
     def image_features(self, pixel_values: Tensor) -> Tensor:
         features: Tensor = torch.stack(self.model.get_image_features(pixel_values).pooler_output)

@@ -111,7 +111,7 @@ def write_pending(run: RunFolder, done: Done, rows_per_commit: int) -> list[Path
 
 
 def row_groups(files: Sequence[Path]) -> list[dict[str, str | int]]:
-    """Every row group of the pending files in order, as file and row_group."""
+    """Every row group of these Parquet files in order, as file and row_group."""
     return [
         {"file": str(path), "row_group": number}
         for path in files
