@@ -86,7 +86,7 @@ def make(kind: str, folder: Path, size: int, shard: int) -> tuple[Path, str, str
     released.WIDTH, released.MLP, released.HEADS = WIDTH, MLP, WIDTH // 128
     released.LAYERS = max(2, round((size - 4 * VOCABULARY * WIDTH) / per_layer))
     released.LORA_RANK = 256
-    released.Random.tensor = constant  # type: ignore[method-assign]
+    released.DRAWN = False
     if captioner:
         tensors = released.captioner_tensors("qformer", VOCABULARY, torch.float16)
         return released.save_captioner(folder / "model", tensors), "", "transformers"
@@ -99,11 +99,6 @@ def make(kind: str, folder: Path, size: int, shard: int) -> tuple[Path, str, str
     command = [sys.executable, "-c", CHILD, str(model), str(folder / "there"), str(tower), "transformers"]
     subprocess.run([*command, str(shard)], input="\n", text=True, check=True, stdout=subprocess.DEVNULL)
     return folder / "there", "", "released"
-
-
-def constant(self: released.Random, *shape: int, std: float = 0.1, mean: float = 0.0) -> Tensor:
-    """Values do not matter here, and drawing two gigabytes of them takes a minute."""
-    return torch.full(shape, mean + std, dtype=self.dtype)
 
 
 def stored(folder: Path) -> list[Tensor]:

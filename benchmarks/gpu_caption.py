@@ -13,6 +13,7 @@ import platform
 import random
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,8 @@ import torch
 import transformers
 from transformers import LlavaForConditionalGeneration
 
-from sharegpt4v.engine.base import Request, SamplingParams, Turn
+from sharegpt4v.engine.base import EngineStats, Request, SamplingParams, Turn
+from sharegpt4v.engine.slots import bytes_per_slot
 from sharegpt4v.engine.torch_engine import TorchEngine
 from sharegpt4v.models.adapter import Adapter, CaptionerAdapter, LmmAdapter
 from sharegpt4v.models.captioner import Sampler, ShareCaptioner, share_captioner_7b
@@ -100,7 +102,7 @@ def measure(name: str, options: argparse.Namespace, device: str, bandwidth: floa
         adapter = MODELS[name](options.toy)
     torch.set_default_dtype(torch.float32)
     requests = make_requests(options.images, adapter.image_size)
-    prompt = len(adapter.embed(requests[:1])[0])
+    prompt = adapter.prompt_tokens(requests[0].turns, images=1)
     engine = TorchEngine(adapter, f"{name}@random", options.slots, max_context=prompt + 401)
     for handle in [engine.submit(request) for request in requests[: engine.capacity]]:
         handle.result()  # graphs are captured, libraries warm
@@ -109,40 +111,35 @@ def measure(name: str, options: argparse.Namespace, device: str, bandwidth: floa
     for handle in [engine.submit(request) for request in requests]:
         handle.result()
     seconds = time.perf_counter() - start
-    after = engine.stats()
+    spent = difference(engine.stats(), before)
     engine.close()
-    rate = len(requests) / seconds
-    decode = after.decode_seconds - before.decode_seconds
-    prefill = after.prefill_seconds - before.prefill_seconds
-    steps = (after.slot_steps - before.slot_steps) / engine.capacity
-    new_tokens = after.new_tokens - before.new_tokens
-    prompt_tokens = after.prompt_tokens - before.prompt_tokens
-    text = adapter.language_model
-    weights = sum(p.numel() for p in text.parameters())
-    config = text.config
-    per_token = (
-        2
-        * config.num_hidden_layers
-        * config.num_key_value_heads
-        * (config.hidden_size // config.num_attention_heads)
-    )
-    # What a step must read: the weights once, and each live slot's prompt and on average half of its answer.
-    live = (after.live_steps - before.live_steps) * (prompt + MEAN_TOKENS / 2) * per_token
-    read = (steps * weights + live) * adapter.dtype.itemsize
     memory = torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else float("nan")
-    slot_use = (after.live_steps - before.live_steps) / (after.slot_steps - before.slot_steps)
+    rate = len(requests) / seconds
+    paper = "" if options.toy else f" ({rate / PAPER_RATE:.0f}x the paper's A100 with 3 beams)"
     print(
-        f"{name}: {rate:.2f} images/s ({rate / PAPER_RATE:.0f}x the paper's A100 with 3 beams), "
-        f"{new_tokens / seconds:,.0f} new tokens/s, {engine.capacity} slots, use {slot_use:.2f}, "
-        f"prompt {prompt} tokens, memory {memory:.1f} GB"
+        f"{name}: {rate:.2f} images/s{paper}, {spent.new_tokens / seconds:,.0f} new tokens/s, "
+        f"{engine.capacity} slots, use {spent.slot_use:.2f}, prompt {prompt} tokens, memory {memory:.1f} GB"
     )
-    achieved = 2 * weights * prompt_tokens / prefill / operations
+    steps = spent.slot_steps / engine.capacity
+    weights = sum(parameter.numel() for parameter in adapter.language_model.parameters())
+    # What a step must read: the weights once, and each live slot's prompt and on average half of its answer.
+    live = spent.live_steps * (prompt + MEAN_TOKENS // 2)
+    read = steps * weights * adapter.dtype.itemsize
+    read += bytes_per_slot(adapter.language_model.config, live, adapter.dtype)
+    matrix = 2 * weights * spent.prompt_tokens / spent.prefill_seconds / operations
     print(
-        f"  decode {decode:.1f} s of {seconds:.1f}: {1000 * decode / steps:.1f} ms a step, "
-        f"{read / decode / bandwidth:.0%} of measured bandwidth; embed and prefill {prefill:.1f} s: "
-        f"{achieved:.0%} of the measured matrix rate, vision tower not counted",
+        f"  decode {spent.decode_seconds:.1f} s of {seconds:.1f}: "
+        f"{1000 * spent.decode_seconds / steps:.1f} ms a step, "
+        f"{read / spent.decode_seconds / bandwidth:.0%} of measured bandwidth; embed and prefill "
+        f"{spent.prefill_seconds:.1f} s: {matrix:.0%} of the measured matrix rate, vision tower not counted",
         flush=True,
     )
+
+
+def difference(after: EngineStats, before: EngineStats) -> EngineStats:
+    """What was counted between the two."""
+    names = [field.name for field in fields(EngineStats)]
+    return EngineStats(**{name: getattr(after, name) - getattr(before, name) for name in names})
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ EVA = {"width": 176, "mlp": 100, "blocks": 2, "image": 56, "patch": 14}  # heads
 QUERIES, RESAMPLER_WIDTH, QFORMER_WIDTH = 4, 256, 128  # heads of 128 and of 64
 QFORMER_LAYERS, QFORMER_MLP = 2, 192
 LORA_RANK, LORA_ALPHA = 8, 12
+DRAWN = True  # False: constants, where values do not matter and gigabytes of them take minutes to draw
 ROPE_THETA = 50000.0  # not the default, so that a converter that forgets it is noticed
 
 
@@ -31,6 +32,8 @@ class Random:
         self.dtype = dtype
 
     def tensor(self, *shape: int, std: float = 0.1, mean: float = 0.0) -> Tensor:
+        if not DRAWN:
+            return torch.full(shape, mean + std, dtype=self.dtype)
         return (torch.randn(shape, generator=self.generator) * std + mean).to(self.dtype)
 
     def linear(self, name: str, inputs: int, outputs: int, bias: bool = True) -> Tensors:
