@@ -21,7 +21,6 @@ from transformers import (
     PreTrainedModel,
     initialization,
 )
-from transformers.configuration_utils import SubConfigSpec
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from sharegpt4v.errors import UserError
@@ -40,10 +39,10 @@ class ShareCaptionerConfig(PreTrainedConfig):
     """
 
     model_type = "share_captioner"
-    sub_configs_defaults = {
-        "vision_config": SubConfigSpec(Blip2VisionConfig),
-        "text_config": SubConfigSpec(LlamaConfig),
-        "qformer_config": SubConfigSpec(Blip2QFormerConfig, optional=True),
+    sub_configs = {
+        "vision_config": Blip2VisionConfig,
+        "text_config": LlamaConfig,
+        "qformer_config": Blip2QFormerConfig,
     }
 
     # Any: plain dicts when read from config.json, the classes above once constructed.
@@ -54,6 +53,16 @@ class ShareCaptionerConfig(PreTrainedConfig):
     num_queries: int = 256
     resampler_width: int = 4096
     resampler_heads: int = 32
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        # By hand: transformers 5.17 and 5.23 build nested configurations in ways that exclude each other.
+        for name, family in self.sub_configs.items():
+            given = getattr(self, name)
+            if isinstance(given, dict):
+                setattr(self, name, family(**given))
+            elif given is None and name != "qformer_config":
+                setattr(self, name, family())
+        super().__post_init__(**kwargs)
 
     @property
     def image_tokens(self) -> int:
