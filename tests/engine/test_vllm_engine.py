@@ -58,6 +58,15 @@ def test_a_missing_vllm_is_one_line_with_the_command_that_installs_it(tmp_path: 
         make_plan(config)
 
 
+@needs_no_vllm
+def test_a_broken_vllm_says_what_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "vllm").mkdir()
+    (tmp_path / "vllm/__init__.py").write_text("raise ImportError('libcudart.so.13: cannot open')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"cannot be imported \(ImportError: libcudart.so.13.*pip install"):
+        load_frontend(SHIPPED / "captioner", torch.float32, use_gpu=False)
+
+
 def test_answers_of_the_two_engines_are_never_mixed_in_one_run(tmp_path: Path) -> None:
     def fingerprint(**more: Any) -> dict[str, Any]:
         return make_plan(CaptionConfig(images="x", out=tmp_path, address="auto", **more)).fingerprint
@@ -67,8 +76,7 @@ def test_answers_of_the_two_engines_are_never_mixed_in_one_run(tmp_path: Path) -
 
 def test_vllm_is_imported_by_nothing_but_an_engine_that_is_made() -> None:
     code = (
-        "import sys, sharegpt4v.engine.build, sharegpt4v.engine.vllm_engine, pipelines.plan\n"
-        "assert 'vllm' not in sys.modules"
+        "import sys, sharegpt4v.engine.build, sharegpt4v.engine.vllm_engine\nassert 'vllm' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env=environment())
 
@@ -180,7 +188,7 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SHAREGPT4V_CACHE", str(tmp_path_factory.mktemp("cache")))
         card = read_card(str(SHIPPED / request.param))
-        adapter = load_frontend(card.folder, torch.float32, use_gpu=False)
+        adapter = load_frontend(card.folder, torch.float32, use_gpu=torch.cuda.is_available())
         engine = _VllmTokens(adapter, card.id, capacity=8)
     yield engine
     engine.close()
@@ -364,6 +372,12 @@ def test_a_failing_step_costs_only_the_request_at_fault(engine: _VllmTokens) -> 
     answers = [handle.result(60) for handle in handles if handle is not handles[2]]
     engine.fault = None
     assert answers == [answer for number, answer in enumerate(expected) if number != 2]
+
+
+@needs_vllm
+def test_a_vllm_for_the_other_device_is_refused() -> None:
+    with pytest.raises(UserError, match="this vLLM is built for"):
+        load_frontend(SHIPPED / "captioner", torch.float32, use_gpu=not torch.cuda.is_available())
 
 
 @needs_vllm

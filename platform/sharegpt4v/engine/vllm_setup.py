@@ -1,6 +1,6 @@
 """How vLLM comes up in this process: whether it is there, what it may take, what we add to it.
 
-It is an optional extra and imported only here, when an engine is made. Written against 0.32 and 0.33.
+It is an optional extra and imported only here, when an engine is made. Written for 0.32, tried on CPUs.
 """
 
 import gc
