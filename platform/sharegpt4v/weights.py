@@ -8,7 +8,9 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -65,34 +67,38 @@ def locate(model: str) -> Path:
         raise UserError("this preset ships no weights: give --model FOLDER with a converted Share-Captioner")
     if "://" not in model:
         return Path(model)
-    return _fetch(
-        model, Path(os.environ.get("SHAREGPT4V_CACHE", "~/.cache/sharegpt4v")).expanduser() / "models"
-    )
+    return cached(f"models/{hashlib.sha256(model.encode()).hexdigest()[:24]}", partial(_fetch, model))
 
 
-def _fetch(uri: str, cache: Path) -> Path:
-    """Downloads a folder under a lock, so that a node's actors fetch it once and never read half of it."""
-    import fsspec  # here: engines use this module too, and they need no fsspec for a local folder
+def cached(name: str, make: Callable[[Path], object]) -> Path:
+    """The folder `name` in this node's cache, $SHAREGPT4V_CACHE or ~/.cache/sharegpt4v.
 
-    target = cache / hashlib.sha256(uri.encode()).hexdigest()[:24]
-    cache.mkdir(parents=True, exist_ok=True)
+    `make` fills it once, under a lock and another name: a node's actors never read half of it.
+    """
+    target = Path(os.environ.get("SHAREGPT4V_CACHE", "~/.cache/sharegpt4v")).expanduser() / name
+    target.parent.mkdir(parents=True, exist_ok=True)
     with open(target.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if target.exists():
-            return target
-        partial = target.with_suffix(".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        try:
-            filesystem, path = fsspec.core.url_to_fs(uri)
-            if not filesystem.isdir(path):
-                raise UserError(f"--model {uri} is not a folder there")
-            filesystem.get(path.rstrip("/") + "/", str(partial) + "/", recursive=True)
-        except (OSError, ImportError, ValueError) as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(f"cannot fetch --model {uri}: {error}") from None
-        partial.rename(target)
+        if not target.exists():
+            unfinished = target.with_suffix(".partial")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            make(unfinished)
+            unfinished.rename(target)
     return target
+
+
+def _fetch(uri: str, folder: Path) -> None:
+    import fsspec  # here: engines use this module too, and they need no fsspec for a local folder
+
+    try:
+        filesystem, path = fsspec.core.url_to_fs(uri)
+        if not filesystem.isdir(path):
+            raise UserError(f"--model {uri} is not a folder there")
+        filesystem.get(path.rstrip("/") + "/", str(folder) + "/", recursive=True)
+    except (OSError, ImportError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"cannot fetch --model {uri}: {error}") from None
 
 
 def _read_config(folder: Path, model: str) -> dict[str, Any]:

@@ -171,13 +171,13 @@ class _VllmTokens(VllmEngine):
 
         def execute(*args: Any, **options: Any) -> Any:
             if self.fault:
-                self.fault([answer.handle.request.id for answer in self._running.values()])
+                self.fault([handle.request.id for handle in self._running()])
             return inner(*args, **options)
 
         self._core.model_executor.execute_model = execute
 
     def _take(self, name: str, tokens: Any, finished: str | None) -> None:
-        answer = self._running[name]
+        answer = self._answers[name]
         super()._take(name, tokens, finished)
         self.answers[answer.handle.request.id] = answer.tokens
 

@@ -1,12 +1,12 @@
 """One request in its slot: its tokens, its text while it grows, and how it ends."""
 
-import time
 from collections.abc import Collection
 
 from transformers import PreTrainedTokenizerFast
 
-from sharegpt4v.engine.base import Completion, EngineError, Handle
+from sharegpt4v.engine.base import Completion, Handle
 from sharegpt4v.engine.text import TextStream, decode
+from sharegpt4v.engine.threaded import withdrawn
 
 
 class Answer:
@@ -65,16 +65,3 @@ class Answer:
             piece = text = decode(self._tokenizer, kept)
         self.handle.push(piece if self.handle.request.stream else text)
         self.handle.finish(Completion(text, len(self.tokens), "stop" if stopped else "length"))
-
-
-def withdrawn(handle: Handle, tokens: int) -> bool:
-    """Whether nobody wants the answer any more, of which `tokens` stand; finishes one that was cancelled.
-
-    Raises EngineError when the request's time is over.
-    """
-    timeout = handle.request.timeout
-    if handle.cancelled:
-        handle.finish(Completion("", tokens, "cancelled"))
-    elif timeout is not None and time.monotonic() - handle.submitted > timeout:
-        raise EngineError(f"not finished within its {timeout:g} s, after {tokens} tokens")
-    return handle.done()

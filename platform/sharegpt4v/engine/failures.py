@@ -2,8 +2,6 @@
 
 import torch
 
-from sharegpt4v.engine.base import EngineError
-
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether fewer slots would help. torch has a type of its own for devices only, none for main memory."""
@@ -15,9 +13,3 @@ def is_out_of_memory(error: Exception) -> bool:
 def concerns_all(error: Exception) -> bool:
     """Whether it is no one request's fault: memory is short, or the device is lost for this process."""
     return is_out_of_memory(error) or isinstance(error, torch.AcceleratorError)
-
-
-def one_line(error: Exception) -> str:
-    """Fit for a reject record: our own errors as they are, others with their type."""
-    text = " ".join(str(error).split())
-    return text if isinstance(error, EngineError) else f"{type(error).__name__}: {text}"

@@ -49,8 +49,9 @@ class FakeEngine(ThreadedEngine):
         self._faults = {name: re.compile(pattern) for name, pattern in options.faults.items()}
         self._start("fake-engine")
 
-    def _work(self) -> None:
-        while (handle := self._queue.take()) is not None:
+    def _turn(self) -> None:
+        handle = self._queue.take()
+        if handle is not None:
             self._answer(handle)
 
     def _answer(self, handle: Handle) -> None:
@@ -68,8 +69,7 @@ class FakeEngine(ThreadedEngine):
             handle.fail(EngineClosed(UNFINISHED))
             return
         if fault == "error":
-            self._count(failed=1)
-            handle.fail(EngineError("the fake engine was told to fail this request"))
+            self._fail(handle, EngineError("the fake engine was told to fail this request"))
             return
         completion = _faulty(fault) or _describe(request)
         handle.push(completion.text)

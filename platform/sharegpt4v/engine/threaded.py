@@ -1,18 +1,23 @@
 """What our engines have in common: a queue that anybody fills, and one thread that works it off."""
 
+import logging
 import threading
+import time
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
 from queue import Empty, SimpleQueue
 
-from sharegpt4v.engine.base import EngineClosed, EngineStats, Handle, Request
+from sharegpt4v.engine.base import Completion, EngineClosed, EngineError, EngineStats, Handle, Request
+
+log = logging.getLogger(__name__)
 
 UNFINISHED = "the engine was closed before this request was finished"
 
 
 class ThreadedEngine(ABC):
-    """Subclasses set themselves up, call `_start`, and work in `_work` until their queue is closed."""
+    """Subclasses set themselves up and call `_start`; their thread then goes from `_turn` to `_turn`."""
 
     def __init__(self) -> None:
         self._queue = RequestQueue()
@@ -33,12 +38,34 @@ class ThreadedEngine(ABC):
             self._thread.join()
 
     @abstractmethod
+    def _turn(self) -> None:
+        """Does the next piece of work, or waits for one; called until the queue is closed."""
+
+    def _held(self) -> Iterable[Handle]:
+        """What was taken from the queue and is not finished."""
+        return ()
+
     def _work(self) -> None:
-        """The engine's thread. However it ends, no handle may be left waiting."""
+        """The engine's thread. However it ends, nobody may go on waiting for it."""
+        why = UNFINISHED
+        try:
+            while not self._queue.closed:
+                self._turn()
+        except Exception as error:
+            log.exception("the engine's thread ends")
+            why = f"the engine ended: {one_line(error)}"
+        finally:
+            self._queue.close()
+            for handle in self._held():
+                handle.fail(EngineClosed(why))
 
     def _start(self, name: str) -> None:
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
+
+    def _fail(self, handle: Handle, error: Exception) -> None:
+        self._count(failed=1)
+        handle.fail(EngineError(one_line(error)))
 
     def _count(self, **more: float) -> None:
         """Adds to the statistics, step by step: whoever watches them sees that the engine gets on."""
@@ -101,3 +128,22 @@ class RequestQueue:
                     if handle is not None:
                         handle.fail(EngineClosed(UNFINISHED))
             self._waiting.put(None)
+
+
+def one_line(error: Exception) -> str:
+    """Fit for a reject record: our own errors as they are, others with their type."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, EngineError) else f"{type(error).__name__}: {text}"
+
+
+def withdrawn(handle: Handle, tokens: int) -> bool:
+    """Whether nobody wants the answer any more, of which `tokens` stand; finishes one that was cancelled.
+
+    Raises EngineError when the request's time is over.
+    """
+    timeout = handle.request.timeout
+    if handle.cancelled:
+        handle.finish(Completion("", tokens, "cancelled"))
+    elif timeout is not None and time.monotonic() - handle.submitted > timeout:
+        raise EngineError(f"not finished within its {timeout:g} s, after {tokens} tokens")
+    return handle.done()

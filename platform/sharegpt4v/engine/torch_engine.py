@@ -8,7 +8,6 @@ caption never waits for a long one.
 import gc
 import logging
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -16,13 +15,13 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from sharegpt4v.engine.answer import Answer, withdrawn
-from sharegpt4v.engine.base import EngineClosed, EngineError, EngineStats, Handle, sampling_seed
+from sharegpt4v.engine.answer import Answer
+from sharegpt4v.engine.base import EngineError, Handle, sampling_seed
+from sharegpt4v.engine.batching import BatchingEngine
 from sharegpt4v.engine.decoder import Decoder, prefill_bytes
-from sharegpt4v.engine.failures import concerns_all, is_out_of_memory, one_line
+from sharegpt4v.engine.failures import concerns_all, is_out_of_memory
 from sharegpt4v.engine.sampling import Sampler
 from sharegpt4v.engine.slots import bytes_per_slot, free_bytes, slots_that_fit
-from sharegpt4v.engine.threaded import UNFINISHED, ThreadedEngine
 from sharegpt4v.models.adapter import Adapter
 
 log = logging.getLogger(__name__)
@@ -36,11 +35,8 @@ _PADDING = 1.25
 _EMBED_AT_ONCE = 32
 """Requests whose images go through the vision tower together."""
 
-_SWEEP_SECONDS = 0.1
-"""How often the queue is looked through for requests that were cancelled or whose time is over."""
 
-
-class TorchEngine(ThreadedEngine):
+class TorchEngine(BatchingEngine):
     """Runs one model on one device; at most `capacity` requests are in its slots at once.
 
     max_context: tokens of prompt and answer together that a slot has room for; the model's own by default.
@@ -48,7 +44,6 @@ class TorchEngine(ThreadedEngine):
     """
 
     def __init__(self, adapter: Adapter, model: str, capacity: int, max_context: int | None = None) -> None:
-        super().__init__()
         self.adapter = adapter
         self.model = model
         self.image_size = adapter.image_size
@@ -61,16 +56,8 @@ class TorchEngine(ThreadedEngine):
             log.warning("memory has room for %d of %d slots", self.capacity, capacity)
         self._open_slots(self.capacity)
         self._halved = False
-        self._waiting: deque[Handle] = deque()
-        self._beginning: list[Handle] = []  # on their way into slots
-        self._suspects: deque[list[Handle]] = deque()  # groups, to be tried apart
-        self._swept = 0.0
-        self._stats = EngineStats(slots=self.capacity)
+        super().__init__(slots=self.capacity)
         self._start("torch-engine")
-
-    def stats(self) -> EngineStats:
-        waiting = len(self._queue) + len(self._waiting) + sum(map(len, self._suspects))
-        return replace(self._stats, queued=waiting, running=sum(row is not None for row in self._rows))
 
     def _open_slots(self, count: int) -> None:
         adapter = self.adapter
@@ -79,19 +66,8 @@ class TorchEngine(ThreadedEngine):
         self._sampler = Sampler(count, adapter.eos_token_ids, adapter.device)
 
     def _work(self) -> None:
-        why = UNFINISHED
-        try:
-            with torch.inference_mode():
-                while not self._queue.closed:
-                    self._turn()
-        except Exception as error:
-            log.exception("the engine's thread ends")
-            why = f"the engine ended: {one_line(error)}"
-        finally:
-            # However this thread ends, nobody may go on waiting for it.
-            self._queue.close()
-            for handle in (*self._unfinished(), *self._waiting, *chain(*self._suspects)):
-                handle.fail(EngineClosed(why))
+        with torch.inference_mode():
+            super()._work()
 
     def _turn(self) -> None:
         """Admits what may begin, then one token for every live slot."""
@@ -111,14 +87,7 @@ class TorchEngine(ThreadedEngine):
 
     def _admit(self) -> None:
         """Fills free slots. While others decode, a few must be free, so that prefills come in groups."""
-        if not any(self._rows) and not self._waiting and not self._suspects:
-            first = self._queue.take()
-            if first is None:
-                return
-            self._waiting.append(first)
-        self._waiting.extend(self._queue.take_all())
-        if time.monotonic() - self._swept > _SWEEP_SECONDS:
-            self._sweep()
+        self._receive()
         if self._suspects:
             if not any(self._rows):
                 suspects = self._suspects.popleft()
@@ -131,20 +100,6 @@ class TorchEngine(ThreadedEngine):
             self._begin([self._waiting.popleft() for _ in range(count)], free[:count])
         if not self._waiting:
             self._close_ranks()
-
-    def _sweep(self) -> None:
-        """Lets those go that nobody waits for any more, and those whose time is over."""
-        self._waiting = deque(handle for handle in self._waiting if self._wanted(handle))
-        groups = ([handle for handle in group if self._wanted(handle)] for group in self._suspects)
-        self._suspects = deque(group for group in groups if group)
-        self._swept = time.monotonic()
-
-    def _wanted(self, handle: Handle) -> bool:
-        try:
-            return not withdrawn(handle, 0)
-        except EngineError as error:
-            self._fail(handle, error)
-            return False
 
     def _begin(self, handles: list[Handle], slots: list[int]) -> None:
         """Embeds and prefills requests, and gives each its first token."""
@@ -258,25 +213,14 @@ class TorchEngine(ThreadedEngine):
 
     # Failures
 
-    def _fail(self, handle: Handle, error: Exception) -> None:
-        self._count(failed=1)
-        handle.fail(EngineError(one_line(error)))
+    def _busy(self) -> int:
+        return sum(row is not None for row in self._rows)
 
-    def _suspect(self, error: Exception) -> None:
-        """A step failed, and one request may be the reason: each half of them is tried again, apart.
+    def _running(self) -> Iterator[Handle]:
+        return (row.handle for row in self._rows if row is not None)
 
-        Seeds make the answers the same again. Raises the error when it is nobody's, or ends the device.
-        """
-        log.error("a step failed", exc_info=error)
-        handles = self._unfinished()
-        if concerns_all(error) or not handles:
-            raise error
-        self._rows, self._beginning = [None] * len(self._rows), []
-        if len(handles) == 1:
-            self._fail(handles[0], error)
-            return
-        half = len(handles) // 2
-        self._suspects.extendleft([handles[half:], handles[:half]])
+    def _stop_running(self) -> None:
+        self._rows = [None] * len(self._rows)
 
     def _halve(self) -> None:
         """Out of memory: goes on with half the slots, once. Raises EngineError the second time."""
@@ -299,11 +243,6 @@ class TorchEngine(ThreadedEngine):
         self._open_slots(slots)
         self.capacity = slots
         self._stats = replace(self._stats, slots=slots)
-
-    def _unfinished(self) -> list[Handle]:
-        """What stands in slots or is on its way there."""
-        handles = dict.fromkeys([*(row.handle for row in self._rows if row is not None), *self._beginning])
-        return [handle for handle in handles if not handle.done()]
 
 
 def _groups(prompts: list[tuple[Handle, Tensor]]) -> Iterator[list[tuple[Handle, Tensor]]]:

@@ -8,32 +8,27 @@ template is asked.
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Iterable
-from dataclasses import replace
 from itertools import count
 from typing import Any
 
 from PIL import Image
 
-from sharegpt4v.engine.answer import Answer, withdrawn
-from sharegpt4v.engine.base import EngineClosed, EngineError, EngineStats, Handle, Request, sampling_seed
-from sharegpt4v.engine.failures import concerns_all, one_line
-from sharegpt4v.engine.threaded import UNFINISHED, ThreadedEngine
+from sharegpt4v.engine.answer import Answer
+from sharegpt4v.engine.base import EngineError, Handle, Request, sampling_seed
+from sharegpt4v.engine.batching import BatchingEngine
+from sharegpt4v.engine.failures import concerns_all
 from sharegpt4v.engine.vllm_folder import vllm_folder
 from sharegpt4v.engine.vllm_setup import PENALTY, import_vllm, open_vllm
 from sharegpt4v.models.adapter import Adapter, CaptionerAdapter
 
 log = logging.getLogger(__name__)
 
-_SWEEP_SECONDS = 0.1
-"""How often requests are looked through for those that were cancelled or whose time is over."""
-
 _process = threading.Lock()
 """vLLM keeps device groups and the state of a forward pass in module globals: one engine a process."""
 
 
-class VllmEngine(ThreadedEngine):
+class VllmEngine(BatchingEngine):
     """Runs one model on one device; at most `capacity` requests are in vLLM at once, one engine a process.
 
     adapter: from `load_frontend`. model: name@digest of its weights. max_context: tokens of prompt and answer
@@ -45,7 +40,6 @@ class VllmEngine(ThreadedEngine):
     """
 
     def __init__(self, adapter: Adapter, model: str, capacity: int, max_context: int | None = None) -> None:
-        super().__init__()
         self.adapter = adapter
         self.model = model
         self.image_size = adapter.image_size
@@ -62,32 +56,15 @@ class VllmEngine(ThreadedEngine):
             raise
         if self.capacity < capacity:
             log.warning("memory has room for %d of %d requests at once", self.capacity, capacity)
+        super().__init__(slots=self.capacity)
         self._names = map(str, count())  # requests' own ids may repeat
-        self._running: dict[str, Answer] = {}
-        self._waiting: deque[Handle] = deque()
-        self._suspects: deque[Handle] = deque()  # tried alone after a failure that may be anybody's
-        self._swept = 0.0
-        self._stats = EngineStats(slots=self.capacity)
+        self._answers: dict[str, Answer] = {}
         self._start("vllm-engine")
 
-    def stats(self) -> EngineStats:
-        waiting = len(self._queue) + len(self._waiting) + len(self._suspects)
-        return replace(self._stats, queued=waiting, running=len(self._running))
-
     def _work(self) -> None:
-        why = UNFINISHED
         try:
-            while not self._queue.closed:
-                self._turn()
-        except Exception as error:
-            log.exception("the engine's thread ends")
-            why = f"the engine ended: {one_line(error)}"
+            super()._work()
         finally:
-            # However this thread ends, nobody may go on waiting for it.
-            self._queue.close()
-            running = [answer.handle for answer in self._running.values()]
-            for handle in (*running, *self._waiting, *self._suspects):
-                handle.fail(EngineClosed(why))
             try:
                 self._core.engine_core.shutdown()
             finally:
@@ -98,7 +75,7 @@ class VllmEngine(ThreadedEngine):
         """Admits what may begin, then one step of vLLM."""
         try:
             self._admit()
-            if self._running:
+            if self._answers:
                 self._step()
         except Exception as error:
             self._suspect(error)
@@ -107,41 +84,29 @@ class VllmEngine(ThreadedEngine):
 
     def _admit(self) -> None:
         """Never more than `capacity` at once: what waits in vLLM could not be counted, or tried alone."""
-        if not (self._running or self._waiting or self._suspects):
-            first = self._queue.take()
-            if first is None:
-                return
-            self._waiting.append(first)
-        self._waiting.extend(self._queue.take_all())
-        if time.monotonic() - self._swept > _SWEEP_SECONDS:
-            self._sweep()
+        self._receive()
         if self._suspects:
-            if not self._running:
+            if not self._answers:
                 self._begin(self._suspects.popleft())
             return
-        while self._waiting and len(self._running) < self.capacity:
-            self._begin(self._waiting.popleft())
+        free = min(self.capacity - len(self._answers), len(self._waiting))
+        self._begin([self._waiting.popleft() for _ in range(free)])
 
     def _sweep(self) -> None:
-        """Lets those go that nobody waits for any more, and those whose time is over."""
-        self._waiting = deque(handle for handle in self._waiting if self._wanted(handle, 0))
-        self._suspects = deque(handle for handle in self._suspects if self._wanted(handle, 0))
-        running = list(self._running.items())
-        self._drop(name for name, answer in running if not self._wanted(answer.handle, len(answer.tokens)))
-        self._swept = time.monotonic()
+        super()._sweep()
+        answers = list(self._answers.items())
+        self._drop(name for name, answer in answers if not self._wanted(answer.handle, len(answer.tokens)))
 
-    def _wanted(self, handle: Handle, tokens: int) -> bool:
-        try:
-            return not withdrawn(handle, tokens)
-        except EngineError as error:
-            self._fail(handle, error)
-            return False
+    def _begin(self, handles: list[Handle]) -> None:
+        self._beginning = handles
+        for handle in handles:
+            if self._wanted(handle):
+                self._give(handle)
+        self._beginning = []
 
-    def _begin(self, handle: Handle) -> None:
+    def _give(self, handle: Handle) -> None:
         """Gives one request to vLLM, or fails it."""
         start = time.perf_counter()
-        if not self._wanted(handle, 0):
-            return
         adapter, request = self.adapter, handle.request
         try:
             tokens = adapter.prompt_tokens(request.turns, len(request.images))
@@ -158,7 +123,7 @@ class VllmEngine(ThreadedEngine):
                 raise
             self._fail(handle, error)
             return
-        self._running[name] = Answer(handle, tokens, limit, adapter.tokenizer, adapter.eos_token_ids)
+        self._answers[name] = Answer(handle, tokens, limit, adapter.tokenizer, adapter.eos_token_ids)
         self._count(prompt_tokens=tokens, prefill_seconds=time.perf_counter() - start)
 
     def _prompt(self, request: Request) -> dict[str, Any]:
@@ -168,7 +133,7 @@ class VllmEngine(ThreadedEngine):
             [embeddings] = adapter.embed([request])
             return {"prompt_embeds": embeddings.cpu()}
         for image in request.images:
-            adapter._check_image(image)
+            adapter.check_image(image)
         first, *rest = adapter.segments(request.turns, len(request.images))
         # vLLM puts an image's tokens in place of its one mark; no text of a turn can make such a mark.
         ids = first + [token for segment in rest for token in (adapter.image_token_id, *segment)]
@@ -199,7 +164,7 @@ class VllmEngine(ThreadedEngine):
 
     def _step(self) -> None:
         start = time.perf_counter()
-        beginning = any(not answer.tokens for answer in self._running.values())
+        beginning = any(not answer.tokens for answer in self._answers.values())
         new_tokens = 0
         for output in self._core.step():
             [fresh] = output.outputs
@@ -214,7 +179,7 @@ class VllmEngine(ThreadedEngine):
 
     def _take(self, name: str, tokens: Iterable[int], finished: str | None) -> None:
         """New tokens of one answer. finished: why vLLM ends it, if it does."""
-        answer = self._running[name]
+        answer = self._answers[name]
         handle = answer.handle
         try:
             for token in tokens:
@@ -234,27 +199,17 @@ class VllmEngine(ThreadedEngine):
 
     def _drop(self, names: Iterable[str]) -> None:
         """Takes requests out of vLLM, which knows nothing any more of those it has ended itself."""
-        dropped = [name for name in names if self._running.pop(name, None)]
+        dropped = [name for name in names if self._answers.pop(name, None)]
         if dropped:
             self._core.abort_request(dropped)
 
     # Failures
 
-    def _fail(self, handle: Handle, error: Exception) -> None:
-        self._count(failed=1)
-        handle.fail(EngineError(one_line(error)))
+    def _busy(self) -> int:
+        return len(self._answers)
 
-    def _suspect(self, error: Exception) -> None:
-        """A step failed, and one request may be the reason: each is tried again, alone.
+    def _running(self) -> list[Handle]:
+        return [answer.handle for answer in self._answers.values()]
 
-        Seeds make the answers the same again. Raises `error` when it is no request's fault.
-        """
-        handles = [answer.handle for answer in self._running.values() if not answer.handle.done()]
-        if concerns_all(error) or not handles:
-            raise error
-        log.error("a step failed", exc_info=error)
-        self._drop(list(self._running))
-        if len(handles) == 1:
-            self._fail(handles[0], error)
-        else:
-            self._suspects.extend(handles)
+    def _stop_running(self) -> None:
+        self._drop(list(self._answers))

@@ -1,15 +1,15 @@
 """The folder that vLLM loads, written once into this node's cache where the checkpoint itself will not do."""
 
-import fcntl
-import os
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 
 from sharegpt4v.models.convert import convert, plan
 from sharegpt4v.models.convert.checkpoint import Checkpoint, read_json
 from sharegpt4v.models.convert.folder import write_json
 from sharegpt4v.models.convert.recipe import renamed, write
+from sharegpt4v.weights import cached
 
 _SHARD_BYTES = 5_000_000_000
 
@@ -37,19 +37,10 @@ def vllm_folder(folder: Path, model: str) -> Path:
     captioner = read_json(folder / "config.json").get("model_type") == "share_captioner"
     if not captioner and _is_readable(folder):
         return folder
-    # Beside the folder where `weights.locate` keeps what it fetched.
-    cache = Path(os.environ.get("SHAREGPT4V_CACHE", "~/.cache/sharegpt4v")).expanduser() / "vllm"
-    target = cache / model.rpartition("@")[2]
-    cache.mkdir(parents=True, exist_ok=True)
-    with open(target.with_suffix(".lock"), "w") as lock:  # the actors of a node write it once
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if target.exists():
-            pass
-        elif captioner:
-            _write_decoder(folder, target)
-        else:
-            convert(plan(folder), target, _SHARD_BYTES)
-    return target
+    name = f"vllm/{model.rpartition('@')[2]}"
+    if captioner:
+        return cached(name, partial(_write_decoder, folder))
+    return cached(name, lambda target: convert(plan(folder), target, _SHARD_BYTES))
 
 
 def _is_readable(folder: Path) -> bool:
@@ -60,19 +51,16 @@ def _is_readable(folder: Path) -> bool:
 
 
 def _write_decoder(folder: Path, target: Path) -> None:
-    """The decoder of a Share-Captioner in the dtype of its files, complete before it gets its name."""
-    partial = target.with_suffix(".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
+    """The decoder of a Share-Captioner in the dtype of its files."""
+    target.mkdir()
     checkpoint = Checkpoint(folder)
     tensors = {name: t for name, t in checkpoint.tensors.items() if name.startswith(_DECODER)}
     recipes = [renamed(name.removeprefix(_DECODER), name, t.shape) for name, t in tensors.items()]
-    write(recipes, tensors, partial, _SHARD_BYTES)
+    write(recipes, tensors, target, _SHARD_BYTES)
     content = checkpoint.config()
     stored = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
     text = content["text_config"] | {"dtype": stored, "architectures": ["LlamaForCausalLM"]}
-    write_json(partial / "config.json", {"model_type": "llama"} | text)
+    write_json(target / "config.json", {"model_type": "llama"} | text)
     for name in _BESIDE_WEIGHTS:
         if (folder / name).exists():
-            shutil.copyfile(folder / name, partial / name)
-    partial.rename(target)
+            shutil.copyfile(folder / name, target / name)

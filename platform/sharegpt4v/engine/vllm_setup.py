@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from sharegpt4v.engine.build import VLLM_INSTALL, require_vllm
-from sharegpt4v.engine.failures import one_line
 from sharegpt4v.engine.slots import bytes_per_slot, free_bytes, slots_that_fit
+from sharegpt4v.engine.threaded import one_line
 from sharegpt4v.errors import UserError
 from sharegpt4v.models.adapter import Adapter, CaptionerAdapter, load_adapter
 from sharegpt4v.models.convert.checkpoint import Checkpoint, read_json

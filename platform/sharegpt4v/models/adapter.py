@@ -106,7 +106,8 @@ class Adapter(ABC):
         channels_first = batch.to(self.device).permute(0, 3, 1, 2)
         return (channels_first * self._scale + self._shift).to(self.dtype)
 
-    def _check_image(self, image: Image) -> None:
+    def check_image(self, image: Image) -> None:
+        """Raises UserError for pixels of another size or type than this model's."""
         wanted = (self.image_size, self.image_size, 3)
         if image.dtype != np.uint8 or image.shape != wanted:
             raise UserError(
@@ -141,7 +142,7 @@ class Adapter(ABC):
         if not images:
             return torch.empty(0)
         for image in images:
-            self._check_image(image)
+            self.check_image(image)
         features = self.image_features(self.normalise(np.stack(images)))
         if features.shape[1] != self.image_tokens:
             raise UserError(
