@@ -1,8 +1,6 @@
 """Several nodes, and what dies while they work: an actor, a decode task's process, a whole node."""
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +8,7 @@ from typing import Any
 import pytest
 from ray.cluster_utils import Cluster
 
+from tests.cluster.nodes import nodes
 from tests.cluster.processes import descendants, kill_one
 from tests.commands import committed, start, wait_for_commits
 from tests.undisturbed import arguments, assert_same_outcome
@@ -21,18 +20,8 @@ DECODER = "MapBatches(Decode.__call__)"
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
     """A head that lends no CPU, as on real clusters, and two nodes that do the work."""
-    sessions = tempfile.mkdtemp(prefix="r", dir="/tmp")  # short: sockets' names may have 107 characters
-    nodes = Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 0, "include_dashboard": False, "temp_dir": sessions},
-    )
-    try:
-        for _ in range(2):
-            nodes.add_node(num_cpus=4)
-        yield nodes
-    finally:
-        nodes.shutdown()  # type: ignore[no-untyped-call]
-        shutil.rmtree(sessions, ignore_errors=True)
+    with nodes(0, 4, 4) as started:
+        yield started
 
 
 @pytest.mark.slow

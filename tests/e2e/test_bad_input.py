@@ -1,6 +1,8 @@
 """Bad input through the real command: each bad image is one reject, each wrong request is one line."""
 
 import json
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,16 @@ from tests.images.every_kind import BAD, write_bad, write_odd
 FAKE = ("--engine", "fake", "--fake.image-size", "24")
 
 
-def test_every_bad_image_is_a_reject_and_every_odd_one_a_caption(tmp_path: Path) -> None:
+def test_every_bad_image_is_a_reject_and_every_odd_one_a_caption(
+    caption_there: "Callable[..., subprocess.CompletedProcess[str]]", tmp_path: Path
+) -> None:
     images, run = tmp_path / "ïmages 漢字", tmp_path / "rün 1"
     (tmp_path / "secret").write_text("secret")
     write_bad(images / "bad", outside=tmp_path / "secret")
     odd = write_odd(images / "odd")
     (images / "odd" / "twin.jpg").write_bytes((images / "odd" / "grey.jpg").read_bytes())
     (images / "odd" / "linked inside.jpg").symlink_to("target.jpg")
-    done = sharegpt4v("caption", "--images", images, "--out", run, *FAKE)
+    done = caption_there("--images", images, "--out", run, *FAKE)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
 

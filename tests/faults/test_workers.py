@@ -2,14 +2,20 @@
 
 import json
 import signal
+import subprocess
 import tarfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.commands import outcomes_left, rows, sharegpt4v, start, wait_for_commits, write_images
 
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
-def test_poison_and_hanging_images_are_quarantined_and_all_others_captioned(tmp_path: Path) -> None:
+
+def test_poison_and_hanging_images_are_quarantined_and_all_others_captioned(
+    caption_there: Command, tmp_path: Path
+) -> None:
     names = [f"{index:03}.jpg" for index in range(120)]
     write_images(tmp_path / "images", names)
     (tmp_path / "images" / "055.jpg").write_bytes((tmp_path / "images" / "056.jpg").read_bytes()[:-50])
@@ -21,11 +27,10 @@ def test_poison_and_hanging_images_are_quarantined_and_all_others_captioned(tmp_
                 tar.add(tmp_path / "images" / name, name)
     faults = {"kill": "007", "hang": "090", "error": "033", "empty": "034", "once": "035"}
     run = tmp_path / "run"
-    done = sharegpt4v(
-        *("caption", "--images", shards, "--out", run, "--engine", "fake"),
+    done = caption_there(
+        *("--images", shards, "--out", run, "--engine", "fake"),
         *("--fake.faults", json.dumps(faults), "--hang-seconds", "2", "--rows-per-commit", "20"),
         *("--fake.capacity", "10"),
-        timeout=240,
     )
     assert done.returncode == 0, done.stderr
     rejects = {row["id"]: row for row in rows(run, "rejects").to_pylist()}
@@ -69,23 +74,25 @@ def test_ctrl_c_ends_in_ten_seconds_and_a_second_run_is_refused_meanwhile(tmp_pa
     assert f"resumes {run}: {kept} of 200 images are done" in plan.stdout
 
 
-def test_a_wrong_root_stops_early_and_later_runs_take_up_repaired_and_new_images(tmp_path: Path) -> None:
+def test_a_wrong_root_stops_early_and_later_runs_take_up_repaired_and_new_images(
+    caption_there: Command, tmp_path: Path
+) -> None:
     names = [f"{index:04}.jpg" for index in range(1_104)]
     images, run, manifest = tmp_path / "images", tmp_path / "run", tmp_path / "manifest.jsonl"
     write_images(images, names, size=8)
     good = (images / "0005.jpg").read_bytes()
     (images / "0005.jpg").write_bytes(good[: len(good) // 2])
-    arguments = ["caption", "--images", str(manifest), "--out", str(run), "--engine", "fake"]
+    arguments = ["--images", str(manifest), "--out", str(run), "--engine", "fake"]
 
     _write_manifest(manifest, names[:1_100])
-    wrong = sharegpt4v(*arguments, "--root", tmp_path)
+    wrong = caption_there(*arguments, "--root", tmp_path)
     assert wrong.returncode == 1
     line = wrong.stderr.strip().splitlines()[-1]
     assert "--max-reject-rate is 5.0%" in line and "missing" in line and "--root" in line
     assert ".jpg' does not exist" in line
     assert not (run / "_SUCCESS").exists()
 
-    right = sharegpt4v(*arguments, "--root", images, "--retry-rejects", "missing")
+    right = caption_there(*arguments, "--root", images, "--retry-rejects", "missing")
     assert right.returncode == 0, right.stderr
     before = rows(run, "captions").to_pylist()
     assert len(before) == 1_099 and rows(run, "rejects")["reason"].to_pylist() == ["truncated"]
@@ -93,7 +100,7 @@ def test_a_wrong_root_stops_early_and_later_runs_take_up_repaired_and_new_images
 
     (images / "0005.jpg").write_bytes(good)
     _write_manifest(manifest, names)
-    last = sharegpt4v(*arguments, "--root", images, "--retry-rejects", "--actors", "1:2")
+    last = caption_there(*arguments, "--root", images, "--retry-rejects", "--actors", "1:2")
     assert last.returncode == 0, last.stderr
     assert "1,099 of 1,104 images are done" in last.stderr
     captions = rows(run, "captions").to_pylist()
