@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN ?= runs/quickstart
-# These start Ray, use both cores and watch the clock: one at a time. All others run two at once.
+# These start clusters of their own and watch the clock: one at a time. All others run two at once.
 RAY_TESTS := tests/cluster tests/e2e tests/faults
 
 .DELETE_ON_ERROR:

@@ -110,7 +110,6 @@ def look(manifest: Manifest, findings: Findings) -> None:
     Raises StorageError when an image can neither be read nor be called missing.
     """
     quiet_data_context(no_progress_seconds=1800.0)
-    ray.data.DataContext.get_current().execution_options.preserve_order = True
     ledger = RemoteLedger.start(max_reject_rate=1.0)
     step = Inspect(ImageReader(manifest.root), ledger)
     groups = row_groups(shards(manifest.folder))
@@ -118,6 +117,7 @@ def look(manifest: Manifest, findings: Findings) -> None:
         ray.data.from_items(groups, override_num_blocks=len(groups))
         .map_batches(
             read_row_group,
+            fn_kwargs={"columns": ["id", "image", "source", "container", "offset", "size"]},
             batch_size=1,
             batch_format="pyarrow",
             # The manifest lies in this machine's temporary folder, where other nodes cannot read it. No
@@ -125,10 +125,10 @@ def look(manifest: Manifest, findings: Findings) -> None:
             label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()},
             num_cpus=0,
         )
-        .select_columns(["id", "image", "source", "container", "offset", "size"])
         .repartition(target_num_rows_per_block=_ROWS_PER_BLOCK)
         .map_batches(step.__call__, batch_size=_ROWS_PER_BLOCK, batch_format="pyarrow")
     )
+    images.context.execution_options.preserve_order = True
     with ProgressBar("checked", ledger.tally, manifest.rows, 0), plain_errors("mend that, then check again"):
         for table in images.iter_batches(batch_size=_ROWS_AT_ONCE, batch_format="pyarrow"):
             assert isinstance(table, pa.Table)

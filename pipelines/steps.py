@@ -8,6 +8,7 @@ import hashlib
 import logging
 import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NoReturn
 
@@ -64,10 +65,10 @@ def decoded_schema(size: int) -> pa.Schema:
     )
 
 
-def read_row_group(batch: pa.Table) -> pa.Table:
-    """The rows of one row group: columns file and row_group (one row) in, the columns of that file out."""
+def read_row_group(batch: pa.Table, columns: Sequence[str] | None = None) -> pa.Table:
+    """The rows of one row group: columns file and row_group (one row) in, that file's or `columns` out."""
     [place] = batch.to_pylist()
-    return pq.ParquetFile(place["file"]).read_row_group(place["row_group"])
+    return pq.ParquetFile(place["file"]).read_row_group(place["row_group"], columns=columns)
 
 
 class Decode:

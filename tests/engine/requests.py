@@ -40,3 +40,20 @@ def reference(adapter: Adapter, request: Request) -> tuple[str, int]:
     tokens = generate(adapter, request)
     kept = [token for token in tokens if token not in adapter.eos_token_ids]
     return str(adapter.tokenizer.decode(kept, skip_special_tokens=True)).strip(), len(tokens)
+
+
+def _logits_of(adapter: Adapter, prompt: torch.Tensor, tokens: list[int]) -> torch.Tensor:
+    """What follows the prompt and `tokens`: (V,)."""
+    table = adapter.language_model.get_input_embeddings()
+    with torch.inference_mode():
+        whole = torch.cat([prompt, table(torch.tensor(tokens, dtype=torch.long))])
+        logits: torch.Tensor = adapter.language_model(inputs_embeds=whole[None], logits_to_keep=1).logits
+    return logits[0, -1]
+
+
+def is_a_tie(adapter: Adapter, request: Request, ours: list[int], reference: list[int]) -> bool:
+    """Whether the two part where the reference's two best logits are within 1e-4."""
+    same = next(i for i, (a, b) in enumerate(zip(ours, reference, strict=False)) if a != b)
+    [prompt] = adapter.embed([request])
+    best = _logits_of(adapter, prompt, reference[:same]).topk(2).values
+    return bool(best[0] - best[1] < 1e-4)

@@ -18,7 +18,7 @@ def test_a_prompt_longer_than_the_context_is_named_with_both_numbers(adapter: Ad
     engine = TorchEngine(adapter, "toy@0", capacity=2, max_context=64)
     long, short = (
         make_request(adapter, 1, "describe " * 80),
-        make_request(adapter, 2, "Hi", max_new_tokens=500),
+        make_request(adapter, 2, "Hi", max_new_tokens=500, min_new_tokens=500),
     )
     first, second = engine.submit(long), engine.submit(short)
     [prompt, other] = adapter.embed([long, short])
@@ -29,19 +29,19 @@ def test_a_prompt_longer_than_the_context_is_named_with_both_numbers(adapter: Ad
     assert (answer.tokens, answer.finish_reason) == (
         64 - len(other),
         "length",
-    ) or answer.finish_reason == "stop"
+    )
 
 
 def test_a_request_may_be_cancelled_at_any_time(adapter: Adapter) -> None:
     engine = TorchEngine(adapter, "toy@0", capacity=1)
-    running = engine.submit(make_request(adapter, 1, max_new_tokens=400, min_new_tokens=400))
+    running = engine.submit(make_request(adapter, 1, max_new_tokens=900, min_new_tokens=900))
     waiting = engine.submit(make_request(adapter, 2))
     waiting.cancel()
     assert waiting.result(5).finish_reason == "cancelled"  # while the only slot is taken
     assert not running.done()
     running.cancel()
     answer = running.result(5)
-    assert answer.finish_reason == "cancelled" and answer.tokens < 400
+    assert answer.finish_reason == "cancelled" and answer.tokens < 900
     running.cancel()  # afterwards it does nothing
     assert engine.submit(make_request(adapter, 3)).result(60).tokens > 0
     engine.close()

@@ -10,25 +10,8 @@ import torch
 from sharegpt4v.engine.base import Request, SamplingParams, Turn
 from sharegpt4v.engine.torch_engine import TorchEngine
 from sharegpt4v.models.adapter import Adapter, load_adapter
-from tests.engine.requests import PROMPTS, generate, make_image, make_request
+from tests.engine.requests import PROMPTS, generate, is_a_tie, make_image, make_request
 from tests.models.random_weights import save_random_lmm
-
-
-def _logits_of(adapter: Adapter, prompt: torch.Tensor, tokens: list[int]) -> torch.Tensor:
-    """What follows the prompt and `tokens`: (V,)."""
-    table = adapter.language_model.get_input_embeddings()
-    with torch.inference_mode():
-        whole = torch.cat([prompt, table(torch.tensor(tokens, dtype=torch.long))])
-        logits: torch.Tensor = adapter.language_model(inputs_embeds=whole[None], logits_to_keep=1).logits
-    return logits[0, -1]
-
-
-def _is_a_tie(adapter: Adapter, request: Request, ours: list[int], reference: list[int]) -> bool:
-    """Whether the two part where the reference's two best logits are within 1e-4."""
-    same = next(i for i, (a, b) in enumerate(zip(ours, reference, strict=False)) if a != b)
-    [prompt] = adapter.embed([request])
-    best = _logits_of(adapter, prompt, reference[:same]).topk(2).values
-    return bool(best[0] - best[1] < 1e-4)
 
 
 class _Tokens(TorchEngine):
@@ -59,7 +42,7 @@ def test_two_hundred_requests_of_mixed_lengths_equal_generate(
     ties = [
         request
         for request in apart
-        if _is_a_tie(adapter, request, engine.answers[request.id], references[request.id])
+        if is_a_tie(adapter, request, engine.answers[request.id], references[request.id])
     ]
     assert apart == ties, f"{len(apart) - len(ties)} answers differ, {len(ties)} ties"
     assert len(ties) <= 2  # measured: none

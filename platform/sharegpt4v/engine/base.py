@@ -140,7 +140,7 @@ class Handle:
         self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
 
     def cancel(self) -> None:
-        """Asks the engine to stop; the completion then ends with finish_reason cancelled."""
+        """Asks the engine to stop; the completion then ends with finish_reason cancelled and no text."""
         self.cancelled = True
 
     def done(self) -> bool:

@@ -11,6 +11,7 @@ from itertools import chain
 from sharegpt4v.engine.base import EngineError, EngineStats, Handle
 from sharegpt4v.engine.failures import concerns_all
 from sharegpt4v.engine.threaded import ThreadedEngine, withdrawn
+from sharegpt4v.models.adapter import Adapter
 
 log = logging.getLogger(__name__)
 
@@ -21,11 +22,14 @@ _SWEEP_SECONDS = 0.1
 class BatchingEngine(ThreadedEngine):
     """Holds what waits, and sees to it that a request which spoils a step does not cost the others theirs.
 
-    slots: requests that may run at once.
+    slots: requests that may run at once. context: tokens of prompt and answer together.
     """
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, adapter: Adapter, slots: int, context: int) -> None:
         super().__init__()
+        self.adapter = adapter
+        self.image_size = adapter.image_size
+        self._context = context
         self._waiting: deque[Handle] = deque()
         self._beginning: list[Handle] = []  # neither waiting any more nor running yet
         self._suspects: deque[list[Handle]] = deque()  # groups, to be tried apart
@@ -74,6 +78,16 @@ class BatchingEngine(ThreadedEngine):
             self._fail(handle, error)
             return False
 
+    def _prompt_tokens(self, handle: Handle) -> int:
+        """Raises EngineError when the context has no room for the prompt and an answer."""
+        tokens = self.adapter.prompt_tokens(handle.request.turns, len(handle.request.images))
+        if tokens >= self._context:
+            raise EngineError(
+                f"the prompt has {tokens} tokens and the context {self._context}: nothing is left "
+                f"to answer in; shorten the dialogue, or send fewer images"
+            )
+        return tokens
+
     def _unfinished(self) -> list[Handle]:
         """What runs or is about to."""
         handles = dict.fromkeys([*self._running(), *self._beginning])
@@ -91,10 +105,12 @@ class BatchingEngine(ThreadedEngine):
         if concerns_all(error) or not handles:
             raise error
         log.error("a step failed", exc_info=error)
-        self._stop_running()
-        self._beginning = []
-        if len(handles) == 1:
-            self._fail(handles[0], error)
-            return
+        # Held as suspects before they are taken out: should that fail, too, they are not forgotten.
         half = len(handles) // 2
-        self._suspects.extendleft([handles[half:], handles[:half]])
+        groups = [handles[:half], handles[half:]] if half else [handles]
+        self._suspects.extendleft(reversed(groups))
+        self._beginning = []
+        self._stop_running()
+        if not half:
+            self._suspects.popleft()
+            self._fail(handles[0], error)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from sharegpt4v.engine.base import Completion, EngineClosed, EngineError, Handle, Request
-from sharegpt4v.engine.threaded import UNFINISHED, ThreadedEngine
+from sharegpt4v.engine.threaded import UNFINISHED, ThreadedEngine, withdrawn
 from sharegpt4v.errors import UserError
 
 FAULTS = ("kill", "hang", "error", "refusal", "empty", "loop", "length", "once")
@@ -51,15 +51,19 @@ class FakeEngine(ThreadedEngine):
 
     def _turn(self) -> None:
         handle = self._queue.take()
-        if handle is not None:
-            self._answer(handle)
+        if handle is None:
+            return
+        try:
+            if not withdrawn(handle, 0):
+                self._answer(handle)
+        except Exception as error:
+            self._fail(handle, error)
 
     def _answer(self, handle: Handle) -> None:
         request = handle.request
         if self.options.seconds_per_request:
             time.sleep(self.options.seconds_per_request)
-        if handle.cancelled:
-            handle.finish(Completion("", 0, "cancelled"))
+        if withdrawn(handle, 0):
             return
         fault = self._fault(request)
         if fault == "kill":
@@ -69,8 +73,7 @@ class FakeEngine(ThreadedEngine):
             handle.fail(EngineClosed(UNFINISHED))
             return
         if fault == "error":
-            self._fail(handle, EngineError("the fake engine was told to fail this request"))
-            return
+            raise EngineError("the fake engine was told to fail this request")
         completion = _faulty(fault) or _describe(request)
         handle.push(completion.text)
         handle.finish(completion)

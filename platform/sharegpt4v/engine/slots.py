@@ -14,7 +14,7 @@ from transformers import DynamicCache, LlamaConfig
 from sharegpt4v.errors import UserError
 
 _SHARE_OF_FREE_MEMORY = 0.9
-"""What slots may take of it; prefill needs room for its activations, too."""
+"""What slots and one prefill may take of it; the vision tower and captured graphs need some, too."""
 
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -28,16 +28,16 @@ def bytes_per_slot(config: LlamaConfig, context: int, dtype: torch.dtype) -> int
     return 2 * int(config.num_hidden_layers) * width * context * dtype.itemsize
 
 
-def slots_that_fit(wanted: int, slot_bytes: int, free_bytes: int) -> int:
+def slots_that_fit(wanted: int, slot_bytes: int, free_bytes: int, beside: int = 0) -> int:
     """The number of slots to open: what is wanted, or what memory allows.
 
-    Raises UserError, with both numbers, when not even one fits.
+    beside: bytes needed besides the slots. Raises UserError, with both numbers, when not even one slot fits.
     """
-    fitting = int(free_bytes * _SHARE_OF_FREE_MEMORY) // max(1, slot_bytes)
+    fitting = int(free_bytes * _SHARE_OF_FREE_MEMORY - beside) // max(1, slot_bytes)
     if fitting < 1:
         raise UserError(
-            f"one slot of the engine needs {slot_bytes / 1e9:.2f} GB of memory and {free_bytes / 1e9:.2f} GB "
-            f"are free: give a smaller max_context, or a device with more memory"
+            f"one slot of the engine needs {(slot_bytes + beside) / 1e9:.2f} GB of memory and "
+            f"{free_bytes / 1e9:.2f} GB are free: lower --decoding.max-new-tokens, or take a larger device"
         )
     return min(wanted, fitting)
 

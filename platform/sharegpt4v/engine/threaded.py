@@ -96,9 +96,9 @@ class RequestQueue:
             self._waiting.put(handle)
         return handle
 
-    def take(self, timeout: float | None = None) -> Handle | None:
-        """The next request, or None once the queue is closed. Raises queue.Empty after `timeout` seconds."""
-        return None if self.closed else self._waiting.get(timeout=timeout)
+    def take(self) -> Handle | None:
+        """The next request as soon as there is one, or None once the queue is closed."""
+        return None if self.closed else self._waiting.get()
 
     def take_all(self) -> list[Handle]:
         """Every request that waits, without waiting for one."""
@@ -115,7 +115,7 @@ class RequestQueue:
         return taken
 
     def __len__(self) -> int:
-        return self._waiting.qsize()
+        return 0 if self.closed else self._waiting.qsize()
 
     def close(self) -> None:
         """May be called twice, by the engine's thread that dies and by whoever closes the engine."""

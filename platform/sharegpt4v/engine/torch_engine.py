@@ -33,7 +33,7 @@ _PADDING = 1.25
 """Prompts are prefilled together while the longest is at most so many times the shortest."""
 
 _EMBED_AT_ONCE = 32
-"""Requests whose images go through the vision tower together."""
+"""Images that go through the vision tower together, unless one request has more."""
 
 
 class TorchEngine(BatchingEngine):
@@ -44,19 +44,17 @@ class TorchEngine(BatchingEngine):
     """
 
     def __init__(self, adapter: Adapter, model: str, capacity: int, max_context: int | None = None) -> None:
-        self.adapter = adapter
         self.model = model
-        self.image_size = adapter.image_size
         config = adapter.language_model.config
-        self._context = min(max_context or config.max_position_embeddings, config.max_position_embeddings)
-        slot_bytes = bytes_per_slot(config, self._context, adapter.dtype)
-        prefill = prefill_bytes(config, max(_PREFILL_TOKENS, self._context), adapter.dtype)
-        self.capacity = slots_that_fit(capacity, slot_bytes, free_bytes(adapter.device) - prefill)
+        context = min(max_context or config.max_position_embeddings, config.max_position_embeddings)
+        slot = bytes_per_slot(config, context, adapter.dtype)
+        prefill = prefill_bytes(config, max(_PREFILL_TOKENS, context), adapter.dtype)
+        self.capacity = slots_that_fit(capacity, slot, free_bytes(adapter.device), beside=prefill)
         if self.capacity < capacity:
             log.warning("memory has room for %d of %d slots", self.capacity, capacity)
+        super().__init__(adapter, self.capacity, context)
         self._open_slots(self.capacity)
         self._halved = False
-        super().__init__(slots=self.capacity)
         self._start("torch-engine")
 
     def _open_slots(self, count: int) -> None:
@@ -106,9 +104,9 @@ class TorchEngine(BatchingEngine):
         start = time.perf_counter()
         self._beginning = handles
         handles = [handle for handle in handles if self._wanted(handle) and self._fits(handle)]
-        prompts = []
-        for first in range(0, len(handles), _EMBED_AT_ONCE):
-            prompts += self._embed(handles[first : first + _EMBED_AT_ONCE])
+        prompts: list[tuple[Handle, Tensor]] = []
+        for together in _by_images(handles):
+            prompts += self._embed(together)
             # Told on the way: whoever watches the engine must see that it gets on.
             self._count(prefill_seconds=time.perf_counter() - start)
             start = time.perf_counter()
@@ -121,12 +119,7 @@ class TorchEngine(BatchingEngine):
     def _fits(self, handle: Handle) -> bool:
         """Whether the context has room for the prompt and an answer; fails the request otherwise."""
         try:
-            tokens = self.adapter.prompt_tokens(handle.request.turns, len(handle.request.images))
-            if tokens >= self._context:
-                raise EngineError(
-                    f"the prompt has {tokens} tokens and the context {self._context}: nothing is left "
-                    f"to answer in; shorten the dialogue, or send fewer images"
-                )
+            self._prompt_tokens(handle)
         except Exception as error:  # text that no tokenizer takes among them
             self._fail(handle, error)
             return False
@@ -243,6 +236,20 @@ class TorchEngine(BatchingEngine):
         self._open_slots(slots)
         self.capacity = slots
         self._stats = replace(self._stats, slots=slots)
+
+
+def _by_images(handles: list[Handle]) -> Iterator[list[Handle]]:
+    """Requests in order, as many together as one pass of the vision tower takes."""
+    group: list[Handle] = []
+    images = 0
+    for handle in handles:
+        images += len(handle.request.images)
+        if group and images > _EMBED_AT_ONCE:
+            yield group
+            group, images = [], len(handle.request.images)
+        group.append(handle)
+    if group:
+        yield group
 
 
 def _groups(prompts: list[tuple[Handle, Tensor]]) -> Iterator[list[tuple[Handle, Tensor]]]:

@@ -40,23 +40,21 @@ class VllmEngine(BatchingEngine):
     """
 
     def __init__(self, adapter: Adapter, model: str, capacity: int, max_context: int | None = None) -> None:
-        self.adapter = adapter
         self.model = model
-        self.image_size = adapter.image_size
         longest = adapter.language_model.config.max_position_embeddings
-        self._context = min(max_context or longest, longest)
+        context = min(max_context or longest, longest)
         self._vllm = import_vllm()
         if not _process.acquire(blocking=False):
             raise EngineError("this process has a vllm engine already, and vLLM allows one: close it first")
         try:
             folder = vllm_folder(adapter.folder, model)
-            self._core, self.capacity = open_vllm(folder, adapter, self._context, capacity)
+            self._core, self.capacity = open_vllm(folder, adapter, context, capacity)
         except BaseException:
             _process.release()
             raise
         if self.capacity < capacity:
             log.warning("memory has room for %d of %d requests at once", self.capacity, capacity)
-        super().__init__(slots=self.capacity)
+        super().__init__(adapter, self.capacity, context)
         self._names = map(str, count())  # requests' own ids may repeat
         self._answers: dict[str, Answer] = {}
         self._start("vllm-engine")
@@ -109,12 +107,7 @@ class VllmEngine(BatchingEngine):
         start = time.perf_counter()
         adapter, request = self.adapter, handle.request
         try:
-            tokens = adapter.prompt_tokens(request.turns, len(request.images))
-            if tokens >= self._context:
-                raise EngineError(
-                    f"the prompt has {tokens} tokens and the context {self._context}: nothing is left "
-                    f"to answer in; shorten the dialogue, or send fewer images"
-                )
+            tokens = self._prompt_tokens(handle)
             limit = min(request.sampling.max_new_tokens, self._context - tokens)
             name = next(self._names)
             self._core.add_request(name, self._prompt(request), self._params(request, limit))
