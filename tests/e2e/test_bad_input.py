@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pipelines import caption
-from tests.commands import rows, sharegpt4v, write_images
+from tests.commands import PHOTOS, needs_photos, rows, sharegpt4v, write_images
 from tests.images.every_kind import BAD, write_bad, write_odd
 
 FAKE = ("--engine", "fake", "--fake.image-size", "24")
@@ -39,6 +39,17 @@ def test_every_bad_image_is_a_reject_and_every_odd_one_a_caption(
     assert (captions["odd/1x1.png"]["width"], captions["odd/1x1.png"]["height"]) == (1, 1)
     assert json.loads((run / "summary.json").read_text())["rejects"] == len(BAD)
     assert (run / "_SUCCESS").exists()
+
+
+@needs_photos
+def test_real_photographs_are_captioned(
+    caption_there: "Callable[..., subprocess.CompletedProcess[str]]", tmp_path: Path
+) -> None:
+    done = caption_there("--images", PHOTOS, "--out", tmp_path / "run", *FAKE)
+    assert done.returncode == 0, done.stderr
+    captions = rows(tmp_path / "run", "captions")
+    assert len(captions) >= 30 and len(rows(tmp_path / "run", "rejects")) == 0
+    assert min(captions["width"].to_pylist()) > 100
 
 
 @pytest.fixture

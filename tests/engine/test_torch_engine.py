@@ -93,17 +93,24 @@ def test_a_cancelled_request_ends_and_its_neighbours_do_not(adapter: Adapter, en
 
 
 def test_a_slot_is_refilled_while_others_go_on(adapter: Adapter) -> None:
-    engine = TorchEngine(adapter, "toy@0", capacity=4)
+    ends: list[str] = []
+
+    class Noting(TorchEngine):
+        def _take_tokens(self, logits: torch.Tensor, slots: Any) -> None:
+            before = [self._rows[slot] for slot in slots]
+            super()._take_tokens(logits, slots)
+            ends.extend(row.handle.request.id for row in before if row and row.handle.done())
+
+    engine = Noting(adapter, "toy@0", capacity=4)
     long = engine.submit(make_request(adapter, 0, max_new_tokens=120, min_new_tokens=120))
     short = [
         engine.submit(make_request(adapter, n, max_new_tokens=10, min_new_tokens=10)) for n in range(1, 16)
     ]
-    for handle in short:
-        handle.result(60)
-    assert not long.done()  # fifteen answers went through three slots meanwhile
+    assert [handle.result(60).tokens for handle in short] == [10] * 15
     assert long.result(60).tokens == 120
-    stats = engine.stats()
     engine.close()
+    assert ends[-1] == "r0"  # fifteen answers went through three slots meanwhile
+    stats = engine.stats()
     assert stats.requests == 16 and stats.begun == 16 and stats.new_tokens == 120 + 150
     assert 0.5 < stats.slot_use <= 1 and stats.mean_ttft > 0 and stats.decode_rate > 0
     assert (stats.running, stats.queued) == (0, 0)

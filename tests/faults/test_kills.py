@@ -17,7 +17,7 @@ def _kill_and_compare(images: Path, run: Path, undisturbed: Path, kills: int, se
     landed = 0
     while landed < kills:
         process = start(*arguments(images, run, seconds=0.2))
-        wait_for_commits(process, run, committed(run) + draw.randint(1, max(2, COMMITS // (4 * kills))))
+        wait_for_commits(process, run, committed(run) + draw.randint(1, max(3, COMMITS // (4 * kills))))
         if process.poll() is not None:
             assert process.wait() == 0, process.communicate()[1]
             break

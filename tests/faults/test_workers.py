@@ -16,8 +16,9 @@ Command = Callable[..., "subprocess.CompletedProcess[str]"]
 def test_poison_and_hanging_images_are_quarantined_and_all_others_captioned(
     caption_there: Command, tmp_path: Path
 ) -> None:
-    names = [f"{index:03}.jpg" for index in range(120)]
+    names = ["000 a b.jpg", *(f"{index:03}.jpg" for index in range(1, 120))]
     write_images(tmp_path / "images", names)
+    (tmp_path / "images" / "070.jpg").write_bytes(b"")
     (tmp_path / "images" / "055.jpg").write_bytes((tmp_path / "images" / "056.jpg").read_bytes()[:-50])
     shards = tmp_path / "shards"
     shards.mkdir()
@@ -39,6 +40,7 @@ def test_poison_and_hanging_images_are_quarantined_and_all_others_captioned(
         "0.tar/033.jpg": "engine_error",
         "0.tar/034.jpg": "empty_caption",
         "0.tar/055.jpg": "truncated",
+        "1.tar/070.jpg": "empty",
         "1.tar/090.jpg": "killed_worker",
     }
     assert rejects["0.tar/034.jpg"]["attempt"] == 1  # refused twice, not once

@@ -3,16 +3,15 @@
 import struct
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from sharegpt4v.images import Protocol, inspect, prepare
+from tests.commands import PHOTOS
 from tests.images.samples import encode, picture, pixels, png, png_chunk
 
-PHOTOS = Path(__file__).parents[3] / "shared" / "data" / "photos"
 INVERSE = {
     1: None,
     2: Image.Transpose.FLIP_LEFT_RIGHT,

@@ -1,7 +1,6 @@
 """Parity with the released preprocessing, of which only the speed may differ."""
 
 import io
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -9,9 +8,9 @@ import pytest
 from PIL import Image
 
 from sharegpt4v.images import PAD_COLOUR, Protocol, prepare
+from tests.commands import PHOTOS
 from tests.images.samples import encode, picture
 
-PHOTOS = Path(__file__).parents[3] / "shared" / "data" / "photos"
 BICUBIC = Image.Resampling.BICUBIC
 PROTOCOLS: tuple[Protocol, ...] = ("pad", "crop", "squash")
 
