@@ -10,6 +10,7 @@ import argparse
 import random
 import time
 from collections.abc import Sequence
+from statistics import median
 from typing import Any, cast
 
 import torch
@@ -23,7 +24,7 @@ from sharegpt4v.models.toy import toy_text_config
 from sharegpt4v.toy.tokenizer import build_tokenizer
 
 EOS = 2
-SIZES = (32, 64, 128)
+SIZES = (32, 64, 128, 256)
 
 
 class PromptAdapter:
@@ -113,43 +114,51 @@ def static(model: Any, requests: Sequence[Request], size: int) -> float:
     return tokens / (time.perf_counter() - start)
 
 
-def best_sizes(model: Any, count: int) -> tuple[int, int]:
-    """Slots and batch size that each side is fastest with, over a part of the requests."""
-    probe = make_requests(min(count, max(SIZES)), 32)
-    slots = max(SIZES, key=lambda size: ours(model, probe, size)[0])
-    return slots, max(SIZES, key=lambda size: static(model, probe, size))
+def best_sizes(model: Any, sizes: Sequence[int]) -> tuple[int, int]:
+    """Slots and batch size that each side is fastest with, over as many requests as the largest size."""
+    if len(sizes) == 1:
+        return sizes[0], sizes[0]
+    probe = make_requests(max(sizes), 32)
+    slots = max(sizes, key=lambda size: ours(model, probe, size)[0])
+    return slots, max(sizes, key=lambda size: static(model, probe, size))
 
 
 def compare(name: str, model: Any, requests: Sequence[Request], slots: int, batch: int, rounds: int) -> None:
-    """One line of the table. The sides take turns and each is judged by its best: others use this machine."""
+    """One line of the table. The sides take turns, since others use this machine: medians of the rounds."""
     theirs, rates = [], []
     for _ in range(rounds):
         theirs.append(static(model, requests, batch))
         rate, engine = ours(model, requests, slots)
         rates.append(rate)
+    ratios = sorted(rate / other for rate, other in zip(rates, theirs, strict=True))
     print(
-        f"{name}, {len(requests)} requests: engine {max(rates):,.0f} tokens/s ({slots} slots, "
-        f"use {engine.stats().slot_use:.2f}), generate {max(theirs):,.0f} (batches of {batch}), "
-        f"ratio {max(rates) / max(theirs):.2f} ({min(rates):,.0f} and {min(theirs):,.0f} in the slowest of "
-        f"{rounds} rounds)",
+        f"{name}, {len(requests)} requests: engine {median(rates):,.0f} tokens/s ({slots} slots, "
+        f"use {engine.stats().slot_use:.2f}), generate {median(theirs):,.0f} (batches of {batch}), "
+        f"ratio {median(ratios):.2f} ({', '.join(f'{ratio:.2f}' for ratio in ratios)})",
         flush=True,
     )
 
 
 def one_by_one(name: str, model: Any, requests: Sequence[Request], slots: int) -> None:
-    alone = static(model, requests[:8], 1)
+    """The rate of one after the other does not depend on their number: a part of them tells it."""
+    some = requests[:8]
+    alone = static(model, some, 1)
     rate, _ = ours(model, requests, slots)
-    print(f"{name}: {alone:,.1f} tokens/s over 8 requests, engine {rate:,.0f}, ratio {rate / alone:.1f}")
+    print(
+        f"{name}: {alone:,.1f} tokens/s over {len(some)} requests, engine {rate:,.0f} over {len(requests)}, "
+        f"ratio {rate / alone:.1f}",
+        flush=True,
+    )
 
 
 def measure(name: str, model: Any, options: argparse.Namespace, rounds: int) -> None:
     """The lines of one model."""
     count = options.requests
-    slots, batch = best_sizes(model, count)
+    slots, batch = best_sizes(model, [int(size) for size in options.sizes.split(",")])
     lines = {
         "decode": (1, count, False),
         "32-token prompts": (32, count, False),
-        "equal lengths": (32, count // 4, True),
+        "equal lengths": (32, count, True),
         "576-token prompts": (576, count // 8, False),
     }
     for label, (prompt, number, equal) in lines.items():
@@ -189,6 +198,9 @@ def main() -> None:
         "--lines", default="decode,32-token,equal,576-token,alone", help="which comparisons to make"
     )
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--sizes", default=",".join(map(str, SIZES)), help="batch sizes to choose from, for both sides"
+    )
     parser.add_argument("--models", default="none,toy,100m", help="some of none, toy, 100m")
     options = parser.parse_args()
     print(describe_machine())
