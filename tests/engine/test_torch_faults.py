@@ -47,6 +47,25 @@ def test_a_request_may_be_cancelled_at_any_time(adapter: Adapter) -> None:
     engine.close()
 
 
+def test_a_request_cancelled_during_prefill_ends_there(adapter: Adapter) -> None:
+    class Cancelling(TorchEngine):
+        def _prefill(self, group: Any, slots: list[int]) -> None:
+            for handle, _ in group:
+                if handle.request.id == "r1":
+                    handle.cancel()
+            super()._prefill(group, slots)
+
+    engine = Cancelling(adapter, "toy@0", capacity=4)
+    requests = [make_request(adapter, number) for number in range(3)]
+    handles = [engine.submit(request) for request in requests]
+    answer = handles[1].result(60)
+    assert (answer.finish_reason, answer.tokens, answer.text) == ("cancelled", 1, "")
+    for number in (0, 2):
+        completion = handles[number].result(60)
+        assert (completion.text, completion.tokens) == reference(adapter, requests[number])
+    engine.close()
+
+
 def test_a_request_whose_time_is_over_fails_and_frees_its_slot(adapter: Adapter) -> None:
     engine = TorchEngine(adapter, "toy@0", capacity=1)
     endless = make_request(adapter, 1, max_new_tokens=900, min_new_tokens=900)
