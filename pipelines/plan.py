@@ -8,6 +8,7 @@ from sharegpt4v.config import CaptionConfig
 from sharegpt4v.engine.base import SamplingParams
 from sharegpt4v.engine.build import EngineSpec, require_vllm
 from sharegpt4v.engine.fake import FakeOptions
+from sharegpt4v.errors import UserError
 from sharegpt4v.gate import GateRules
 from sharegpt4v.images import Protocol as ImageProtocol
 from sharegpt4v.prompts import UNIFIED_CAPTION, Prompt
@@ -32,8 +33,8 @@ def make_plan(config: CaptionConfig) -> Plan:
     if config.engine == "fake":
         model, weights, size, protocol = "fake@0", None, config.fake.image_size, config.protocol or "squash"
     else:
-        if config.engine == "vllm" and config.address is None:
-            require_vllm()  # at once, not in an actor; of a cluster's machines nothing is known here
+        if config.engine == "vllm":
+            _refuse_for_vllm(config)
         card = read_card(config.model)
         # A URI goes to the actors as it is: each node fetches it once into its own cache.
         weights = config.model if "://" in config.model else str(card.folder.absolute())
@@ -73,6 +74,17 @@ def make_plan(config: CaptionConfig) -> Plan:
     }
     rules = CaptionRules(prompt, sampling, retry, GateRules(**config.gate.model_dump()))
     return Plan(spec, rules, size, protocol, fingerprint)
+
+
+def _refuse_for_vllm(config: CaptionConfig) -> None:
+    """At once and not in an actor; of a cluster's machines nothing is known here."""
+    if config.address is None:
+        require_vllm()
+    if 0 < config.gpus_per_actor < 1:
+        raise UserError(
+            f"--gpus-per-actor is {config.gpus_per_actor:g}: a vllm engine takes the memory of a whole GPU, "
+            f"give 1"
+        )
 
 
 def describe_plan(config: CaptionConfig) -> str:

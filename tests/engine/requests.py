@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from sharegpt4v.engine.base import Image, Request, SamplingParams, Turn
+from sharegpt4v.engine.torch_engine import TorchEngine
 from sharegpt4v.models.adapter import Adapter
 
 PROMPTS = ("Analyze the image in a comprehensive and detailed manner.", "Analyze the image.")
@@ -57,3 +58,16 @@ def is_a_tie(adapter: Adapter, request: Request, ours: list[int], reference: lis
     [prompt] = adapter.embed([request])
     best = _logits_of(adapter, prompt, reference[:same]).topk(2).values
     return bool(best[0] - best[1] < 1e-4)
+
+
+class Remembering(TorchEngine):
+    """Keeps the tokens of every answer."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self.answers: dict[str, list[int]] = {}
+        super().__init__(*args, **options)
+
+    def _take_tokens(self, logits: torch.Tensor, slots: Any) -> None:
+        rows = [self._rows[slot] for slot in slots]
+        super()._take_tokens(logits, slots)
+        self.answers |= {row.handle.request.id: row.tokens for row in rows if row}

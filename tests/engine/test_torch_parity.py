@@ -2,29 +2,13 @@
 
 import random
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
 from sharegpt4v.engine.base import Request, SamplingParams, Turn
-from sharegpt4v.engine.torch_engine import TorchEngine
 from sharegpt4v.models.adapter import Adapter, load_adapter
-from tests.engine.requests import PROMPTS, generate, is_a_tie, make_image, make_request
+from tests.engine.requests import PROMPTS, Remembering, generate, is_a_tie, make_image, make_request
 from tests.models.random_weights import save_random_lmm
-
-
-class _Tokens(TorchEngine):
-    """Keeps the tokens of every answer."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        self.answers: dict[str, list[int]] = {}
-        super().__init__(*args, **options)
-
-    def _take_tokens(self, logits: torch.Tensor, slots: Any) -> None:
-        rows = [self._rows[slot] for slot in slots]
-        super()._take_tokens(logits, slots)
-        self.answers |= {row.handle.request.id: row.tokens for row in rows if row}
 
 
 @pytest.mark.parametrize(("slots", "order"), [(32, "given"), (5, "reversed"), (13, "shuffled")])
@@ -34,7 +18,7 @@ def test_two_hundred_requests_of_mixed_lengths_equal_generate(
     requests = _mixed(adapter)
     if order != "given":
         requests = requests[::-1] if order == "reversed" else random.Random(3).sample(requests, len(requests))
-    engine = _Tokens(adapter, "toy@0", capacity=slots)
+    engine = Remembering(adapter, "toy@0", capacity=slots)
     for handle in [engine.submit(request) for request in requests]:
         handle.result(120)
     engine.close()
@@ -70,7 +54,7 @@ def test_text_only_and_several_rounds_with_two_images(tmp_path: Path) -> None:
         Request("text", (Turn("user", "Hello"),), (), SamplingParams(max_new_tokens=9)),
         Request("two", turns, (make_image(lmm, 1), make_image(lmm, 2)), SamplingParams(max_new_tokens=9)),
     ]
-    engine = _Tokens(lmm, "lmm@0", capacity=4)
+    engine = Remembering(lmm, "lmm@0", capacity=4)
     for handle in [engine.submit(request) for request in requests]:
         handle.result(60)
     engine.close()

@@ -27,7 +27,7 @@ from sharegpt4v.engine.vllm_engine import VllmEngine
 from sharegpt4v.engine.vllm_folder import vllm_folder
 from sharegpt4v.engine.vllm_setup import load_frontend, penalise
 from sharegpt4v.errors import UserError
-from sharegpt4v.models.adapter import Adapter, load_adapter
+from sharegpt4v.models.adapter import load_adapter
 from sharegpt4v.models.convert import convert, plan
 from sharegpt4v.prompts import UNIFIED_CAPTION
 from sharegpt4v.toy.render import render
@@ -35,6 +35,7 @@ from sharegpt4v.toy.scene import make_scene
 from sharegpt4v.toy.weights import SHIPPED
 from sharegpt4v.weights import read_card
 from tests.commands import environment
+from tests.engine.requests import Remembering, is_a_tie
 from tests.models import released
 from tests.models.random_weights import save_random_captioner, save_random_lmm
 from tests.models.released import llava_tensors, save_llava, save_tower, tower_tensors
@@ -65,6 +66,16 @@ def test_a_broken_vllm_says_what_it_lacks(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError, match=r"cannot be imported \(ImportError: libcudart.so.13.*pip install"):
         load_frontend(SHIPPED / "captioner", torch.float32, use_gpu=False)
+
+
+def test_a_share_of_a_gpu_is_refused() -> None:
+    config = CaptionConfig(
+        images="photos", out=Path("run"), engine="vllm", gpus_per_actor=0.5, address="head:6379"
+    )
+    with pytest.raises(
+        UserError, match="--gpus-per-actor is 0.5: a vllm engine takes"
+    ):
+        make_plan(config)
 
 
 def test_answers_of_the_two_engines_are_never_mixed_in_one_run(tmp_path: Path) -> None:
@@ -106,7 +117,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_captioners_decoder_is_written_once_as_a_plain_llama(tmp_path: Path, cache: Path) -> None:
     source = save_random_captioner(tmp_path / "model")
     folder = vllm_folder(source, "model@0123456789ab")
-    assert folder == cache / "0123456789ab"
+    assert folder == cache / "0123456789ab-1"
     ours = load_adapter(source).language_model
     plain, info = LlamaForCausalLM.from_pretrained(folder, output_loading_info=True)
     assert not any(info.values()), info
@@ -116,7 +127,7 @@ def test_a_captioners_decoder_is_written_once_as_a_plain_llama(tmp_path: Path, c
     written = (folder / "model.safetensors").stat().st_mtime_ns
     assert vllm_folder(source, "other-name@0123456789ab") == folder
     assert (folder / "model.safetensors").stat().st_mtime_ns == written
-    assert sorted(path.name for path in cache.iterdir()) == ["0123456789ab", "0123456789ab.lock"]
+    assert sorted(path.name for path in cache.iterdir()) == ["0123456789ab-1", "0123456789ab-1.lock"]
 
 
 def test_half_a_decoder_is_never_taken_for_one(
@@ -127,36 +138,23 @@ def test_half_a_decoder_is_never_taken_for_one(
         broken.setattr("sharegpt4v.engine.vllm_folder.write_json", lambda path, content: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             vllm_folder(source, "model@abc")
-    assert not (cache / "abc").exists()
+    assert not (cache / "abc-1").exists()
     assert (vllm_folder(source, "model@abc") / "config.json").exists()
 
 
 def test_llava_is_read_where_it_lies_when_its_names_and_processor_suit(tmp_path: Path, cache: Path) -> None:
     source = save_random_lmm(tmp_path / "model")
     copy = vllm_folder(source, "model@abc")  # names of transformers 5, and no processor
-    assert copy == cache / "abc"
+    assert copy == cache / "abc-1"
     assert vllm_folder(copy, "model@def") == copy
     (copy / "preprocessor_config.json").unlink()
     (copy / "processor_config.json").unlink()
-    assert vllm_folder(copy, "model@def") == cache / "def"
+    assert vllm_folder(copy, "model@def") == cache / "def-1"
 
 
 # With vLLM
 
 PROMPT = UNIFIED_CAPTION.text
-
-
-class _Tokens(TorchEngine):
-    """Keeps the tokens of every answer."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        self.answers: dict[str, list[int]] = {}
-        super().__init__(*args, **options)
-
-    def _take_tokens(self, logits: torch.Tensor, slots: Any) -> None:
-        rows = [self._rows[slot] for slot in slots]
-        super()._take_tokens(logits, slots)
-        self.answers |= {row.handle.request.id: row.tokens for row in rows if row}
 
 
 class _VllmTokens(VllmEngine):
@@ -176,10 +174,11 @@ class _VllmTokens(VllmEngine):
 
         self._core.model_executor.execute_model = execute
 
-    def _take(self, name: str, tokens: Any, finished: str | None) -> None:
+    def _take(self, name: str, tokens: Any, finished: str | None) -> bool:
         answer = self._answers[name]
-        super()._take(name, tokens, finished)
+        complete = super()._take(name, tokens, finished)
         self.answers[answer.handle.request.id] = answer.tokens
+        return complete
 
 
 @pytest.fixture(scope="module", params=["captioner", "lmm"])
@@ -207,21 +206,6 @@ def _endless(engine: Any, number: int) -> Request:
     return _request(engine, number, max_new_tokens=900, min_new_tokens=900)
 
 
-def _is_a_tie(adapter: Adapter, request: Request, ours: list[int], reference: list[int]) -> bool:
-    """Whether the two part where the reference's two best logits are within 1e-4."""
-    same = next(i for i, (a, b) in enumerate(zip(ours, reference, strict=False)) if a != b)
-    with torch.inference_mode():
-        [prompt] = adapter.embed([request])
-        words = adapter.language_model.get_input_embeddings()(
-            torch.tensor(reference[:same], dtype=torch.long)
-        )
-        logits = adapter.language_model(
-            inputs_embeds=torch.cat([prompt, words])[None], logits_to_keep=1
-        ).logits
-    best = logits[0, -1].topk(2).values
-    return bool(best[0] - best[1] < 1e-4)
-
-
 def _mixed(engine: Any) -> list[Request]:
     """Forty scenes, some with a long prompt, a penalty or a floor; dialogues with two images and none."""
     requests = [_request(engine, number) for number in range(40)]
@@ -237,7 +221,7 @@ def _mixed(engine: Any) -> list[Request]:
 @needs_vllm
 def test_greedy_answers_are_the_torch_engines_token_for_token(engine: _VllmTokens) -> None:
     adapter = load_adapter(engine.adapter.folder)
-    reference = _Tokens(adapter, "toy@0", capacity=8)
+    reference = Remembering(adapter, "toy@0", capacity=8)
     requests = _mixed(engine)
     ours = [engine.submit(request) for request in requests]
     theirs = [reference.submit(request) for request in requests]
@@ -249,7 +233,7 @@ def test_greedy_answers_are_the_torch_engines_token_for_token(engine: _VllmToken
         request
         for request in apart
         if request.sampling.repetition_penalty == 1
-        and _is_a_tie(adapter, request, engine.answers[request.id], reference.answers[request.id])
+        and is_a_tie(adapter, request, engine.answers[request.id], reference.answers[request.id])
     ]
     assert apart == ties, f"{len(apart) - len(ties)} answers differ, {len(ties)} ties"
     assert len(ties) <= 2  # measured: none
@@ -375,6 +359,31 @@ def test_a_failing_step_costs_only_the_request_at_fault(engine: _VllmTokens) -> 
 
 
 @needs_vllm
+def test_logits_that_are_no_numbers_fail_their_request_alone(
+    engine: _VllmTokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = engine._core.model_executor.driver_worker.worker.model_runner
+    compute = runner.model.compute_logits
+
+    def poisoned(*args: Any, **options: Any) -> torch.Tensor:
+        logits: torch.Tensor = compute(*args, **options)
+        for row, key in enumerate(runner.input_batch.req_ids):
+            answer = engine._answers.get(key.split("-")[0])
+            if answer and answer.handle.request.id == "r2":
+                logits[row] = torch.nan
+        return logits
+
+    requests = [_request(engine, number) for number in range(5)]
+    expected = [engine.submit(request).result(120).text for request in requests]
+    monkeypatch.setattr(runner.model, "compute_logits", poisoned)
+    handles = [engine.submit(request) for request in requests]
+    with pytest.raises(EngineError, match="(?i)nan.*logits"):
+        handles[2].result(120)
+    for number in (0, 1, 3, 4):
+        assert handles[number].result(120).text == expected[number]
+
+
+@needs_vllm
 def test_a_vllm_for_the_other_device_is_refused() -> None:
     with pytest.raises(UserError, match="this vLLM is built for"):
         load_frontend(SHIPPED / "captioner", torch.float32, use_gpu=not torch.cuda.is_available())
@@ -473,7 +482,7 @@ def test_vanilla_vllm_runs_a_converted_release(tmp_path: Path, monkeypatch: pyte
     first, second = adapter.segments(request.turns, 1)
     ids = [*first, adapter.image_token_id, *second]
     _, tokens = _vanilla(model=str(tmp_path / "out"), ids=ids, size=28, tokens=12)
-    engine = _Tokens(adapter, "x@0", capacity=1)
+    engine = Remembering(adapter, "x@0", capacity=1)
     engine.submit(request).result(60)
     engine.close()
-    assert tokens == engine.answers["r"] or _is_a_tie(adapter, request, tokens, engine.answers["r"])
+    assert tokens == engine.answers["r"] or is_a_tie(adapter, request, tokens, engine.answers["r"])

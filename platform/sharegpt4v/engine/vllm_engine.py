@@ -36,6 +36,9 @@ class VllmEngine(BatchingEngine):
     as repeatable, from other random numbers. In the statistics a step belongs to prefill when a request waits
     for its first token, else to decoding.
 
+    vLLM takes its memory once: it does not go on with half of it as the torch engine does, and a step that
+    finds none ends the engine.
+
     Raises UserError when memory holds no request, and EngineError when this process has an engine already.
     """
 
@@ -158,27 +161,27 @@ class VllmEngine(BatchingEngine):
     def _step(self) -> None:
         start = time.perf_counter()
         beginning = any(not answer.tokens for answer in self._answers.values())
-        new_tokens = 0
+        new_tokens = ended = 0
         for output in self._core.step():
             [fresh] = output.outputs
             new_tokens += len(fresh.token_ids)
-            self._take(output.request_id, fresh.token_ids, fresh.finish_reason)
+            ended += self._take(output.request_id, fresh.token_ids, fresh.finish_reason)
         seconds = time.perf_counter() - start
+        self._count(new_tokens=new_tokens, requests=ended)
         if beginning:
-            self._count(new_tokens=new_tokens, prefill_seconds=seconds)
+            self._count(prefill_seconds=seconds)
         else:
-            self._count(new_tokens=new_tokens, decode_seconds=seconds)
-            self._count(slot_steps=self.capacity, live_steps=new_tokens)
+            self._count(decode_seconds=seconds, slot_steps=self.capacity, live_steps=new_tokens)
 
-    def _take(self, name: str, tokens: Iterable[int], finished: str | None) -> None:
-        """New tokens of one answer. finished: why vLLM ends it, if it does."""
+    def _take(self, name: str, tokens: Iterable[int], finished: str | None) -> bool:
+        """New tokens of one answer; whether it is complete now. finished: why vLLM ends it, if it does."""
         answer = self._answers[name]
-        handle = answer.handle
+        handle, complete = answer.handle, False
         try:
             for token in tokens:
                 if not answer.tokens:
                     self._count(begun=1, ttft_seconds=time.monotonic() - handle.submitted)
-                self._count(requests=answer.take(token))
+                complete = answer.take(token)
                 if handle.done():
                     break
             if finished and not handle.done():
@@ -189,6 +192,7 @@ class VllmEngine(BatchingEngine):
             self._fail(handle, error)
         if handle.done():
             self._drop([name])
+        return complete
 
     def _drop(self, names: Iterable[str]) -> None:
         """Takes requests out of vLLM, which knows nothing any more of those it has ended itself."""

@@ -1,5 +1,6 @@
 """The folder that vLLM loads, written once into this node's cache where the checkpoint itself will not do."""
 
+import logging
 import re
 import shutil
 from functools import partial
@@ -11,7 +12,12 @@ from sharegpt4v.models.convert.folder import write_json
 from sharegpt4v.models.convert.recipe import renamed, write
 from sharegpt4v.weights import cached
 
+log = logging.getLogger(__name__)
+
 _SHARD_BYTES = 5_000_000_000
+
+_LAYOUT = 1
+"""Part of a copy's name: raise it when what is written changes, or old copies would be taken."""
 
 _DECODER = "language_model."
 """Where a Share-Captioner keeps its Llama decoder."""
@@ -37,10 +43,8 @@ def vllm_folder(folder: Path, model: str) -> Path:
     captioner = read_json(folder / "config.json").get("model_type") == "share_captioner"
     if not captioner and _is_readable(folder):
         return folder
-    name = f"vllm/{model.rpartition('@')[2]}"
-    if captioner:
-        return cached(name, partial(_write_decoder, folder))
-    return cached(name, lambda target: convert(plan(folder), target, _SHARD_BYTES))
+    name = f"vllm/{model.rpartition('@')[2]}-{_LAYOUT}"
+    return cached(name, partial(_write_decoder if captioner else _write_llava, folder))
 
 
 def _is_readable(folder: Path) -> bool:
@@ -50,8 +54,14 @@ def _is_readable(folder: Path) -> bool:
     return processor and not any(_UNREADABLE.match(name) for name in Checkpoint(folder).tensors)
 
 
+def _write_llava(folder: Path, target: Path) -> None:
+    log.warning("vLLM reads other tensor names than %s has: writing a copy to %s", folder, target.parent)
+    convert(plan(folder), target, _SHARD_BYTES)
+
+
 def _write_decoder(folder: Path, target: Path) -> None:
     """The decoder of a Share-Captioner in the dtype of its files."""
+    log.warning("vLLM runs the decoder of %s alone: writing a copy to %s", folder, target.parent)
     target.mkdir()
     checkpoint = Checkpoint(folder)
     tensors = {name: t for name, t in checkpoint.tensors.items() if name.startswith(_DECODER)}

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sharegpt4v.engine.build import VLLM_INSTALL, require_vllm
+from sharegpt4v.engine.failures import is_out_of_memory
 from sharegpt4v.engine.slots import bytes_per_slot, free_bytes, slots_that_fit
 from sharegpt4v.engine.threaded import one_line
 from sharegpt4v.errors import UserError
@@ -25,6 +26,7 @@ PENALTY = "generated_repetition_penalty"
 _NEEDED = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # its core in this process, where our thread steps it
     "VLLM_USE_V2_MODEL_RUNNER": "0",  # the second runner takes logits processors of another kind
+    "VLLM_RAISE_ON_LOGIT_NANS": "1",  # or the request would get some token; one small read a step
 }
 _PREFERRED = {
     "VLLM_NO_USAGE_STATS": "1",  # it would report to its makers
@@ -78,7 +80,7 @@ def load_frontend(folder: Path, dtype: torch.dtype, use_gpu: bool) -> Adapter:
 def open_vllm(folder: Path, adapter: Adapter, context: int, capacity: int) -> tuple[Any, int]:
     """vLLM's engine over the weights in `folder`, and how many requests it has room for.
 
-    On a GPU it makes do with the memory there is. Raises UserError when a CPU has none for one request.
+    On a GPU it makes do with the memory there is. Raises UserError when there is none for one request.
     """
     vllm = import_vllm()
     memory: dict[str, Any]
@@ -109,6 +111,13 @@ def open_vllm(folder: Path, adapter: Adapter, context: int, capacity: int) -> tu
     set_threads = torch.set_num_threads
     try:
         return vllm.LLMEngine.from_engine_args(arguments), capacity
+    except (ValueError, torch.OutOfMemoryError) as error:
+        if not is_out_of_memory(error) and "memory" not in str(error):
+            raise
+        raise UserError(
+            f"vLLM finds no memory for {capacity} requests of {context} tokens: lower --batch-size or "
+            f"--decoding.max-new-tokens, or take a larger device ({one_line(error)[:200]})"
+        ) from error
     finally:
         torch.set_num_threads = set_threads  # a CPU worker puts a function there that only complains
 
