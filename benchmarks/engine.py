@@ -166,7 +166,7 @@ def measure(name: str, model: Any, options: argparse.Namespace, rounds: int) -> 
             requests = make_requests(number, prompt, equal)
             compare(f"{name}, {label}", model, requests, slots, batch, rounds)
     if "alone" in options.lines:
-        one_by_one(f"{name}, one by one", model, make_requests(count // 4, 32), slots)
+        one_by_one(f"{name}, one by one", model, make_requests(count, 32), slots)
 
 
 def large_model() -> LlamaForCausalLM:

