@@ -86,6 +86,11 @@ class _Faulty(TorchEngine):
         super()._take_tokens(logits, slots)
 
 
+def _fail_with_r2(ids: dict[int, str], logits: torch.Tensor) -> None:
+    if "r2" in ids.values():
+        raise RuntimeError("shape mismatch")
+
+
 def test_logits_that_are_no_numbers_fail_their_request_alone(adapter: Adapter) -> None:
     def poison(ids: dict[int, str], logits: torch.Tensor) -> None:
         for row, key in enumerate(ids.values()):
@@ -134,12 +139,8 @@ def test_a_slot_that_held_no_numbers_serves_the_next_request(
 
 
 def test_a_failing_step_costs_only_the_request_at_fault(adapter: Adapter) -> None:
-    def fail(ids: dict[int, str], logits: torch.Tensor) -> None:
-        if "r2" in ids.values():
-            raise RuntimeError("shape mismatch")
-
     engine = _Faulty(adapter, "toy@0", capacity=4)
-    engine.fault = fail
+    engine.fault = _fail_with_r2
     requests = [make_request(adapter, number) for number in range(9)]
     handles = [engine.submit(request) for request in requests]
     with pytest.raises(EngineError, match="RuntimeError: shape mismatch"):
@@ -152,12 +153,8 @@ def test_a_failing_step_costs_only_the_request_at_fault(adapter: Adapter) -> Non
 
 
 def test_what_shares_a_failing_step_is_tried_again_together(adapter: Adapter) -> None:
-    def fail(ids: dict[int, str], logits: torch.Tensor) -> None:
-        if "r2" in ids.values():
-            raise RuntimeError("shape mismatch")
-
     engine = _Faulty(adapter, "toy@0", capacity=8)
-    engine.fault = fail
+    engine.fault = _fail_with_r2
     requests = [make_request(adapter, number, min_new_tokens=12) for number in range(8)]
     handles = [engine.submit(request) for request in requests]
     for handle in handles:
