@@ -19,13 +19,20 @@ from transformers import LlamaForCausalLM
 
 from pipelines.plan import make_plan
 from sharegpt4v.config import CaptionConfig
-from sharegpt4v.engine.base import EngineClosed, EngineError, Image, Request, SamplingParams, Turn
+from sharegpt4v.engine.base import (
+    EngineClosed,
+    EngineError,
+    EngineStats,
+    Image,
+    Request,
+    SamplingParams,
+    Turn,
+)
 from sharegpt4v.engine.build import EngineSpec, build_engine
-from sharegpt4v.engine.sampling import Sampler
 from sharegpt4v.engine.torch_engine import TorchEngine
 from sharegpt4v.engine.vllm_engine import VllmEngine
 from sharegpt4v.engine.vllm_folder import vllm_folder
-from sharegpt4v.engine.vllm_setup import load_frontend, penalise
+from sharegpt4v.engine.vllm_setup import load_frontend
 from sharegpt4v.errors import UserError
 from sharegpt4v.models.adapter import load_adapter
 from sharegpt4v.models.convert import convert, plan
@@ -88,19 +95,6 @@ def test_vllm_is_imported_by_nothing_but_an_engine_that_is_made() -> None:
         "import sys, sharegpt4v.engine.build, sharegpt4v.engine.vllm_engine\nassert 'vllm' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env=environment())
-
-
-def test_the_penalty_is_the_torch_engines() -> None:
-    logits = torch.randn(3, 40, generator=torch.Generator().manual_seed(1))
-    params = SamplingParams(repetition_penalty=1.7)
-    sampler, ours = Sampler(1, [39], torch.device("cpu")), logits.clone()
-    sampler.admit(0, params, 0)
-    generated: list[int] = []
-    for row in range(3):
-        [[token], _] = sampler.pick(logits[row : row + 1].clone(), [0])
-        assert penalise(generated, ours[row], 1.7).argmax() == token
-        generated.append(token)
-    assert penalise([], logits[0].clone(), 1.7).equal(logits[0])
 
 
 # The folder that vLLM reads
@@ -395,10 +389,18 @@ def test_a_process_has_one_vllm_engine(engine: _VllmTokens) -> None:
 
 @needs_vllm
 def test_statistics_add_up(engine: _VllmTokens) -> None:
-    before = engine.stats()
+    def settled() -> EngineStats:
+        # A step is counted after its answers are out; by the next turn, which refuses this, it is.
+        with pytest.raises(EngineError, match="the context"):
+            engine.submit(_request(engine, 1, PROMPT * 120)).result(60)
+        return engine.stats()
+
+    before = settled()
     answers = [engine.submit(_request(engine, number)) for number in range(12)]
     tokens = sum(handle.result(60).tokens for handle in answers)
-    after = engine.stats()
+    after = settled()
+    # Also in steps where others begin; the first token of each belongs to its prefill.
+    assert after.live_steps - before.live_steps == tokens - 12
     assert after.requests - before.requests == after.begun - before.begun == 12
     assert after.new_tokens - before.new_tokens == tokens
     assert (

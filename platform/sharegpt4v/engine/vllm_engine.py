@@ -19,7 +19,8 @@ from sharegpt4v.engine.base import EngineError, Handle, Request, sampling_seed
 from sharegpt4v.engine.batching import BatchingEngine
 from sharegpt4v.engine.failures import concerns_all
 from sharegpt4v.engine.vllm_folder import vllm_folder
-from sharegpt4v.engine.vllm_setup import PENALTY, import_vllm, open_vllm
+from sharegpt4v.engine.vllm_penalty import PENALTY
+from sharegpt4v.engine.vllm_setup import import_vllm, open_vllm
 from sharegpt4v.models.adapter import Adapter, CaptionerAdapter
 
 log = logging.getLogger(__name__)
@@ -33,8 +34,8 @@ class VllmEngine(BatchingEngine):
 
     adapter: from `load_frontend`. model: name@digest of its weights. max_context: tokens of prompt and answer
     together; the model's own by default. Greedy answers are the torch engine's but for ties; sampled ones are
-    as repeatable, from other random numbers. In the statistics a step belongs to prefill when a request waits
-    for its first token, else to decoding.
+    as repeatable, from other random numbers. One step of vLLM may prefill and decode: in the
+    statistics its seconds are divided as the tokens are that it took of prompts and of answers.
 
     vLLM takes its memory once: it does not go on with half of it as the torch engine does, and a step that
     finds none ends the engine.
@@ -160,18 +161,26 @@ class VllmEngine(BatchingEngine):
 
     def _step(self) -> None:
         start = time.perf_counter()
-        beginning = any(not answer.tokens for answer in self._answers.values())
-        new_tokens = ended = 0
+        beginning = {name for name, answer in self._answers.items() if not answer.tokens}
+        prompts = sum(self._answers[name].position + 1 for name in beginning)
+        firsts = live = ended = 0
         for output in self._core.step():
             [fresh] = output.outputs
-            new_tokens += len(fresh.token_ids)
+            if output.request_id in beginning:
+                firsts += len(fresh.token_ids)
+            else:
+                live += len(fresh.token_ids)
             ended += self._take(output.request_id, fresh.token_ids, fresh.finish_reason)
         seconds = time.perf_counter() - start
-        self._count(new_tokens=new_tokens, requests=ended)
-        if beginning:
-            self._count(prefill_seconds=seconds)
-        else:
-            self._count(decode_seconds=seconds, slot_steps=self.capacity, live_steps=new_tokens)
+        decoding = seconds * live / (prompts + live) if live else 0.0
+        self._count(
+            new_tokens=firsts + live,
+            requests=ended,
+            prefill_seconds=seconds - decoding,
+            decode_seconds=decoding,
+            slot_steps=self.capacity - len(beginning) if live else 0,  # who begins neither idles nor decodes
+            live_steps=live,
+        )
 
     def _take(self, name: str, tokens: Iterable[int], finished: str | None) -> bool:
         """New tokens of one answer; whether it is complete now. finished: why vLLM ends it, if it does."""

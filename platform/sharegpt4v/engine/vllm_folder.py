@@ -1,13 +1,15 @@
 """The folder that vLLM loads, written once into this node's cache where the checkpoint itself will not do."""
 
 import logging
+import math
 import re
 import shutil
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
 from sharegpt4v.models.convert import convert, plan
-from sharegpt4v.models.convert.checkpoint import Checkpoint, read_json
+from sharegpt4v.models.convert.checkpoint import Checkpoint, Stored, read_json
 from sharegpt4v.models.convert.folder import write_json
 from sharegpt4v.models.convert.recipe import renamed, write
 from sharegpt4v.weights import cached
@@ -54,17 +56,22 @@ def _is_readable(folder: Path) -> bool:
     return processor and not any(_UNREADABLE.match(name) for name in Checkpoint(folder).tensors)
 
 
+def _announce(why: str, tensors: Mapping[str, Stored], folder: Path, target: Path) -> None:
+    size = sum(math.prod(tensor.shape) * tensor.dtype.itemsize for tensor in tensors.values())
+    log.warning("%s: copies %.2f GB of %s to %s", why, size / 1e9, folder, target.with_suffix(""))
+
+
 def _write_llava(folder: Path, target: Path) -> None:
-    log.warning("vLLM reads other tensor names than %s has: writing a copy to %s", folder, target.parent)
+    _announce("vLLM reads other names or needs a processor", Checkpoint(folder).tensors, folder, target)
     convert(plan(folder), target, _SHARD_BYTES)
 
 
 def _write_decoder(folder: Path, target: Path) -> None:
     """The decoder of a Share-Captioner in the dtype of its files."""
-    log.warning("vLLM runs the decoder of %s alone: writing a copy to %s", folder, target.parent)
     target.mkdir()
     checkpoint = Checkpoint(folder)
     tensors = {name: t for name, t in checkpoint.tensors.items() if name.startswith(_DECODER)}
+    _announce("vLLM runs the decoder alone", tensors, folder, target)
     recipes = [renamed(name.removeprefix(_DECODER), name, t.shape) for name, t in tensors.items()]
     write(recipes, tensors, target, _SHARD_BYTES)
     content = checkpoint.config()

@@ -10,18 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from sharegpt4v.engine.build import VLLM_INSTALL, require_vllm
 from sharegpt4v.engine.failures import is_out_of_memory
 from sharegpt4v.engine.slots import bytes_per_slot, free_bytes, slots_that_fit
 from sharegpt4v.engine.threaded import one_line
+from sharegpt4v.engine.vllm_penalty import penalty_class
 from sharegpt4v.errors import UserError
-from sharegpt4v.models.adapter import Adapter, CaptionerAdapter, load_adapter
-from sharegpt4v.models.convert.checkpoint import Checkpoint, read_json
-
-PENALTY = "generated_repetition_penalty"
-"""Under this name a request's repetition penalty travels; vLLM's own one would count the prompt, too."""
+from sharegpt4v.models.adapter import Adapter, CaptionerAdapter, load_without_decoder
+from sharegpt4v.models.convert.checkpoint import Checkpoint
 
 _NEEDED = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # its core in this process, where our thread steps it
@@ -66,14 +63,8 @@ def load_frontend(folder: Path, dtype: torch.dtype, use_gpu: bool) -> Adapter:
     if on_cpu == use_gpu:
         built, held = ("CPUs", "a GPU is to be used") if on_cpu else ("GPUs", "no GPU is to be used")
         raise UserError(f"this vLLM is built for {built}, and {held}: {VLLM_INSTALL}")
-    if read_json(folder / "config.json").get("model_type") == "llava":
-        return load_adapter(folder, dtype, "meta")
-    adapter = load_adapter(folder, dtype, "cuda" if use_gpu else "cpu")
-    adapter.language_model.model.layers = nn.ModuleList()
-    adapter.language_model.lm_head = nn.Identity()
-    gc.collect()
-    if use_gpu:
-        torch.cuda.empty_cache()
+    adapter = load_without_decoder(folder, dtype, "cuda" if use_gpu else "cpu")
+    gc.collect()  # the decoder's host memory, before vLLM reads the same weights
     return adapter
 
 
@@ -100,7 +91,7 @@ def open_vllm(folder: Path, adapter: Adapter, context: int, capacity: int) -> tu
         generation_config="vllm",  # sampling comes with the request, nothing from the folder
         enable_prompt_embeds=embeddings,
         skip_tokenizer_init=embeddings,
-        logits_processors=[_penalty_class()],
+        logits_processors=[penalty_class()],
         distributed_executor_backend="uni",
         async_scheduling=False,  # a logits processor would see tokens that are not known yet
         mm_processor_cache_gb=0,  # an image is rarely seen twice
@@ -130,30 +121,3 @@ def _room_on_cpu(folder: Path, adapter: Adapter, context: int, capacity: int) ->
     each = bytes_per_slot(adapter.language_model.config, whole_blocks, adapter.dtype)
     fitting = slots_that_fit(capacity, each, free_bytes(torch.device("cpu")) - weights)
     return (fitting + 1) * each, fitting  # vLLM keeps a block for itself
-
-
-def penalise(generated: list[int], logits: Tensor, penalty: float) -> Tensor:
-    """logits (V,), in place: those of generated tokens divided where positive, multiplied where negative.
-
-    Keskar et al. 2019, arXiv 1909.05858; the prompt's tokens stay as they are.
-    """
-    if generated:
-        index = torch.tensor(generated, device=logits.device)
-        chosen = logits[index]
-        logits[index] = torch.where(chosen > 0, chosen / penalty, chosen * penalty)
-    return logits
-
-
-def _penalty_class() -> type:
-    """vLLM takes a class of its own family, so it is made where vLLM is there."""
-    from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
-
-    class GeneratedPenalty(AdapterLogitsProcessor):
-        def is_argmax_invariant(self) -> bool:
-            return False
-
-        def new_req_logits_processor(self, params: Any) -> Any:
-            penalty = (params.extra_args or {}).get(PENALTY, 1.0)
-            return None if penalty == 1.0 else lambda generated, logits: penalise(generated, logits, penalty)
-
-    return GeneratedPenalty

@@ -13,9 +13,11 @@ from typing import Literal, TypeVar
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
+    GenerationConfig,
     LlamaForCausalLM,
+    LlavaConfig,
     LlavaForConditionalGeneration,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -333,3 +335,21 @@ def load_adapter(folder: str | Path, dtype: torch.dtype = torch.float32, device:
     if family not in FAMILIES:
         raise UserError(f"{folder} holds a {family!r} model; we can run {' and '.join(FAMILIES)}")
     return FAMILIES[family](folder, dtype, device)
+
+
+def load_without_decoder(folder: Path, dtype: torch.dtype, device: str) -> Adapter:
+    """The adapter for an engine that brings a decoder of its own; the adapter's cannot be run.
+
+    Of LLaVA no weight is read: its tensors are on the device meta, and only prompts and checks work. A
+    Share-Captioner keeps vision tower, sampler and word embeddings; its decoder never reaches the device.
+    """
+    if json.loads((folder / "config.json").read_text()).get("model_type") == "llava":
+        with torch.device("meta"):
+            lmm = LlavaForConditionalGeneration(LlavaConfig.from_pretrained(folder))
+        if (folder / "generation_config.json").exists():  # from_pretrained reads it, the constructor does not
+            lmm.generation_config = GenerationConfig.from_pretrained(folder)
+        return LmmAdapter(folder, lmm.to(dtype), _plain_tokenizer(folder))
+    captioner = _load_strictly(ShareCaptioner, folder, dtype)
+    captioner.language_model.model.layers = nn.ModuleList()
+    captioner.language_model.lm_head = nn.Identity()
+    return CaptionerAdapter(folder, captioner.to(device), _plain_tokenizer(folder))
