@@ -1,4 +1,8 @@
-"""The vllm engine: without vLLM a clear refusal; with it the torch engine's answers, and the same manners."""
+"""The vllm engine: without vLLM a clear refusal; with it the torch engine's answers, and the same manners.
+
+Most of it runs only where vLLM is installed, there with
+`PYTHONPATH=platform:. python -m pytest tests/engine/test_vllm_engine.py tests/engine/test_vllm_penalty.py`.
+"""
 
 import base64
 import io
