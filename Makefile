@@ -28,7 +28,7 @@ quickstart: setup  ## caption 200 toy images with the toy captioner, and show wh
 	$(BIN)/python -m sharegpt4v.toy images --out toy-images --count 200
 	$(BIN)/sharegpt4v caption --images toy-images --out $(RUN)
 
-test: setup  ## the tests: nine minutes on two cores
+test: setup  ## the tests: seven to nine minutes on two cores
 	$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile $(RAY_TESTS:%=--ignore=%)
 	$(BIN)/python -m pytest -q -m "not slow" $(RAY_TESTS)
 
