@@ -25,7 +25,7 @@ from sharegpt4v.engine.base import EngineStats, Handle, Request, SamplingParams
 from sharegpt4v.engine.build import EngineSpec
 from sharegpt4v.engine.torch_engine import TorchEngine
 from sharegpt4v.gate import GateRules
-from sharegpt4v.models.adapter import load_adapter
+from sharegpt4v.models.load import load_adapter
 from sharegpt4v.prompts import UNIFIED_CAPTION
 from sharegpt4v.weights import TOY_CAPTIONER
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from sharegpt4v.models.adapter import load_adapter
+from sharegpt4v.models.load import load_adapter
 from sharegpt4v.weights import locate, read_card
 from tests.models.random_weights import save_random_captioner
 

@@ -169,7 +169,7 @@ CAPTION_PRESETS: Mapping[str, Mapping[str, Any]] = {
         "gate": {"min_characters": 60},
         "gpus_per_actor": 1.0,
         "cpus_per_actor": 2.0,
-        # As many as suit a card of 141 GB; the engine opens fewer where memory holds fewer.
+        # Planned for a card of 141 GB, not measured yet; the engine opens fewer where memory holds fewer.
         "batch_size": 192,
     },
 }

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from sharegpt4v.models.adapter import Adapter, load_adapter
+from sharegpt4v.models.adapter import Adapter
+from sharegpt4v.models.load import load_adapter
 from tests.models.random_weights import save_random_captioner
 
 

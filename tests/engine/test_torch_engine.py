@@ -13,7 +13,8 @@ from sharegpt4v.engine.base import EngineError, Request, SamplingParams, Turn
 from sharegpt4v.engine.slots import bytes_per_slot, slots_that_fit
 from sharegpt4v.engine.torch_engine import TorchEngine
 from sharegpt4v.errors import UserError
-from sharegpt4v.models.adapter import Adapter, load_adapter
+from sharegpt4v.models.adapter import Adapter
+from sharegpt4v.models.load import load_adapter
 from sharegpt4v.toy.render import render
 from sharegpt4v.toy.scene import make_scene
 from sharegpt4v.weights import TOY_CAPTIONER

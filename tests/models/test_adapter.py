@@ -13,8 +13,9 @@ from transformers import PreTrainedTokenizerFast
 
 from sharegpt4v.engine.base import Request, Turn
 from sharegpt4v.errors import UserError
-from sharegpt4v.models.adapter import CLIP_MEAN, CLIP_STD, VICUNA_SYSTEM, Adapter, LmmAdapter, load_adapter
+from sharegpt4v.models.adapter import CLIP_MEAN, CLIP_STD, VICUNA_SYSTEM, Adapter, LmmAdapter
 from sharegpt4v.models.convert.tokenizer import from_sentencepiece
+from sharegpt4v.models.load import load_adapter
 from sharegpt4v.models.toy import ANSWER_END, EOS
 from sharegpt4v.prompts import UNIFIED_CAPTION
 from sharegpt4v.toy.tokenizer import SPECIAL_TOKENS

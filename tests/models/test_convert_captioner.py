@@ -9,10 +9,11 @@ from torch import Tensor
 
 from sharegpt4v.engine.base import Turn
 from sharegpt4v.errors import UserError
-from sharegpt4v.models.adapter import CaptionerAdapter, load_adapter
+from sharegpt4v.models.adapter import CaptionerAdapter
 from sharegpt4v.models.captioner import Sampler, sincos_positions
 from sharegpt4v.models.convert import convert, plan
 from sharegpt4v.models.convert.captioner import merge
+from sharegpt4v.models.load import load_adapter
 from tests.models import by_hand
 from tests.models.released import (
     QUERIES,

@@ -13,8 +13,9 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from sharegpt4v.engine.base import Turn
 from sharegpt4v.images import prepare
-from sharegpt4v.models.adapter import ImageProtocol, load_adapter
+from sharegpt4v.models.adapter import ImageProtocol
 from sharegpt4v.models.convert import convert, plan
+from sharegpt4v.models.load import load_adapter
 from tests.models import by_hand
 from tests.models.random_weights import save_random_lmm
 from tests.models.released import (

@@ -7,7 +7,7 @@ import torch
 
 from sharegpt4v.engine.base import Turn
 from sharegpt4v.errors import UserError
-from sharegpt4v.models.adapter import load_adapter, load_without_decoder
+from sharegpt4v.models.load import load_adapter, load_without_decoder
 from tests.engine.requests import make_request
 from tests.models.random_weights import save_random_captioner, save_random_lmm
 

@@ -9,7 +9,8 @@ import torch
 
 from sharegpt4v.engine.base import Request, Turn
 from sharegpt4v.errors import UserError
-from sharegpt4v.models.adapter import Adapter, load_adapter
+from sharegpt4v.models.adapter import Adapter
+from sharegpt4v.models.load import load_adapter
 from sharegpt4v.toy.captions import detailed_caption
 from sharegpt4v.toy.render import render
 from sharegpt4v.toy.scene import Scene, make_scene

@@ -45,7 +45,7 @@ def build_engine(spec: EngineSpec) -> Engine:
     from transformers.utils import logging
 
     from sharegpt4v.engine.torch_engine import TorchEngine
-    from sharegpt4v.models.adapter import load_adapter
+    from sharegpt4v.models.load import load_adapter
 
     assert spec.weights is not None
     logging.disable_progress_bar()  # the run has its own, and an actor's goes nowhere

@@ -17,8 +17,9 @@ from sharegpt4v.engine.slots import bytes_per_slot, free_bytes, slots_that_fit
 from sharegpt4v.engine.threaded import one_line
 from sharegpt4v.engine.vllm_penalty import penalty_class
 from sharegpt4v.errors import UserError
-from sharegpt4v.models.adapter import Adapter, CaptionerAdapter, load_without_decoder
+from sharegpt4v.models.adapter import Adapter, CaptionerAdapter
 from sharegpt4v.models.convert.checkpoint import Checkpoint
+from sharegpt4v.models.load import load_without_decoder
 
 _NEEDED = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # its core in this process, where our thread steps it

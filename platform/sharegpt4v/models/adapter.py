@@ -3,31 +3,25 @@
 The engine knows this object and nothing of vision towers, samplers or templates.
 """
 
-import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
-    GenerationConfig,
     LlamaForCausalLM,
-    LlavaConfig,
     LlavaForConditionalGeneration,
-    PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
 from sharegpt4v.engine.base import Image, Request, Turn
 from sharegpt4v.errors import UserError
 from sharegpt4v.models.captioner import IMAGE_SLOT, ShareCaptioner
-
-Model = TypeVar("Model", bound=PreTrainedModel)
 
 ImageProtocol = Literal["squash", "pad", "crop"]
 
@@ -285,71 +279,3 @@ def _causal_language_model(model: LlavaForConditionalGeneration) -> LlamaForCaus
     language_model.lm_head = model.lm_head
     language_model.generation_config = model.generation_config
     return language_model.eval()
-
-
-def _load_captioner(folder: Path, dtype: torch.dtype, device: str) -> Adapter:
-    model = _load_strictly(ShareCaptioner, folder, dtype).to(device)
-    return CaptionerAdapter(folder, model, _plain_tokenizer(folder))
-
-
-def _load_lmm(folder: Path, dtype: torch.dtype, device: str) -> Adapter:
-    model = _load_strictly(LlavaForConditionalGeneration, folder, dtype).to(device)
-    return LmmAdapter(folder, model, _plain_tokenizer(folder))
-
-
-def _load_strictly(family: type[Model], folder: Path, dtype: torch.dtype) -> Model:
-    """from_pretrained, but a tensor that is missing, surplus or misshapen is an error and not a warning."""
-    model: Model
-    model, info = family.from_pretrained(
-        folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, use_safetensors=True
-    )
-    for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if info[fault]:
-            names = sorted(map(str, info[fault]))
-            raise UserError(
-                f"{folder}: {len(names)} {fault.replace('_', ' ')}, {names[0]} first; copy it again"
-            )
-    model.eval()
-    return model
-
-
-def _plain_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    # Without split_special_tokens a caption prompt that quotes </s> or <image> would turn into the token.
-    return PreTrainedTokenizerFast.from_pretrained(folder, split_special_tokens=True)
-
-
-FAMILIES: dict[str, Callable[..., Adapter]] = {"share_captioner": _load_captioner, "llava": _load_lmm}
-"""Loader by `model_type` of config.json."""
-
-
-def load_adapter(folder: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Adapter:
-    """The model in a transformers folder (config.json, safetensors, tokenizer), ready for an engine.
-
-    Raises UserError for a folder without config.json or a family we do not know.
-    """
-    folder = Path(folder)
-    try:
-        family = json.loads((folder / "config.json").read_text()).get("model_type")
-    except FileNotFoundError:
-        raise UserError(f"{folder} has no config.json; --model takes a transformers folder") from None
-    if family not in FAMILIES:
-        raise UserError(f"{folder} holds a {family!r} model; we can run {' and '.join(FAMILIES)}")
-    return FAMILIES[family](folder, dtype, device)
-
-
-def load_without_decoder(folder: Path, dtype: torch.dtype, device: str) -> Adapter:
-    """The adapter for an engine that brings a decoder of its own; the adapter's cannot be run.
-
-    Of LLaVA no weight is read: its tensors are on the device meta, and only prompts and checks work. A
-    Share-Captioner keeps vision tower, sampler and word embeddings; its decoder never reaches the device.
-    """
-    if json.loads((folder / "config.json").read_text()).get("model_type") == "llava":
-        with torch.device("meta"):
-            lmm = LlavaForConditionalGeneration(LlavaConfig.from_pretrained(folder))
-        if (folder / "generation_config.json").exists():  # from_pretrained reads it, the constructor does not
-            lmm.generation_config = GenerationConfig.from_pretrained(folder)
-        return LmmAdapter(folder, lmm.to(dtype), _plain_tokenizer(folder))
-    captioner = _load_strictly(ShareCaptioner, folder, dtype)
-    captioner.language_model.model.layers = nn.ModuleList()
-    captioner.language_model.lm_head = nn.Identity()
-    return CaptionerAdapter(folder, captioner.to(device), _plain_tokenizer(folder))

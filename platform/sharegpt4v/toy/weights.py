@@ -12,8 +12,8 @@ import torch
 from transformers import LlavaForConditionalGeneration, PreTrainedModel
 
 from sharegpt4v.errors import UserError
-from sharegpt4v.models.adapter import load_adapter
 from sharegpt4v.models.captioner import ShareCaptioner
+from sharegpt4v.models.load import load_adapter
 from sharegpt4v.models.toy import toy_captioner_config, toy_lmm_config
 from sharegpt4v.prompts import UNIFIED_CAPTION
 from sharegpt4v.toy.tokenizer import build_tokenizer

