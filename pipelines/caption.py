@@ -1,8 +1,8 @@
 """Caption every image of a manifest, each exactly once: `python -m pipelines.caption --images DIR --out RUN`.
 
-    manifest -> pending rows -> decode (tasks) -> caption (actors) -> outcomes -> audit, compact, report
+    manifest -> pending rows -> decode (tasks) -> caption, commit (actors) -> audit, compact, report
 
-A session works off what is pending and writes outcomes, one Parquet file a commit. The finish step then
+A session works off what is pending and commits outcomes, a Parquet file each time. The finish step then
 audits them against the manifest. Killed anywhere, the same command does only what is missing.
 """
 
@@ -26,7 +26,7 @@ from pipelines.session import (
     ray_session,
     refuse_relative_paths,
 )
-from pipelines.steps import Caption, Decode, read_row_group
+from pipelines.steps import CaptionAndCommit, Decode, read_row_group
 from pipelines.table import print_summary
 from sharegpt4v.config import CAPTION_PRESETS, CaptionConfig
 from sharegpt4v.errors import RunFailed, UserError
@@ -169,7 +169,7 @@ def _work(
         with ProgressBar("captioned", ledger.tally, progress.rows, progress.done):
             try:
                 with plain_errors(RESUME):
-                    dataset(config, plan, files, per_commit, root, ledger).write_parquet(str(outcomes))
+                    dataset(config, plan, files, per_commit, root, ledger, outcomes).materialize()
             except RunFailed:
                 stop = _stop_reason(ledger)
                 if stop is None:
@@ -186,12 +186,19 @@ def _stop_reason(ledger: RemoteLedger) -> str | None:
 
 
 def dataset(
-    config: CaptionConfig, plan: Plan, files: list[Path], per_commit: int, root: str, ledger: RemoteLedger
+    config: CaptionConfig,
+    plan: Plan,
+    files: list[Path],
+    per_commit: int,
+    root: str,
+    ledger: RemoteLedger,
+    outcomes: Path,
 ) -> ray.data.Dataset:
-    """The flow itself: a row group of the pending files stays one block from reading to its one outcome file.
+    """The flow itself: a row group of the pending files stays one block from reading to its one commit.
 
-    The row groups are named here and read where they are decoded. ray.data.read_parquet would start several
-    processes to list and inspect files that we have just written.
+    Its own rows tell only how much was committed. The row groups are named here and read where they are
+    decoded: ray.data.read_parquet would start several processes to list and inspect files that we have just
+    written.
     """
     decode = Decode(ImageReader(root), plan.image_size, plan.protocol, config.fast_decode, ledger)
     groups = row_groups(files)
@@ -201,8 +208,8 @@ def dataset(
         # A block at a time: with a batch size Ray would gather that many row groups into one task.
         .map_batches(decode.__call__, batch_size=None, batch_format="pyarrow")
         .map_batches(
-            Caption,
-            fn_constructor_args=(plan.spec, plan.rules, ledger, config.hang_seconds),
+            CaptionAndCommit,
+            fn_constructor_args=(outcomes, plan.spec, plan.rules, ledger, config.hang_seconds),
             compute=actor_pool(config, cluster_resource("GPU"), cluster_resource("CPU")),
             batch_size=per_commit,
             batch_format="pyarrow",

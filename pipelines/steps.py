@@ -1,4 +1,4 @@
-"""The two steps of captioning, as plain classes that run without Ray: decode, then caption.
+"""The steps of captioning, as plain classes that run without Ray: decode, caption, commit.
 
 Each takes a batch of columns and gives one back in the same order, one row for each image whatever
 happens to it: an output in completion order loses and doubles rows when Ray repeats a call.
@@ -10,6 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 
 from pipelines.isolation import Isolation, RunStopped
 from pipelines.ledger import LedgerClient
+from pipelines.pixel_memory import pixel_memory
 from sharegpt4v.engine.base import (
     Completion,
     Engine,
@@ -37,6 +39,7 @@ from sharegpt4v.images import ImageReader, prepare
 from sharegpt4v.images import Protocol as ImageProtocol
 from sharegpt4v.prompts import Prompt
 from sharegpt4v.records import OUTCOME, OUTCOMES, PENDING
+from sharegpt4v.run.pending import commit_outcomes
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +92,7 @@ class Decode:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         rows = [_Decoded() for _ in range(len(batch))]
-        pixels = np.zeros((len(batch), self._size, self._size, 3), np.uint8)
+        pixels = pixel_memory((len(batch), self._size, self._size, 3))
         places = list(zip(*(batch[name].to_pylist() for name in PLACE), strict=True))
 
         def work(positions: list[int]) -> None:
@@ -100,6 +103,9 @@ class Decode:
         isolation = Isolation(self._ledger, "decode")
         for position in isolation.run(batch["id"].to_pylist(), work):
             rows[position] = _Decoded(reason=KILLED_WORKER, message=KILLED_WORKER_MESSAGE)
+        for position, row in enumerate(rows):
+            if row.reason:
+                pixels[position] = 0
         columns = {
             **{name: batch[name] for name in WHO},
             "pixels": pa.FixedShapeTensorArray.from_numpy_ndarray(pixels),
@@ -179,7 +185,8 @@ class Caption:
             for reason, message in zip(batch["reason"].to_pylist(), batch["message"].to_pylist(), strict=True)
         ]
         ids = batch["id"].to_pylist()
-        pixels = batch["pixels"].combine_chunks().to_numpy_ndarray()
+        column = batch["pixels"]  # one chunk as a rule, and combine_chunks would copy even that
+        pixels = (column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()).to_numpy_ndarray()
         todo = [index for index, row in enumerate(rows) if not row.reason]
         # No more than the engine works on at once is held in work, so that a death has few suspects.
         at_once = self._engine.capacity  # read once: an engine short of memory lowers it
@@ -275,6 +282,25 @@ class Caption:
             "message": [row.message if row.reason else None for row in rows],
         }
         return pa.table({name: columns[name] for name in OUTCOMES.names}, schema=OUTCOMES)
+
+
+class CaptionAndCommit:
+    """Caption, and its outcomes written to `outcomes` before a call returns.
+
+    In: a table of decoded_schema. Out: one row, `rows`: how many were committed. A commit from here needs no
+    tasks of its own, and a call that Ray repeats writes the same file again instead of a second one.
+    """
+
+    def __init__(
+        self, outcomes: Path, spec: EngineSpec, rules: CaptionRules, ledger: LedgerClient, hang_seconds: float
+    ) -> None:
+        self._outcomes = outcomes
+        self._caption = Caption(spec, rules, ledger, hang_seconds)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        table = self._caption(batch)
+        commit_outcomes(table, self._outcomes)
+        return pa.table({"rows": [len(table)]})
 
 
 def _give_up(why: str) -> NoReturn:

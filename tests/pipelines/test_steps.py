@@ -10,12 +10,20 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipelines import steps
 from pipelines.isolation import RunStopped
 from pipelines.ledger import Admission, Ledger
-from pipelines.steps import HUNG_EXIT_CODE, Caption, CaptionRules, Decode, decoded_schema
+from pipelines.steps import (
+    HUNG_EXIT_CODE,
+    Caption,
+    CaptionAndCommit,
+    CaptionRules,
+    Decode,
+    decoded_schema,
+)
 from sharegpt4v.engine.base import Completion, EngineStats, Handle, Request, SamplingParams, sampling_seed
 from sharegpt4v.engine.build import EngineSpec
 from sharegpt4v.engine.fake import FakeOptions
@@ -56,7 +64,7 @@ def _decoded(*ids: str, reason: dict[str, str] | None = None) -> pa.Table:
 
 
 def _pixels(table: pa.Table) -> Any:
-    return table["pixels"].combine_chunks().to_numpy_ndarray()
+    return table["pixels"].chunk(0).to_numpy_ndarray()
 
 
 def _caption(ledger: Ledger | None = None, **fake: Any) -> Caption:
@@ -122,6 +130,21 @@ def test_decode_keeps_the_order_and_gives_one_row_an_image(tmp_path: Path) -> No
         assert out["image_sha256"][row].as_py() == hashlib.sha256(data).hexdigest()
     assert pixels.dtype == np.uint8 and pixels.shape == (4, SIZE, SIZE, 3)
     assert not pixels[1:3].any()
+
+
+def test_what_memory_held_before_shows_nowhere(tmp_path: Path) -> None:
+    """Decoders use their memory again: not while a batch is looked at, and never as pixels of a reject."""
+    write_images(tmp_path, ["a.jpg", "b.jpg", "c.jpg"])
+    decode = Decode(ImageReader(str(tmp_path)), SIZE, "squash", False, Ledger(1.0))
+    first = decode(pending_rows("a.jpg", "b.jpg"))
+    expected = _pixels(first).copy()
+    second = decode(pending_rows("c.jpg", "c.jpg"))
+    assert (_pixels(first) == expected).all() and (_pixels(second) != expected).any()
+    place = _pixels(second).ctypes.data
+    del second
+    rejected = decode(pending_rows("gone.jpg", "a.jpg"))
+    assert _pixels(rejected).ctypes.data == place
+    assert not _pixels(rejected)[0].any() and (_pixels(rejected)[1] == expected[0]).all()
 
 
 def test_a_file_that_is_read_but_not_decoded_keeps_its_digest(tmp_path: Path) -> None:
@@ -326,3 +349,15 @@ t.Caption(spec, t.RULES, t.Ledger(1.0), hang_seconds=0.2)(t._decoded("a", "b", "
     )
     assert done.returncode == HUNG_EXIT_CODE == 86
     assert "the engine did nothing for 0 s: its process ends" in done.stderr
+
+
+# CaptionAndCommit
+
+
+def test_a_call_that_is_repeated_commits_the_same_file_again(tmp_path: Path) -> None:
+    spec = EngineSpec("fake", "fake@0", fake=FakeOptions(image_size=SIZE))
+    step = CaptionAndCommit(tmp_path, spec, RULES, Ledger(1.0), hang_seconds=30)
+    batch = _decoded("a", "b", reason={"b": "missing"})
+    assert [step(batch).to_pylist() for _ in range(2)] == [[{"rows": 2}]] * 2
+    [path] = tmp_path.iterdir()
+    assert pq.read_table(path).equals(_caption()(batch))

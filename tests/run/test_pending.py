@@ -1,15 +1,19 @@
 """What is done and what is left, from every mixture of finished parts and sessions' files."""
 
+import os
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sharegpt4v.records import PENDING
+from sharegpt4v.records import OUTCOMES, PENDING
 from sharegpt4v.run.finish import compact
 from sharegpt4v.run.folder import RunFolder
 from sharegpt4v.run.pending import (
     Progress,
+    commit_outcomes,
     outcome_files,
     rows_per_commit,
     survey,
@@ -76,6 +80,37 @@ def test_files_of_later_sessions_come_later(run: RunFolder) -> None:
     assert list(outcome_files(run)) == [paths[2], paths[1], paths[0]]
 
 
+def test_a_commit_that_is_repeated_takes_the_place_of_the_first(run: RunFolder) -> None:
+    folder = run.outcomes / "0000"
+    folder.mkdir(parents=True)
+    for keys in ("ca", "b", "ca"):
+        commit_outcomes(pa.Table.from_pylist([caption(run, key) for key in keys], OUTCOMES), folder)
+    assert [path.name for path in outcome_files(run)] == [
+        "00000-000000000.parquet",
+        "00001-000000000.parquet",
+    ]
+    assert _left(run) == ["d", "e"]
+
+
+def test_a_commit_is_there_whole_or_not_at_all(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = run.outcomes / "0000"
+    table = pa.Table.from_pylist([caption(run, "c")], OUTCOMES)
+    with pytest.raises(FileNotFoundError):
+        commit_outcomes(
+            table, folder
+        )  # not made here: on a node that does not share the folder it would hide
+    folder.mkdir(parents=True)
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        commit_outcomes(table, folder)
+    assert [path.suffix for path in folder.iterdir()] != [".parquet"]
+    assert _left(run) == ["c", "a", "d", "b", "e"]
+
+
 def test_finished_parts_count_as_done(run: RunFolder) -> None:
     commit(run, 0, "x", *[caption(run, key) for key in "cabe"], reject(run, "d"))
     compact(run)
@@ -120,8 +155,8 @@ def test_pending_files_of_an_earlier_session_go(run: RunFolder) -> None:
 
 
 def test_commits_are_small_for_small_runs_and_bounded_for_large_ones() -> None:
-    assert [rows_per_commit(rows, 96) for rows in (1, 200, 6_400, 1_200_000)] == [8, 8, 200, 2048]
-    assert rows_per_commit(1_200_000, 448) == 111  # 67 MB of pixels
+    assert [rows_per_commit(rows, 96) for rows in (1, 200, 6_400, 1_200_000)] == [8, 8, 200, 4096]
+    assert rows_per_commit(1_200_000, 448) == 195  # 117 MB of pixels
 
 
 def test_the_survey_counts_rejects_by_reason_also_those_to_be_tried_again(run: RunFolder) -> None:

@@ -189,8 +189,8 @@ def _as_outcomes(part: pa.Table, outcome: str, number: int, ids: pa.Array) -> pa
 def _settled(table: pa.Table) -> tuple[pa.Table, int]:
     """One row for each manifest row, in its order: a caption wins over a reject, then the later one.
 
-    Extra copies come from a write task that was repeated after its worker died, or from a retry of
-    rejects; only the first kind is counted.
+    Extra copies come from a retry of rejects, or from a session that went on writing while another held its
+    lease; only the second kind is counted.
     """
     order = np.lexsort(
         (

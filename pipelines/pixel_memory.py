@@ -1,0 +1,36 @@
+"""Memory for the pixels of one batch, used again for the next.
+
+A batch is larger than what the C library keeps when it is freed. Fresh memory the kernel clears first, which
+was a tenth of the time of a decoder at 96 x 96 pixels (benchmarks/README.md).
+"""
+
+import ctypes
+import math
+import weakref
+from collections import deque
+
+import numpy as np
+import numpy.typing as npt
+
+_spare: deque[bytearray] = deque(maxlen=1)  # of this process, whatever tasks it runs
+
+
+def pixel_memory(shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+    """An array of `shape`, uint8, with whatever it held before.
+
+    Its memory comes back when nothing refers to it any more: an Arrow array over it counts as well.
+    """
+    size = math.prod(shape)
+    memory = _take(size)
+    # Whoever looks into the memory holds this object by the buffer protocol, so its end is the end of all.
+    lent = (ctypes.c_uint8 * size).from_buffer(memory)
+    weakref.finalize(lent, _spare.append, memory).atexit = False
+    return np.frombuffer(memoryview(lent), np.uint8).reshape(shape)
+
+
+def _take(size: int) -> bytearray:
+    try:
+        memory = _spare.pop()
+    except IndexError:
+        return bytearray(size)
+    return memory if len(memory) >= size else bytearray(size)
