@@ -13,12 +13,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
 from benchmarks.machine import describe_machine
 from pipelines.ledger import Ledger
@@ -47,8 +47,7 @@ def bare(images: Path, manifest: Path, threads: int) -> tuple[float, float]:
     config = resolve(CaptionConfig, CAPTION_PRESETS["toy"], {"images": str(images), "out": "unused"})
     plan = make_plan(config)
     start = time.perf_counter()
-    engine = build_engine(plan.spec)
-    torch.set_num_threads(threads)
+    engine = build_engine(replace(plan.spec, threads=threads))
     loaded = time.perf_counter() - start
     decode = Decode(ImageReader(str(images)), plan.image_size, plan.protocol, False, Ledger(1.0))
     table = pq.read_table(manifest)

@@ -10,6 +10,7 @@ import argparse
 import random
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from statistics import median
 from typing import Any, cast
 
@@ -80,11 +81,11 @@ def make_requests(count: int, prompt_tokens: int, equal: bool = False) -> list[R
     ]
 
 
-def ours(model: Any, requests: Sequence[Request], size: int) -> tuple[float, TorchEngine]:
+def ours(model: Any, requests: Sequence[Request], size: int, threads: int) -> tuple[float, TorchEngine]:
     """Tokens/s, start of the first request to end of the last, and the closed engine."""
     longest = max(int(request.turns[0].text) + request.sampling.max_new_tokens for request in requests)
     adapter = cast(Adapter, PromptAdapter(model))
-    engine = TorchEngine(adapter, "bench@0", size, max_context=longest + 1)
+    engine = TorchEngine(adapter, "bench@0", size, max_context=longest + 1, threads=threads)
     start = time.perf_counter()
     handles = [engine.submit(request) for request in requests]
     tokens = sum(handle.result().tokens for handle in handles)
@@ -93,9 +94,17 @@ def ours(model: Any, requests: Sequence[Request], size: int) -> tuple[float, Tor
     return tokens / seconds, engine
 
 
+def static(model: Any, requests: Sequence[Request], size: int, threads: int) -> float:
+    """Tokens/s of transformers' generate in batches of `size`, in order; only wanted tokens count.
+
+    In a thread that ends with it: a team of OpenMP threads that stayed would slow down the other side.
+    """
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+        return pool.submit(_generate, model, requests, size).result()
+
+
 @torch.inference_mode()
-def static(model: Any, requests: Sequence[Request], size: int) -> float:
-    """Tokens/s of transformers' generate in batches of `size`, in order; only wanted tokens count."""
+def _generate(model: Any, requests: Sequence[Request], size: int) -> float:
     start, tokens = time.perf_counter(), 0
     for first in range(0, len(requests), size):
         batch = requests[first : first + size]
@@ -114,21 +123,23 @@ def static(model: Any, requests: Sequence[Request], size: int) -> float:
     return tokens / (time.perf_counter() - start)
 
 
-def best_sizes(model: Any, sizes: Sequence[int]) -> tuple[int, int]:
+def best_sizes(model: Any, sizes: Sequence[int], threads: int) -> tuple[int, int]:
     """Slots and batch size that each side is fastest with, over as many requests as the largest size."""
     if len(sizes) == 1:
         return sizes[0], sizes[0]
     probe = make_requests(max(sizes), 32)
-    slots = max(sizes, key=lambda size: ours(model, probe, size)[0])
-    return slots, max(sizes, key=lambda size: static(model, probe, size))
+    slots = max(sizes, key=lambda size: ours(model, probe, size, threads)[0])
+    return slots, max(sizes, key=lambda size: static(model, probe, size, threads))
 
 
-def compare(name: str, model: Any, requests: Sequence[Request], slots: int, batch: int, rounds: int) -> None:
+def compare(
+    name: str, model: Any, requests: Sequence[Request], slots: int, batch: int, rounds: int, threads: int
+) -> None:
     """One line of the table. The sides take turns, since others use this machine: medians of the rounds."""
     theirs, rates = [], []
     for _ in range(rounds):
-        theirs.append(static(model, requests, batch))
-        rate, engine = ours(model, requests, slots)
+        theirs.append(static(model, requests, batch, threads))
+        rate, engine = ours(model, requests, slots, threads)
         rates.append(rate)
     ratios = sorted(rate / other for rate, other in zip(rates, theirs, strict=True))
     print(
@@ -139,11 +150,11 @@ def compare(name: str, model: Any, requests: Sequence[Request], slots: int, batc
     )
 
 
-def one_by_one(name: str, model: Any, requests: Sequence[Request], slots: int) -> None:
+def one_by_one(name: str, model: Any, requests: Sequence[Request], slots: int, threads: int) -> None:
     """The rate of one after the other does not depend on their number: a part of them tells it."""
     some = requests[:8]
-    alone = static(model, some, 1)
-    rate, _ = ours(model, requests, slots)
+    alone = static(model, some, 1, threads)
+    rate, _ = ours(model, requests, slots, threads)
     print(
         f"{name}: {alone:,.1f} tokens/s over {len(some)} requests, engine {rate:,.0f} over {len(requests)}, "
         f"ratio {rate / alone:.1f}",
@@ -154,7 +165,7 @@ def one_by_one(name: str, model: Any, requests: Sequence[Request], slots: int) -
 def measure(name: str, model: Any, options: argparse.Namespace, rounds: int) -> None:
     """The lines of one model."""
     count = options.requests
-    slots, batch = best_sizes(model, [int(size) for size in options.sizes.split(",")])
+    slots, batch = best_sizes(model, [int(size) for size in options.sizes.split(",")], options.threads)
     lines = {
         "decode": (1, count, False),
         "32-token prompts": (32, count, False),
@@ -164,9 +175,9 @@ def measure(name: str, model: Any, options: argparse.Namespace, rounds: int) -> 
     for label, (prompt, number, equal) in lines.items():
         if label.split()[0] in options.lines:
             requests = make_requests(number, prompt, equal)
-            compare(f"{name}, {label}", model, requests, slots, batch, rounds)
+            compare(f"{name}, {label}", model, requests, slots, batch, rounds, options.threads)
     if "alone" in options.lines:
-        one_by_one(f"{name}, one by one", model, make_requests(count, 32), slots)
+        one_by_one(f"{name}, one by one", model, make_requests(count, 32), slots, options.threads)
 
 
 def large_model() -> LlamaForCausalLM:
@@ -204,9 +215,9 @@ def main() -> None:
     parser.add_argument("--models", default="none,toy,100m", help="some of none, toy, 100m")
     options = parser.parse_args()
     print(describe_machine())
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(1)  # of this thread; each side has its own
     if "none" in options.models:
-        rate, engine = ours(NoModel(), make_requests(2 * options.requests, 32), 64)
+        rate, engine = ours(NoModel(), make_requests(2 * options.requests, 32), 64, options.threads)
         print(f"scheduler alone: {rate:,.0f} tokens/s over 64 slots, use {engine.stats().slot_use:.2f}")
     for name, make, rounds in (("toy", toy_model, 3), ("100m", large_model, 1)):
         if name not in options.models:

@@ -49,8 +49,9 @@ def build_engine(spec: EngineSpec) -> Engine:
 
     assert spec.weights is not None
     logging.disable_progress_bar()  # the run has its own, and an actor's goes nowhere
-    # Ray sets OMP_NUM_THREADS=1 for actors of one CPU or less; the configuration knows better.
-    torch.set_num_threads(spec.threads)
+    # Ray sets OMP_NUM_THREADS=1 for actors of one CPU or less; the configuration knows better. For the torch
+    # engine this thread only loads: the engine's own wants no other team of OpenMP threads beside it.
+    torch.set_num_threads(1 if spec.kind == "torch" else spec.threads)
     folder, dtype = locate(spec.weights), getattr(torch, spec.dtype)
     if spec.kind == "vllm":
         from sharegpt4v.engine.vllm_engine import VllmEngine
@@ -60,7 +61,8 @@ def build_engine(spec: EngineSpec) -> Engine:
         return VllmEngine(adapter, spec.model, spec.capacity, max_context=_context(spec, adapter))
     device = "cuda" if spec.use_gpu else "cpu"
     adapter = load_adapter(folder, dtype=dtype, device=device)
-    return TorchEngine(adapter, spec.model, spec.capacity, max_context=_context(spec, adapter))
+    context = _context(spec, adapter)
+    return TorchEngine(adapter, spec.model, spec.capacity, max_context=context, threads=spec.threads)
 
 
 def require_vllm() -> None:

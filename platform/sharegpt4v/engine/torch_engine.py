@@ -40,11 +40,22 @@ class TorchEngine(BatchingEngine):
     """Runs one model on one device; at most `capacity` requests are in its slots at once.
 
     max_context: tokens of prompt and answer together that a slot has room for; the model's own by default.
+    threads: CPU threads to compute with, torch's own number by default. They are the engine's: when another
+    thread has computed with several as well, OpenMP counts more threads than cores, stops spinning, and a
+    decode step on two cores takes nearly twice as long. Load the model with torch.set_num_threads(1).
     Raises UserError when memory holds no slot.
     """
 
-    def __init__(self, adapter: Adapter, model: str, capacity: int, max_context: int | None = None) -> None:
+    def __init__(
+        self,
+        adapter: Adapter,
+        model: str,
+        capacity: int,
+        max_context: int | None = None,
+        threads: int | None = None,
+    ) -> None:
         self.model = model
+        self._threads = threads or torch.get_num_threads()
         config = adapter.language_model.config
         context = min(max_context or config.max_position_embeddings, config.max_position_embeddings)
         slot = bytes_per_slot(config, context, adapter.dtype)
@@ -64,6 +75,7 @@ class TorchEngine(BatchingEngine):
         self._sampler = Sampler(count, adapter.eos_token_ids, adapter.device)
 
     def _work(self) -> None:
+        torch.set_num_threads(self._threads)
         with torch.inference_mode():
             super()._work()
 
