@@ -21,8 +21,9 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from benchmarks.machine import describe_machine
+from pipelines.captioning import Caption, CaptionRules
+from pipelines.decoding import Decode
 from pipelines.ledger import Ledger
-from pipelines.steps import Caption, CaptionRules, Decode
 from sharegpt4v.engine.base import SamplingParams
 from sharegpt4v.engine.build import EngineSpec
 from sharegpt4v.engine.fake import FakeOptions

@@ -21,9 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.machine import describe_machine
+from pipelines.decoding import Decode
 from pipelines.ledger import Ledger
 from pipelines.plan import make_plan
-from pipelines.steps import Decode
 from sharegpt4v.config import CAPTION_PRESETS, CaptionConfig, resolve
 from sharegpt4v.engine.base import Request, Turn
 from sharegpt4v.engine.build import build_engine

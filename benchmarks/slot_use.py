@@ -18,9 +18,10 @@ import pyarrow as pa
 import torch
 
 from benchmarks.machine import describe_machine
+from pipelines.captioning import Caption, CaptionRules
+from pipelines.decoding import decoded_schema
 from pipelines.ledger import Ledger
 from pipelines.pool import CALLS_PER_ACTOR
-from pipelines.steps import Caption, CaptionRules, decoded_schema
 from sharegpt4v.engine.base import EngineStats, Handle, Request, SamplingParams
 from sharegpt4v.engine.build import EngineSpec
 from sharegpt4v.engine.torch_engine import TorchEngine
@@ -43,7 +44,7 @@ class DrawnLengths(TorchEngine):
 def slot_use(images: int, slots: int, per_commit: int) -> EngineStats:
     engine = DrawnLengths(load_adapter(TOY_CAPTIONER), "toy@0", slots, max_context=300)
     rules = CaptionRules(UNIFIED_CAPTION, SamplingParams(), SamplingParams(), GateRules())
-    with mock.patch("pipelines.steps.build_engine", return_value=engine):
+    with mock.patch("pipelines.captioning.build_engine", return_value=engine):
         step = Caption(EngineSpec("torch", "toy@0"), rules, Ledger(1.0), hang_seconds=60)
     commits: SimpleQueue[pa.Table] = SimpleQueue()
     for first in range(0, images, per_commit):

@@ -15,6 +15,8 @@ from typing import Any
 import ray.data
 import ray.exceptions
 
+from pipelines.captioning import CaptionAndCommit
+from pipelines.decoding import Decode, read_row_group
 from pipelines.failure import RESUME, plain_errors
 from pipelines.ledger import FIRST_JUDGEMENT, RemoteLedger
 from pipelines.plan import Plan, describe_plan, make_plan
@@ -26,7 +28,6 @@ from pipelines.session import (
     ray_session,
     refuse_relative_paths,
 )
-from pipelines.steps import CaptionAndCommit, Decode, read_row_group
 from pipelines.table import print_summary
 from sharegpt4v.config import CAPTION_PRESETS, CaptionConfig
 from sharegpt4v.errors import RunFailed, UserError
@@ -39,6 +40,7 @@ from sharegpt4v.run.folder import (
     RunFolder,
     begin_session,
     check_fingerprint,
+    end_session,
     open_run,
     read_settings,
     write_settings,
@@ -170,6 +172,7 @@ def _work(
             try:
                 with plain_errors(RESUME):
                     dataset(config, plan, files, per_commit, root, ledger, outcomes).materialize()
+                    end_session(run, outcomes, ledger.engines())
             except RunFailed:
                 stop = _stop_reason(ledger)
                 if stop is None:

@@ -17,12 +17,12 @@ import pyarrow as pa
 import ray.data
 import ray.exceptions
 
+from pipelines.decoding import PLACE, read_row_group
 from pipelines.failure import plain_errors
-from pipelines.isolation import Isolation
+from pipelines.isolation import KILLED_WORKER, KILLED_WORKER_MESSAGE, Isolation
 from pipelines.ledger import LedgerClient, RemoteLedger
 from pipelines.progress import ProgressBar
 from pipelines.session import quiet_data_context, ray_session, refuse_relative_paths
-from pipelines.steps import KILLED_WORKER, KILLED_WORKER_MESSAGE, PLACE, read_row_group
 from pipelines.table import print_counts
 from sharegpt4v.config import CheckConfig
 from sharegpt4v.errors import Rejected, UserError

@@ -8,6 +8,9 @@ from contextlib import contextmanager
 
 from pipelines.ledger import LedgerClient
 
+KILLED_WORKER = "killed_worker"
+KILLED_WORKER_MESSAGE = "its process died each time this image was in work, twice with nothing else in it"
+
 
 class RunStopped(RuntimeError):
     """The ledger asked for the end of the run; its message says why."""
@@ -19,7 +22,7 @@ class Isolation:
     def __init__(self, ledger: LedgerClient, stage: str) -> None:
         self._ledger = ledger
         self._stage = stage
-        self._worker = f"{stage}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self.worker = f"{stage}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._room = _Room()
 
     def run(self, ids: Sequence[str], work: Callable[[list[int]], None]) -> list[int]:
@@ -31,7 +34,7 @@ class Isolation:
         keys = [f"{self._stage}:{key}" for key in ids]
         # Begun inside the room: what waits at the door while a suspect is tried must not die as its company.
         with self._room.shared():
-            admission = self._ledger.begin(self._worker, keys)
+            admission = self._ledger.begin(self.worker, keys)
             if admission.stop:
                 raise RunStopped(admission.stop)
             apart = admission.suspects | admission.quarantined
@@ -42,7 +45,7 @@ class Isolation:
         for position, key in enumerate(keys):
             if key in admission.suspects:
                 with self._room.alone():
-                    self._ledger.begin_alone(self._worker, key)
+                    self._ledger.begin_alone(self.worker, key)
                     work([position])
                     self._ledger.end([key])
         return [position for position, key in enumerate(keys) if key in admission.quarantined]

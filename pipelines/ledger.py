@@ -12,6 +12,8 @@ from typing import Any, Protocol
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from sharegpt4v.engine.base import EngineStats
+
 LONE_TRIES = 2
 """Times a suspect is tried alone before it is quarantined."""
 
@@ -50,6 +52,8 @@ class LedgerClient(Protocol):
 
     def count(self, captions: int, reasons: dict[str, int], example: str = "") -> str | None: ...
 
+    def report(self, worker: str, stats: EngineStats) -> None: ...
+
 
 class Ledger:
     """A plain class; pipelines run one of it as a Ray actor without CPUs.
@@ -68,6 +72,7 @@ class Ledger:
         self._lone_deaths: dict[str, int] = {}
         self._tally = Tally()
         self._dead: set[str] = set()
+        self._engines: dict[str, EngineStats] = {}  # worker -> what its engine did so far
 
     def begin(self, worker: str, ids: Sequence[str]) -> Admission:
         """Asks before `ids` are worked on together. Ids held by another worker mean that it died."""
@@ -119,6 +124,14 @@ class Ledger:
             )
         return tally.stop
 
+    def report(self, worker: str, stats: EngineStats) -> None:
+        """What the engine of this worker has done since it started."""
+        self._engines[worker] = stats
+
+    def engines(self) -> EngineStats:
+        """What all engines of this session have done, those of dead workers up to their last report."""
+        return sum(self._engines.values(), EngineStats())
+
     def tally(self) -> Tally:
         return self._tally
 
@@ -166,6 +179,14 @@ class RemoteLedger:
     def count(self, captions: int, reasons: dict[str, int], example: str = "") -> str | None:
         stop: str | None = _wait(self._actor.count.remote(captions, reasons, example))
         return stop
+
+    def report(self, worker: str, stats: EngineStats) -> None:
+        _wait(self._actor.report.remote(worker, stats))
+
+    def engines(self) -> EngineStats:
+        stats = _wait(self._actor.engines.remote())
+        assert isinstance(stats, EngineStats)
+        return stats
 
     def tally(self) -> Tally:
         tally = _wait(self._actor.tally.remote())

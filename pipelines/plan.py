@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipelines.steps import CaptionRules
+from pipelines.captioning import CaptionRules
 from sharegpt4v.config import CaptionConfig
 from sharegpt4v.engine.base import SamplingParams
 from sharegpt4v.engine.build import EngineSpec, require_vllm

@@ -17,6 +17,12 @@ def print_summary(run: RunFolder) -> None:
         f"{summary['captions']:,} captions and {summary['rejects']:,} rejects of {summary['rows']:,} images "
         f"in {summary['wall_seconds']:,.1f} s{rate}, model {summary['model']}"
     )
+    if engine := summary.get("engine_statistics"):
+        print(
+            f"an engine decoded {engine['decode_tokens_per_second']:,.0f} tokens/s with "
+            f"{engine['slot_use']:.0%} of its slots in use, the first token came after "
+            f"{engine['seconds_to_first_token']:,.1f} s"
+        )
 
 
 def print_counts(

@@ -41,6 +41,7 @@ def test_the_commands_of_the_readme_run_in_order(tmp_path: Path) -> None:
     for run in ("quickstart", "first"):
         summary = json.loads((tmp_path / "runs" / run / "summary.json").read_text())
         assert (summary["captions"], summary["rejects"]) == (200, 0)
+        assert 0.5 < summary["engine_statistics"]["slot_use"] <= 1
         assert (tmp_path / "runs" / run / "report.html").stat().st_size > 100_000
     exported = json.loads((tmp_path / "runs" / "first.json").read_text())
     assert len(exported) == 200

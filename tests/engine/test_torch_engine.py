@@ -10,6 +10,7 @@ import torch
 from transformers import LlamaConfig
 
 from sharegpt4v.engine.base import EngineError, Request, SamplingParams, Turn
+from sharegpt4v.engine.build import EngineSpec, build_engine
 from sharegpt4v.engine.slots import bytes_per_slot, slots_that_fit
 from sharegpt4v.engine.torch_engine import TorchEngine
 from sharegpt4v.errors import UserError
@@ -167,3 +168,25 @@ def test_what_may_be_a_stop_string_is_held_back_and_shown_when_it_is_none(speaki
     whole = speaking.submit(_scene(speaking)).result(60).text
     handle = speaking.submit(replace(_scene(speaking, stop=(whole[20:24] + "#",)), stream=True))
     assert "".join(handle) == whole
+
+
+def test_only_the_engine_computes_with_several_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second team of OpenMP threads, from loading, would nearly halve its speed."""
+    threads: list[int] = []
+    turn = TorchEngine._turn
+
+    def watched(self: TorchEngine) -> None:
+        threads.append(torch.get_num_threads())
+        turn(self)
+
+    monkeypatch.setattr(TorchEngine, "_turn", watched)
+    torch.set_num_threads(3)
+    engine = build_engine(EngineSpec("torch", "toy@0", str(TOY_CAPTIONER), capacity=2, threads=2))
+    try:
+        image = np.zeros((engine.image_size, engine.image_size, 3), np.uint8)
+        request = Request("r0", (Turn("user", PROMPTS[0]),), (image,), SamplingParams(max_new_tokens=3))
+        assert engine.submit(request).result(60).tokens
+        assert set(threads) == {2} and torch.get_num_threads() == 1
+    finally:
+        engine.close()
+        torch.set_num_threads(1)

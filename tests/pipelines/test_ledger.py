@@ -1,6 +1,7 @@
 """The ledger finds out which image kills its process, without knowing why."""
 
 from pipelines.ledger import Ledger
+from sharegpt4v.engine.base import EngineStats
 
 
 def test_images_in_work_of_a_dead_worker_become_suspects() -> None:
@@ -68,3 +69,13 @@ def test_a_rate_at_the_limit_does_not_stop() -> None:
     ledger = Ledger(max_reject_rate=0.05)
     ledger.count(950, {"missing": 50})
     assert ledger.begin("w", ["a"]).stop is None
+
+
+def test_engines_are_summed_with_the_last_report_of_each() -> None:
+    ledger = Ledger(max_reject_rate=1.0)
+    assert ledger.engines() == EngineStats()
+    ledger.report("first", EngineStats(new_tokens=10, slot_steps=20, live_steps=10, slots=4))
+    ledger.report("second", EngineStats(new_tokens=5, slot_steps=20, live_steps=20, slots=4))
+    ledger.report("first", EngineStats(new_tokens=30, slot_steps=40, live_steps=28, slots=4))
+    together = ledger.engines()
+    assert (together.new_tokens, together.slots, together.slot_use) == (35, 8, 0.8)

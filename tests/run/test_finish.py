@@ -10,10 +10,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from sharegpt4v.engine.base import EngineStats
 from sharegpt4v.errors import UserError
 from sharegpt4v.records import CAPTIONS, REJECTS
 from sharegpt4v.run.finish import commits, compact, roll_forward, summarise
-from sharegpt4v.run.folder import RunFolder, begin_session
+from sharegpt4v.run.folder import RunFolder, begin_session, end_session
 from sharegpt4v.run.pending import survey
 from tests.run.sessions import add_shard, begin, caption, commit, reject
 
@@ -270,6 +271,31 @@ def test_a_session_without_a_commit_adds_no_time(timed: RunFolder) -> None:
     _session(timed, 9_000.0)
     summary = _finish(timed)
     assert (summary["wall_seconds"], summary["sessions"]) == (16.0, 3)
+
+
+def test_engines_of_all_sessions_that_ended_count_together(timed: RunFolder) -> None:
+    assert _finish(timed)["engine_statistics"] is None
+    for live in (30, 10):
+        stats = EngineStats(
+            prompt_tokens=100,
+            new_tokens=live,
+            prefill_seconds=2.0,
+            decode_seconds=0.5,
+            slot_steps=40,
+            live_steps=live,
+            begun=4,
+            ttft_seconds=6.0,
+        )
+        end_session(timed, begin_session(timed), stats)
+    begin_session(timed)  # killed
+    assert _finish(timed)["engine_statistics"] == {
+        "prompt_tokens": 200,
+        "new_tokens": 40,
+        "slot_use": 0.5,
+        "prefill_tokens_per_second": 50.0,
+        "decode_tokens_per_second": 40.0,
+        "seconds_to_first_token": 1.5,
+    }
 
 
 def test_times_of_a_finished_run_stay_when_more_is_done_later(timed: RunFolder) -> None:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -101,6 +101,10 @@ class EngineStats:
     slots: int = 0
     running: int = field(default=0, compare=False)
     queued: int = field(default=0, compare=False)
+
+    def __add__(self, other: "EngineStats") -> "EngineStats":
+        """Of two engines together; rates stay those of one engine on average."""
+        return EngineStats(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
     @property
     def slot_use(self) -> float:

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from sharegpt4v.engine.base import EngineStats
 from sharegpt4v.errors import UserError
 from sharegpt4v.records import CAPTIONS, OUTCOME, OUTCOMES, REJECTS
 from sharegpt4v.run.folder import RunFolder, write_atomic
@@ -126,6 +127,7 @@ def summarise(
         "sessions": len(sessions),
         "images_per_second": round(fresh / wall, 3) if wall else 0.0,
         **facts,
+        "engine_statistics": _engine_statistics(sessions),
         # No session is known of a finished run whose work/ was removed.
         "started": _iso(sessions[0]["started"] if sessions else datetime.now(UTC).timestamp()),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -138,6 +140,25 @@ def summarise(
     }
     write_atomic(run.path / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
     return summary
+
+
+def _engine_statistics(sessions: list[dict[str, Any]]) -> dict[str, float] | None:
+    """Of all sessions that ended by themselves; None when no engine with slots was among them.
+
+    Rates are those of one engine while it is inside the model, times are means.
+    """
+    parts = [EngineStats(**session["engines"]) for session in sessions if "engines" in session]
+    total = sum(parts, EngineStats())
+    if not total.slot_steps:
+        return None
+    return {
+        "prompt_tokens": total.prompt_tokens,
+        "new_tokens": total.new_tokens,
+        "slot_use": round(total.slot_use, 4),
+        "prefill_tokens_per_second": round(total.prefill_rate, 1),
+        "decode_tokens_per_second": round(total.decode_rate, 1),
+        "seconds_to_first_token": round(total.mean_ttft, 3),
+    }
 
 
 def _iso(seconds: float) -> str:

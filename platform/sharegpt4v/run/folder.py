@@ -11,7 +11,7 @@ summary.json  report.html  _SUCCESS
 import json
 import os
 import subprocess
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 
 import yaml
 
+from sharegpt4v.engine.base import EngineStats
 from sharegpt4v.errors import UserError
 
 SCHEMA_VERSION = 1
@@ -157,6 +158,12 @@ def begin_session(run: RunFolder) -> Path:
     outcomes = run.outcomes / f"{number:04}"
     outcomes.mkdir(parents=True)
     return outcomes
+
+
+def end_session(run: RunFolder, outcomes: Path, engines: EngineStats) -> None:
+    """Adds what its engines did to the session of `outcomes`; one that was killed has no such entry."""
+    path = run.sessions / f"{outcomes.name}.json"
+    write_atomic(path, json.dumps(json.loads(path.read_text()) | {"engines": asdict(engines)}))
 
 
 def _version(package: str) -> str | None:

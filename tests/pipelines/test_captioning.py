@@ -1,6 +1,5 @@
-"""Decode and Caption called as plain objects: one row an image, in order, whatever happens to it."""
+"""Caption called as a plain object: one row an image, in order, whatever happens to it."""
 
-import hashlib
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -13,26 +12,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import steps
+from pipelines import captioning
+from pipelines.captioning import HUNG_EXIT_CODE, Caption, CaptionAndCommit, CaptionRules
+from pipelines.decoding import decoded_schema
 from pipelines.isolation import RunStopped
 from pipelines.ledger import Admission, Ledger
-from pipelines.steps import (
-    HUNG_EXIT_CODE,
-    Caption,
-    CaptionAndCommit,
-    CaptionRules,
-    Decode,
-    decoded_schema,
-)
 from sharegpt4v.engine.base import Completion, EngineStats, Handle, Request, SamplingParams, sampling_seed
 from sharegpt4v.engine.build import EngineSpec
 from sharegpt4v.engine.fake import FakeOptions
 from sharegpt4v.gate import GateRules
-from sharegpt4v.images import ImageReader, StorageError, prepare
 from sharegpt4v.prompts import Prompt
 from sharegpt4v.records import OUTCOMES
-from tests.commands import REPOSITORY, environment, write_images
-from tests.pipelines.pending_rows import pending_rows
+from tests.commands import REPOSITORY, environment
 
 SIZE = 8
 RULES = CaptionRules(
@@ -61,10 +52,6 @@ def _decoded(*ids: str, reason: dict[str, str] | None = None) -> pa.Table:
         "message": [f"{key} is bad" if key in reasons else None for key in ids],
     }
     return pa.table(columns, schema=decoded_schema(SIZE))
-
-
-def _pixels(table: pa.Table) -> Any:
-    return table["pixels"].chunk(0).to_numpy_ndarray()
 
 
 def _caption(ledger: Ledger | None = None, **fake: Any) -> Caption:
@@ -100,83 +87,8 @@ REFUSAL = Completion("I'm sorry, but I cannot help with this image.", 11, "stop"
 
 
 def _with(engine: _Recording, monkeypatch: pytest.MonkeyPatch, ledger: Ledger | None = None) -> Caption:
-    monkeypatch.setattr(steps, "build_engine", lambda spec: engine)
+    monkeypatch.setattr(captioning, "build_engine", lambda spec: engine)
     return Caption(EngineSpec("fake", "recording@0"), RULES, ledger or Ledger(1.0), hang_seconds=30)
-
-
-# Decode
-
-
-def test_decode_keeps_the_order_and_gives_one_row_an_image(tmp_path: Path) -> None:
-    write_images(tmp_path, ["b.jpg", "a.jpg"])
-    (tmp_path / "cut.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:-50])
-    decode = Decode(ImageReader(str(tmp_path)), SIZE, "squash", False, Ledger(1.0))
-    pending = pending_rows("b.jpg", "gone.jpg", "cut.jpg", "a.jpg")
-    out = decode(pending)
-    assert out.schema == decoded_schema(SIZE)
-    for name in ("shard", "row", "id", "image", "source"):
-        assert out[name].to_pylist() == pending[name].to_pylist()
-    assert out["reason"].to_pylist() == [None, "missing", "truncated", None]
-    pixels = _pixels(out)
-    for row, name in ((0, "b.jpg"), (3, "a.jpg")):
-        data = (tmp_path / name).read_bytes()
-        prepared = prepare(data, SIZE, "squash")
-        assert (pixels[row] == prepared.pixels).all()
-        assert (
-            (out["width"][row].as_py(), out["height"][row].as_py())
-            == (prepared.width, prepared.height)
-            == (24, 24)
-        )
-        assert out["image_sha256"][row].as_py() == hashlib.sha256(data).hexdigest()
-    assert pixels.dtype == np.uint8 and pixels.shape == (4, SIZE, SIZE, 3)
-    assert not pixels[1:3].any()
-
-
-def test_what_memory_held_before_shows_nowhere(tmp_path: Path) -> None:
-    """Decoders use their memory again: not while a batch is looked at, and never as pixels of a reject."""
-    write_images(tmp_path, ["a.jpg", "b.jpg", "c.jpg"])
-    decode = Decode(ImageReader(str(tmp_path)), SIZE, "squash", False, Ledger(1.0))
-    first = decode(pending_rows("a.jpg", "b.jpg"))
-    expected = _pixels(first).copy()
-    second = decode(pending_rows("c.jpg", "c.jpg"))
-    assert (_pixels(first) == expected).all() and (_pixels(second) != expected).any()
-    place = _pixels(second).ctypes.data
-    del second
-    rejected = decode(pending_rows("gone.jpg", "a.jpg"))
-    assert _pixels(rejected).ctypes.data == place
-    assert not _pixels(rejected)[0].any() and (_pixels(rejected)[1] == expected[0]).all()
-
-
-def test_a_file_that_is_read_but_not_decoded_keeps_its_digest(tmp_path: Path) -> None:
-    (tmp_path / "page.jpg").write_bytes(b"<html>not found</html>")
-    out = Decode(ImageReader(str(tmp_path)), SIZE, "pad", False, Ledger(1.0))(
-        pending_rows("page.jpg", "gone")
-    )
-    assert out["image_sha256"].to_pylist() == [hashlib.sha256(b"<html>not found</html>").hexdigest(), ""]
-
-
-def test_a_failing_storage_is_no_reject_of_decode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> bytes:
-        raise StorageError("'a.jpg': 5 tries failed")
-
-    monkeypatch.setattr(ImageReader, "read", fail)
-    with pytest.raises(StorageError):
-        Decode(ImageReader(str(tmp_path)), SIZE, "pad", False, Ledger(1.0))(pending_rows("a.jpg"))
-
-
-def test_an_image_that_killed_its_decoder_is_not_touched_again(tmp_path: Path) -> None:
-    write_images(tmp_path, ["a.jpg", "poison.jpg"])
-    ledger = Ledger(1.0)
-    for worker in ("first", "second", "third"):
-        ledger.begin(worker, ["decode:id of poison.jpg"])
-        ledger.begin_alone(worker, "decode:id of poison.jpg")
-    decode = Decode(ImageReader(str(tmp_path)), SIZE, "pad", False, ledger)
-    out = decode(pending_rows("poison.jpg", "a.jpg"))
-    assert out["reason"].to_pylist() == ["killed_worker", None]
-    assert out["image_sha256"][0].as_py() == ""
-
-
-# Caption
 
 
 def test_caption_keeps_the_order_and_the_schema() -> None:
@@ -242,6 +154,14 @@ def test_an_engine_error_costs_one_image_and_is_tried_twice() -> None:
     assert (row["stage"], row["reason"], row["attempt"]) == ("caption", "engine_error", 1)
     tally = ledger.tally()
     assert (tally.captions, tally.rejects, tally.reasons) == (2, 1, {"engine_error": 1})
+
+
+def test_the_ledger_hears_what_the_engine_has_done() -> None:
+    ledger = Ledger(1.0)
+    caption = _caption(ledger)
+    for keys, requests in (("ab", 2), ("c", 3)):
+        caption(_decoded(*keys))
+        assert ledger.engines().requests == requests
 
 
 def test_no_more_than_the_engine_holds_is_in_work_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -323,9 +243,9 @@ def test_an_engine_that_stops_after_some_progress_is_hung(monkeypatch: pytest.Mo
     def leave(code: int) -> None:
         raise SystemExit(code)
 
-    monkeypatch.setattr("pipelines.steps.os._exit", leave)
+    monkeypatch.setattr("pipelines.captioning.os._exit", leave)
     engine = Stalling(lambda request: GOOD)
-    monkeypatch.setattr(steps, "build_engine", lambda spec: engine)
+    monkeypatch.setattr(captioning, "build_engine", lambda spec: engine)
     step = Caption(EngineSpec("fake", "recording@0"), RULES, Ledger(1.0), hang_seconds=0.01)
     with pytest.raises(SystemExit) as left:
         step(_decoded("a"))
@@ -335,7 +255,7 @@ def test_an_engine_that_stops_after_some_progress_is_hung(monkeypatch: pytest.Mo
 
 def test_a_hung_engine_ends_its_process() -> None:
     script = """
-from tests.pipelines import test_steps as t
+from tests.pipelines import test_captioning as t
 spec = t.EngineSpec("fake", "fake@0", fake=t.FakeOptions(image_size=t.SIZE, faults={"hang": "b"}))
 t.Caption(spec, t.RULES, t.Ledger(1.0), hang_seconds=0.2)(t._decoded("a", "b", "c"))
 """
@@ -349,9 +269,6 @@ t.Caption(spec, t.RULES, t.Ledger(1.0), hang_seconds=0.2)(t._decoded("a", "b", "
     )
     assert done.returncode == HUNG_EXIT_CODE == 86
     assert "the engine did nothing for 0 s: its process ends" in done.stderr
-
-
-# CaptionAndCommit
 
 
 def test_a_call_that_is_repeated_commits_the_same_file_again(tmp_path: Path) -> None:
