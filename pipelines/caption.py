@@ -6,6 +6,7 @@ A session works off what is pending and commits outcomes, a Parquet file each ti
 audits them against the manifest. Killed anywhere, the same command does only what is missing.
 """
 
+import logging
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -48,6 +49,8 @@ from sharegpt4v.run.folder import (
 from sharegpt4v.run.lease import Lease
 from sharegpt4v.run.pending import ALL_REASONS, Progress, row_groups, rows_per_commit, survey, write_pending
 from sharegpt4v.run.report import write_report
+
+log = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None, runtime_env: dict[str, Any] | None = None) -> int:
@@ -172,13 +175,22 @@ def _work(
             try:
                 with plain_errors(RESUME):
                     dataset(config, plan, files, per_commit, root, ledger, outcomes).materialize()
-                    end_session(run, outcomes, ledger.engines())
             except RunFailed:
                 stop = _stop_reason(ledger)
                 if stop is None:
                     raise
+                _note_engines(run, outcomes, ledger)
                 return stop
+        _note_engines(run, outcomes, ledger)
     return None
+
+
+def _note_engines(run: RunFolder, outcomes: Path, ledger: RemoteLedger) -> None:
+    """Statistics only: that they are lost must not end a run."""
+    try:
+        end_session(run, outcomes, ledger.engines())
+    except (ray.exceptions.RayError, OSError) as error:
+        log.warning("the statistics of the engines are lost: %s", error)
 
 
 def _stop_reason(ledger: RemoteLedger) -> str | None:
@@ -197,7 +209,7 @@ def dataset(
     ledger: RemoteLedger,
     outcomes: Path,
 ) -> ray.data.Dataset:
-    """The flow itself: a row group of the pending files stays one block from reading to its one commit.
+    """The flow itself: a row group of the pending files is a block from reading to its commit, as a rule.
 
     Its own rows tell only how much was committed. The row groups are named here and read where they are
     decoded: ray.data.read_parquet would start several processes to list and inspect files that we have just

@@ -1,10 +1,11 @@
-"""The second step of captioning, as plain classes that run without Ray: pixels to committed outcomes.
+"""The second step of captioning, as plain classes that run without Ray: pixels to outcomes, and their commit.
 
-As in pipelines.decoding, one row for each image in the order they came in, whatever happens to it.
+As in pipelines.decoding, an outcome for each image in the order they came in, whatever happens to it.
 """
 
 import logging
 import os
+import socket
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines.decoding import WHO
 from pipelines.isolation import KILLED_WORKER, KILLED_WORKER_MESSAGE, Isolation, RunStopped
@@ -30,9 +32,10 @@ from sharegpt4v.engine.base import (
 )
 from sharegpt4v.engine.build import EngineSpec, build_engine
 from sharegpt4v.gate import GateRules, judge
+from sharegpt4v.images import StorageError
 from sharegpt4v.prompts import Prompt
 from sharegpt4v.records import OUTCOME, OUTCOMES
-from sharegpt4v.run.pending import commit_outcomes
+from sharegpt4v.run.outcomes import commit_outcomes
 
 log = logging.getLogger(__name__)
 
@@ -95,18 +98,17 @@ class Caption:
         for start in range(0, len(todo), at_once):
             self._caption(ids, pixels, rows, todo[start : start + at_once])
         assert all(row.reason or row.completion for row in rows), "an image was passed over"
-        self._count(batch, rows)
         return self._table(batch, rows)
 
-    def _count(self, batch: pa.Table, rows: list[_Row]) -> None:
-        """Tells the ledger what became of them and what the engine has done.
+    def account(self, outcomes: pa.Table) -> None:
+        """Tells the ledger of a table of records.OUTCOMES, and what the engine has done so far.
 
         Raises RunStopped when too much has been rejected.
         """
-        reasons = Counter(row.reason for row in rows if row.reason)
-        first = next((index for index, row in enumerate(rows) if row.reason), None)
-        example = "" if first is None else f"{batch['image'][first]}: {rows[first].message}"
-        stop = self._ledger.count(len(rows) - reasons.total(), dict(reasons), example)
+        rejects = outcomes.filter(pc.equal(outcomes[OUTCOME], "reject"))
+        reasons = Counter(rejects["reason"].to_pylist())
+        example = f"{rejects['image'][0]}: {rejects['message'][0]}" if len(rejects) else ""
+        stop = self._ledger.count(len(outcomes) - len(rejects), dict(reasons), example)
         self._ledger.report(self._isolation.worker, self._engine.stats())
         if stop:  # said here, too: images that were never decoded never begin
             raise RunStopped(stop)
@@ -191,10 +193,12 @@ class Caption:
 
 
 class CaptionAndCommit:
-    """Caption, and its outcomes written to `outcomes` before a call returns.
+    """Caption, and its outcomes written to the folder `outcomes` before a call returns.
 
     In: a table of decoded_schema. Out: one row, `rows`: how many were committed. A commit from here needs no
     tasks of its own, and a call that Ray repeats writes the same file again instead of a second one.
+    Raises StorageError where the folder is not seen, and RunStopped, after the commit, when too much has been
+    rejected.
     """
 
     def __init__(
@@ -204,8 +208,14 @@ class CaptionAndCommit:
         self._caption = Caption(spec, rules, ledger, hang_seconds)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
+        if not self._outcomes.is_dir():  # asked before the work, which would be lost
+            raise StorageError(
+                f"{self._outcomes} is not there on {socket.gethostname()}: --out must be a folder that every "
+                f"node sees"
+            )
         table = self._caption(batch)
         commit_outcomes(table, self._outcomes)
+        self._caption.account(table)
         return pa.table({"rows": [len(table)]})
 
 

@@ -125,8 +125,9 @@ class Ledger:
         return tally.stop
 
     def report(self, worker: str, stats: EngineStats) -> None:
-        """What the engine of this worker has done since it started."""
-        self._engines[worker] = stats
+        """What the engine of this worker has done since it started; a later call may overtake this one."""
+        if stats.requests >= self._engines.get(worker, stats).requests:
+            self._engines[worker] = stats
 
     def engines(self) -> EngineStats:
         """What all engines of this session have done, those of dead workers up to their last report."""

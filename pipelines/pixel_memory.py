@@ -14,6 +14,9 @@ import numpy.typing as npt
 
 _spare: deque[bytearray] = deque(maxlen=1)  # of this process, whatever tasks it runs
 
+_MOST_KEPT = 256 << 20
+"""Bytes: a worker without work must not sit on more."""
+
 
 def pixel_memory(shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
     """An array of `shape`, uint8, with whatever it held before.
@@ -24,8 +27,13 @@ def pixel_memory(shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
     memory = _take(size)
     # Whoever looks into the memory holds this object by the buffer protocol, so its end is the end of all.
     lent = (ctypes.c_uint8 * size).from_buffer(memory)
-    weakref.finalize(lent, _spare.append, memory).atexit = False
+    weakref.finalize(lent, _give_back, memory).atexit = False
     return np.frombuffer(memoryview(lent), np.uint8).reshape(shape)
+
+
+def _give_back(memory: bytearray) -> None:
+    if len(memory) <= _MOST_KEPT:
+        _spare.append(memory)
 
 
 def _take(size: int) -> bytearray:

@@ -19,9 +19,9 @@ def print_summary(run: RunFolder) -> None:
     )
     if engine := summary.get("engine_statistics"):
         print(
-            f"an engine decoded {engine['decode_tokens_per_second']:,.0f} tokens/s with "
-            f"{engine['slot_use']:.0%} of its slots in use, the first token came after "
-            f"{engine['seconds_to_first_token']:,.1f} s"
+            f"each engine decoded {engine['decode_tokens_per_second']:,.0f} tokens/s with "
+            f"{engine['slot_use']:.0%} of its slots in use, first tokens came after "
+            f"{engine['seconds_to_first_token']:,.1f} s ({engine['requests']:,} answers)"
         )
 
 

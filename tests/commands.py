@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from sharegpt4v.run.folder import RunFolder
-from sharegpt4v.run.pending import outcome_files
+from sharegpt4v.run.outcomes import outcome_files
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PHOTOS = REPOSITORY.parent / "shared" / "data" / "photos"
@@ -71,15 +71,8 @@ def write_images(folder: Path, names: Iterable[str], size: int = 24) -> None:
 
 
 def committed(run: Path) -> int:
-    """Commits of the session under way, readable ones only; never removes what is being written."""
-    count = 0
-    for path in (run / "work" / "outcomes").glob("*/*.parquet"):
-        try:
-            pq.read_metadata(path)
-            count += 1
-        except (pa.ArrowInvalid, FileNotFoundError):
-            pass  # still being written, or just compacted
-    return count
+    """Commits of all sessions that are not compacted yet."""
+    return len(list((run / "work" / "outcomes").glob("*/*.parquet")))
 
 
 def wait_for_commits(process: "subprocess.Popen[str]", run: Path, count: int, seconds: float = 90) -> None:

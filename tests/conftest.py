@@ -31,7 +31,7 @@ def address() -> Iterator[str]:
     """Of a cluster that tests share: starting one for a command takes longer than captioning a few images."""
     from tests.cluster.nodes import nodes  # here: most tests need no Ray
 
-    with nodes(5) as started:
+    with nodes(4) as started:
         yield started.address
 
 

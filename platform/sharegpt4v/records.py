@@ -51,7 +51,7 @@ REJECTS = pa.schema(
 )
 
 OUTCOME = "outcome"
-"""Column that parts the one checkpointed write into its two halves: `caption` or `reject`."""
+"""Column that parts what is committed together into its two halves: `caption` or `reject`."""
 
 PENDING = pa.schema(
     [

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 from ray.cluster_utils import Cluster
 
+from pipelines.captioning import CaptionAndCommit
 from tests.cluster.nodes import nodes
 from tests.cluster.processes import descendants, kill_one
 from tests.commands import committed, start, wait_for_commits
 from tests.undisturbed import arguments, assert_same_outcome
 
-ACTOR = "MapBatches(Caption)"
+ACTOR = f"MapBatches({CaptionAndCommit.__name__})"
 DECODER = "MapBatches(Decode.__call__)"
 
 

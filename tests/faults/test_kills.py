@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from sharegpt4v.run.folder import RunFolder
-from sharegpt4v.run.pending import outcome_files
+from sharegpt4v.run.outcomes import outcome_files
 from tests.commands import committed, kill, sharegpt4v, start, wait_for_commits
 from tests.undisturbed import COMMITS, arguments, assert_same_outcome
 
 
 def _kill_and_compare(images: Path, run: Path, undisturbed: Path, kills: int, seed: int) -> None:
-    """Each kill comes after a drawn number of commits; the first also tears one, as a full disk does."""
+    """Each kill comes after a drawn number of commits; the first also tears one, as a power cut does."""
     draw = random.Random(seed)
     landed = 0
     while landed < kills:

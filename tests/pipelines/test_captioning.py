@@ -21,6 +21,7 @@ from sharegpt4v.engine.base import Completion, EngineStats, Handle, Request, Sam
 from sharegpt4v.engine.build import EngineSpec
 from sharegpt4v.engine.fake import FakeOptions
 from sharegpt4v.gate import GateRules
+from sharegpt4v.images import StorageError
 from sharegpt4v.prompts import Prompt
 from sharegpt4v.records import OUTCOMES
 from tests.commands import REPOSITORY, environment
@@ -152,16 +153,6 @@ def test_an_engine_error_costs_one_image_and_is_tried_twice() -> None:
     assert table["outcome"].to_pylist() == ["caption", "reject", "caption"]
     row = table.to_pylist()[1]
     assert (row["stage"], row["reason"], row["attempt"]) == ("caption", "engine_error", 1)
-    tally = ledger.tally()
-    assert (tally.captions, tally.rejects, tally.reasons) == (2, 1, {"engine_error": 1})
-
-
-def test_the_ledger_hears_what_the_engine_has_done() -> None:
-    ledger = Ledger(1.0)
-    caption = _caption(ledger)
-    for keys, requests in (("ab", 2), ("c", 3)):
-        caption(_decoded(*keys))
-        assert ledger.engines().requests == requests
 
 
 def test_no_more_than_the_engine_holds_is_in_work_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,10 +262,54 @@ t.Caption(spec, t.RULES, t.Ledger(1.0), hang_seconds=0.2)(t._decoded("a", "b", "
     assert "the engine did nothing for 0 s: its process ends" in done.stderr
 
 
+def _committing(folder: Path, ledger: Ledger | None = None, **fake: Any) -> CaptionAndCommit:
+    spec = EngineSpec("fake", "fake@0", fake=FakeOptions(image_size=SIZE, **fake))
+    return CaptionAndCommit(folder, spec, RULES, ledger or Ledger(1.0), hang_seconds=30)
+
+
 def test_a_call_that_is_repeated_commits_the_same_file_again(tmp_path: Path) -> None:
-    spec = EngineSpec("fake", "fake@0", fake=FakeOptions(image_size=SIZE))
-    step = CaptionAndCommit(tmp_path, spec, RULES, Ledger(1.0), hang_seconds=30)
+    step = _committing(tmp_path)
     batch = _decoded("a", "b", reason={"b": "missing"})
     assert [step(batch).to_pylist() for _ in range(2)] == [[{"rows": 2}]] * 2
     [path] = tmp_path.iterdir()
     assert pq.read_table(path).equals(_caption()(batch))
+
+
+def test_a_block_cut_from_others_commits_each_image_with_its_own_pixels(tmp_path: Path) -> None:
+    """Ray Data joins what is left of two row groups, and cuts blocks that grow too large."""
+    first, second = _decoded(*"abcdef"), _decoded(*"uvwxyz")
+    whole = {row["id"]: row["caption"] for batch in (first, second) for row in _caption()(batch).to_pylist()}
+    step = _committing(tmp_path)
+    step(pa.concat_tables([first.slice(4), second.slice(0, 3)]))
+    step(first.slice(2, 2))
+    rows = [row for path in sorted(tmp_path.iterdir()) for row in pq.read_table(path).to_pylist()]
+    assert [row["id"] for row in rows] == ["c", "d", "e", "f", "u", "v", "w"]
+    assert all(row["caption"] == whole[row["id"]] for row in rows)
+
+
+def test_the_ledger_hears_what_was_committed_and_what_the_engine_has_done(tmp_path: Path) -> None:
+    ledger = Ledger(1.0)
+    step = _committing(tmp_path, ledger, faults={"error": "c"})
+    step(_decoded("a", "b", reason={"b": "missing"}))
+    assert ledger.engines().requests == 1
+    step(_decoded("c", "d"))
+    tally = ledger.tally()
+    assert (tally.captions, tally.rejects, tally.reasons) == (2, 2, {"missing": 1, "engine_error": 1})
+    assert (ledger.engines().requests, ledger.engines().failed) == (2, 2)
+
+
+def test_a_run_that_stops_keeps_what_it_had_finished(tmp_path: Path) -> None:
+    ledger = Ledger(0.1)
+    ledger.count(899, {"missing": 99})
+    step = _committing(tmp_path, ledger)
+    with pytest.raises(RunStopped, match=r"b\.jpg: b is bad"):
+        step(_decoded("a", "b", "c", reason={"b": "missing", "c": "missing"}))
+    [path] = tmp_path.iterdir()
+    assert len(pq.read_table(path)) == 3
+
+
+def test_a_node_that_does_not_see_the_folder_is_told_before_the_work(tmp_path: Path) -> None:
+    ledger = Ledger(1.0)
+    with pytest.raises(StorageError, match=r"gone is not there on .*every node sees"):
+        _committing(tmp_path / "gone", ledger)(_decoded("a"))
+    assert ledger.engines().requests == 0 and not (tmp_path / "gone").exists()

@@ -74,8 +74,9 @@ def test_a_rate_at_the_limit_does_not_stop() -> None:
 def test_engines_are_summed_with_the_last_report_of_each() -> None:
     ledger = Ledger(max_reject_rate=1.0)
     assert ledger.engines() == EngineStats()
-    ledger.report("first", EngineStats(new_tokens=10, slot_steps=20, live_steps=10, slots=4))
+    ledger.report("first", EngineStats(requests=1, new_tokens=10, slot_steps=20, live_steps=10, slots=4))
     ledger.report("second", EngineStats(new_tokens=5, slot_steps=20, live_steps=20, slots=4))
-    ledger.report("first", EngineStats(new_tokens=30, slot_steps=40, live_steps=28, slots=4))
+    ledger.report("first", EngineStats(requests=3, new_tokens=30, slot_steps=40, live_steps=28, slots=4))
+    ledger.report("first", EngineStats(requests=2, new_tokens=20))  # of a call that was overtaken
     together = ledger.engines()
     assert (together.new_tokens, together.slots, together.slot_use) == (35, 8, 0.8)

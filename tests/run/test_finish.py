@@ -277,6 +277,7 @@ def test_engines_of_all_sessions_that_ended_count_together(timed: RunFolder) -> 
     assert _finish(timed)["engine_statistics"] is None
     for live in (30, 10):
         stats = EngineStats(
+            requests=4,
             prompt_tokens=100,
             new_tokens=live,
             prefill_seconds=2.0,
@@ -288,7 +289,12 @@ def test_engines_of_all_sessions_that_ended_count_together(timed: RunFolder) -> 
         )
         end_session(timed, begin_session(timed), stats)
     begin_session(timed)  # killed
+    path = timed.sessions / "0003.json"
+    session = json.loads(path.read_text())
+    session["engines"]["steps_of_a_later_release"] = 1
+    path.write_text(json.dumps(session))
     assert _finish(timed)["engine_statistics"] == {
+        "requests": 8,
         "prompt_tokens": 200,
         "new_tokens": 40,
         "slot_use": 0.5,

@@ -11,10 +11,9 @@ import pytest
 from sharegpt4v.records import OUTCOMES, PENDING
 from sharegpt4v.run.finish import compact
 from sharegpt4v.run.folder import RunFolder
+from sharegpt4v.run.outcomes import commit_outcomes, outcome_files
 from sharegpt4v.run.pending import (
     Progress,
-    commit_outcomes,
-    outcome_files,
     rows_per_commit,
     survey,
     write_pending,
@@ -83,11 +82,12 @@ def test_files_of_later_sessions_come_later(run: RunFolder) -> None:
 def test_a_commit_that_is_repeated_takes_the_place_of_the_first(run: RunFolder) -> None:
     folder = run.outcomes / "0000"
     folder.mkdir(parents=True)
-    for keys in ("ca", "b", "ca"):
+    for keys in ("ca", "b", "ca", "c"):
         commit_outcomes(pa.Table.from_pylist([caption(run, key) for key in keys], OUTCOMES), folder)
     assert [path.name for path in outcome_files(run)] == [
-        "00000-000000000.parquet",
-        "00001-000000000.parquet",
+        "00000-000000000-000001.parquet",
+        "00000-000000000-000002.parquet",
+        "00001-000000000-000001.parquet",
     ]
     assert _left(run) == ["d", "e"]
 

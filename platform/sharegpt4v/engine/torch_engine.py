@@ -43,7 +43,7 @@ class TorchEngine(BatchingEngine):
     threads: CPU threads to compute with, torch's own number by default. They are the engine's: when another
     thread has computed with several as well, OpenMP counts more threads than cores, stops spinning, and a
     decode step on two cores takes nearly twice as long. Load the model with torch.set_num_threads(1).
-    Raises UserError when memory holds no slot.
+    Raises UserError when memory holds no slot, ValueError for less than one thread.
     """
 
     def __init__(
@@ -55,7 +55,9 @@ class TorchEngine(BatchingEngine):
         threads: int | None = None,
     ) -> None:
         self.model = model
-        self._threads = threads or torch.get_num_threads()
+        self._threads = torch.get_num_threads() if threads is None else threads
+        if self._threads < 1:
+            raise ValueError(f"threads is {threads}: an engine computes with one at least")
         config = adapter.language_model.config
         context = min(max_context or config.max_position_embeddings, config.max_position_embeddings)
         slot = bytes_per_slot(config, context, adapter.dtype)

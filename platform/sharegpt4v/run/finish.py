@@ -7,7 +7,7 @@ lets an interrupted move roll forward. Memory holds one manifest shard at a time
 import json
 import shutil
 from collections import Counter, defaultdict
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from sharegpt4v.engine.base import EngineStats
 from sharegpt4v.errors import UserError
 from sharegpt4v.records import CAPTIONS, OUTCOME, OUTCOMES, REJECTS
 from sharegpt4v.run.folder import RunFolder, write_atomic
-from sharegpt4v.run.pending import outcome_files
+from sharegpt4v.run.outcomes import outcome_files
 
 _MARKER = "_COMPLETE"
 
@@ -143,15 +143,20 @@ def summarise(
 
 
 def _engine_statistics(sessions: list[dict[str, Any]]) -> dict[str, float] | None:
-    """Of all sessions that ended by themselves; None when no engine with slots was among them.
+    """Of all sessions that were not killed; None when no engine with slots was among them.
 
-    Rates are those of one engine while it is inside the model, times are means.
+    requests: the answers that these figures are about, retries included. Rates are those of one engine while
+    it is inside the model, times are means.
     """
-    parts = [EngineStats(**session["engines"]) for session in sessions if "engines" in session]
-    total = sum(parts, EngineStats())
+    known = {field.name for field in fields(EngineStats)}
+    total = EngineStats()
+    for session in sessions:
+        counts = session.get("engines", {})
+        total += EngineStats(**{name: count for name, count in counts.items() if name in known})
     if not total.slot_steps:
         return None
     return {
+        "requests": total.requests,
         "prompt_tokens": total.prompt_tokens,
         "new_tokens": total.new_tokens,
         "slot_use": round(total.slot_use, 4),

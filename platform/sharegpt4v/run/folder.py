@@ -2,7 +2,7 @@
 
 run.yaml      resolved configuration, fingerprint, versions, git revision
 manifest/     the input, normalised to Parquet shards
-work/         the one write of the sessions so far; not for readers
+work/         what is pending, and what sessions committed so far; not for readers
 captions/     one part for each manifest shard, in manifest order
 rejects/      likewise
 summary.json  report.html  _SUCCESS

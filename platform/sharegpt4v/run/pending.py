@@ -1,14 +1,11 @@
 """What a run has already done, and what is still to do.
 
-Done is what stands in finished parts (captions/, rejects/) or in a readable file of work/outcomes. A
-Parquet file carries its footer at the end, so one that was torn by a power cut cannot be read: it is passed
-over and its images are done again. The result is one bit per manifest row.
+Done is what stands in finished parts (captions/, rejects/) or in a readable file of work/outcomes. The result
+is one bit per manifest row.
 """
 
-import os
-import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +17,7 @@ import pyarrow.parquet as pq
 
 from sharegpt4v.records import MANIFEST, OUTCOME, PENDING
 from sharegpt4v.run.folder import RunFolder
+from sharegpt4v.run.outcomes import outcome_files
 
 Done = list[npt.NDArray[np.bool_]]
 """For each manifest shard one flag per row."""
@@ -76,32 +74,6 @@ def survey(run: RunFolder, retry_rejects: str | None = None) -> tuple[Done, Prog
     return done, Progress(rows, captions_done, total - captions_done, dict(reasons.most_common()))
 
 
-def outcome_files(run: RunFolder) -> Iterator[Path]:
-    """Readable files of all sessions, oldest first.
-
-    Others stay where they are: to a `--dry-run` beside a run under way, a file being written looks torn.
-    """
-    for path in sorted(run.outcomes.glob("*/*.parquet")):
-        try:
-            pq.read_metadata(path)
-        except pa.ArrowInvalid:
-            continue
-        yield path
-
-
-def commit_outcomes(outcomes: pa.Table, folder: Path) -> Path:
-    """Writes a table of records.OUTCOMES into a session's folder, whole or not at all.
-
-    Named by its first image: the same rows again, from a call that was repeated, take the place of the first.
-    Raises FileNotFoundError where `folder` is not seen, as on a node that does not share it.
-    """
-    path = folder / f"{outcomes['shard'][0].as_py():05}-{outcomes['row'][0].as_py():09}.parquet"
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    pq.write_table(outcomes, temporary)
-    os.replace(temporary, path)
-    return path
-
-
 def write_pending(run: RunFolder, done: Done, rows_per_commit: int) -> list[Path]:
     """Writes what is not done into work/pending, one row group for each commit.
 
@@ -138,10 +110,10 @@ def rows_per_commit(rows: int, image_size: int) -> int:
     """Small enough that a kill costs little and progress shows, large enough that files stay few.
 
     The pixels of one commit, image_size x image_size RGB, stay below 112 MiB: they are one block in flight,
-    and Ray Data splits blocks above 128 MiB.
+    and Ray Data means blocks to be of 128 MiB at most.
     """
     most = min(4096, (112 << 20) // (3 * image_size**2))
-    return min(most, max(8, rows // 32))
+    return max(1, min(most, max(8, rows // 32)))
 
 
 def _still_rejected(table: pa.Table, retry: str | None) -> pa.Table:
