@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,6 +14,9 @@ from sharegpt4v.errors import RunFailed
 from sharegpt4v.images import StorageError
 
 RESUME = "what was committed is kept: run the same command again"
+
+_RETRY_NOTE = re.compile(r"\s*Failed to .{1,80} after \d+/\d+ attempts \(total backoff .*", re.DOTALL)
+"""Ray Data appends it to the message of whatever a step raised, and to an OSError as its file name."""
 
 
 @contextmanager
@@ -38,17 +42,19 @@ def _why(error: BaseException) -> str:
     ):
         cause = inner
     if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
-        return f"the disk is full ({cause.filename or 'while writing'}): free some space"
+        path = _RETRY_NOTE.sub("", str(cause.filename or ""))
+        return f"the disk is full ({path or 'while writing'}): free some space"
     if isinstance(cause, ExecutionTimeoutError):
         return "nothing was finished for a long time, and the run was given up"
     if isinstance(cause, ray.exceptions.RaySystemError | ray.exceptions.LocalRayletDiedError):
         return "Ray went down under the run"
-    text = " ".join(_last_words(str(cause)).split())[:300]
+    text = " ".join(_last_words(str(cause)).rstrip(" :'\"").split())[:300]
     return text if isinstance(cause, StorageError) else f"{type(cause).__name__}: {text}"
 
 
 def _last_words(text: str) -> str:
     """What a traceback ends with: an actor that could not begin hands its cause on as such a text."""
+    text = _RETRY_NOTE.sub("", text)
     if "Traceback" not in text and 'File "' not in text:
         return text
     return text.strip().rsplit("\n", 1)[-1]
