@@ -190,3 +190,8 @@ def test_only_the_engine_computes_with_several_threads(monkeypatch: pytest.Monke
     finally:
         engine.close()
         torch.set_num_threads(1)
+
+
+def test_an_engine_without_a_thread_is_refused(adapter: Adapter) -> None:
+    with pytest.raises(ValueError, match="threads is 0"):
+        TorchEngine(adapter, "toy@0", capacity=2, threads=0)

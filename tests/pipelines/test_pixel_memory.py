@@ -4,6 +4,7 @@ import threading
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
 from pipelines.pixel_memory import pixel_memory
 
@@ -13,12 +14,18 @@ SHAPE = (3, 4, 4, 3)
 def test_memory_is_used_again_when_nothing_refers_to_it() -> None:
     array = pixel_memory(SHAPE)
     assert array.shape == SHAPE and array.dtype == np.uint8 and array.flags.writeable
-    place = array.ctypes.data
+    array[:] = 7
     del array
     smaller = pixel_memory((2, 4, 4, 3))
-    assert smaller.ctypes.data == place
+    assert (smaller == 7).all()  # fresh memory is zero
     del smaller
     assert pixel_memory((300, 4, 4, 3)).shape == (300, 4, 4, 3)
+
+
+def test_a_worker_does_not_sit_on_a_batch_out_of_the_common(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.pixel_memory._MOST_KEPT", 100)
+    pixel_memory(SHAPE)[:] = 8
+    assert not (pixel_memory(SHAPE) == 8).any()
 
 
 def test_a_view_or_an_arrow_array_keeps_the_memory() -> None:
