@@ -1,13 +1,19 @@
 """Requests to a captioner with random weights, and what transformers' own generate answers them."""
 
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from sharegpt4v.engine.base import Image, Request, SamplingParams, Turn
 from sharegpt4v.engine.torch_engine import TorchEngine
 from sharegpt4v.models.adapter import Adapter
+
+needs_vllm = pytest.mark.skipif(
+    find_spec("vllm") is None, reason="vLLM is not installed; see engine/build.py for how"
+)
 
 PROMPTS = ("Analyze the image in a comprehensive and detailed manner.", "Analyze the image.")
 

@@ -6,7 +6,6 @@ Runs only where vLLM is installed, there with
 
 from collections.abc import Iterator
 from dataclasses import replace
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -31,12 +30,7 @@ from sharegpt4v.toy.render import render
 from sharegpt4v.toy.scene import make_scene
 from sharegpt4v.toy.weights import SHIPPED
 from sharegpt4v.weights import read_card
-from tests.engine.requests import Remembering, is_a_tie
-
-needs_vllm = pytest.mark.skipif(
-    find_spec("vllm") is None, reason="vLLM is not installed; see engine/build.py for how"
-)
-
+from tests.engine.requests import Remembering, is_a_tie, needs_vllm
 
 PROMPT = UNIFIED_CAPTION.text
 

@@ -5,7 +5,6 @@ import io
 import json
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +25,10 @@ from sharegpt4v.toy.render import render
 from sharegpt4v.toy.scene import make_scene
 from sharegpt4v.toy.weights import SHIPPED
 from tests.commands import environment
-from tests.engine.requests import Remembering, is_a_tie
+from tests.engine.requests import Remembering, is_a_tie, needs_vllm
 from tests.models import released
 from tests.models.released import llava_tensors, save_llava, save_tower, tower_tensors
 
-needs_vllm = pytest.mark.skipif(
-    find_spec("vllm") is None, reason="vLLM is not installed; see engine/build.py for how"
-)
 PROMPT = UNIFIED_CAPTION.text
 
 _VANILLA = """
