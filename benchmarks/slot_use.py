@@ -1,15 +1,23 @@
-"""How full the captioning step keeps the engine's slots, and what smaller or larger commits change.
+"""How full captioning keeps the engine's slots, and what smaller or larger commits change.
 
     python -m benchmarks.slot_use
 
-The step of the pipeline is called by four threads at once, as an actor is, each with one commit's images
-after the other. Output lengths are drawn from 20..200 by image id; the model is the toy captioner's shape.
+First the step of the pipeline without Ray: called by four threads at once, as an actor is, each with one
+commit's images after the other; output lengths are drawn from 20..200 by image id. Then a whole run of
+`sharegpt4v caption`, from start-up to its last caption, with random weights that end an answer after any
+token with a chance of one in a hundred, 200 at most. The gate refuses some of these texts, so that retries
+are among the answers. Both models have the toy captioner's shape.
 """
 
 import argparse
+import json
 import random
+import subprocess
+import sys
+import tempfile
 import threading
 from dataclasses import replace
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from unittest import mock
 
@@ -26,8 +34,12 @@ from sharegpt4v.engine.base import EngineStats, Handle, Request, SamplingParams
 from sharegpt4v.engine.build import EngineSpec
 from sharegpt4v.engine.torch_engine import TorchEngine
 from sharegpt4v.gate import GateRules
+from sharegpt4v.models.captioner import ShareCaptioner
 from sharegpt4v.models.load import load_adapter
+from sharegpt4v.models.toy import toy_captioner_config
 from sharegpt4v.prompts import UNIFIED_CAPTION
+from sharegpt4v.toy.images import write_images
+from sharegpt4v.toy.tokenizer import SPECIAL_TOKENS, build_tokenizer
 from sharegpt4v.weights import TOY_CAPTIONER
 
 
@@ -87,11 +99,43 @@ def decoded(numbers: range, size: int) -> pa.Table:
     return pa.table(columns, schema=decoded_schema(size))
 
 
+def save_model_of_any_length(folder: Path) -> None:
+    """Random weights that give each of 391 tokens about the same chance; four of these end an answer."""
+    torch.manual_seed(0)
+    model = ShareCaptioner(toy_captioner_config("resampler"))
+    tokenizer = build_tokenizer()
+    ends = ("</s>", "<unk>", "<TOKENS_UNUSED_0>", "<TOKENS_UNUSED_1>")
+    model.config.text_config.eos_token_id = [SPECIAL_TOKENS.index(token) for token in ends]
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def pipeline_statistics(folder: Path, images: int, slots: int) -> dict[str, float]:
+    """`engine_statistics` of summary.json after captioning so many toy images."""
+    save_model_of_any_length(folder / "model")
+    write_images(folder / "images", images, seed=1)
+    flags = {
+        "--images": folder / "images",
+        "--out": folder / "run",
+        "--model": folder / "model",
+        "--batch-size": slots,
+        "--decoding.temperature": 1,
+        "--decoding.max-new-tokens": 200,
+        "--max-reject-rate": 1,
+    }
+    command = [sys.executable, "-m", "cluster.cli", "caption"]
+    command += [str(part) for flag in flags.items() for part in flag]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    summary = json.loads((folder / "run" / "summary.json").read_text())
+    statistics: dict[str, float] = summary["engine_statistics"]
+    return statistics
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--images", type=int, default=2_000)
+    parser.add_argument("--images", type=int, default=4_000)
     parser.add_argument("--slots", type=int, default=32)
     options = parser.parse_args()
     print(describe_machine())
@@ -100,6 +144,13 @@ def main() -> None:
         commit = int(share * options.slots)
         stats = slot_use(options.images, options.slots, commit)
         print(f"{options.slots} slots, commits of {commit} images: use {stats.slot_use:.2f}", flush=True)
+    with tempfile.TemporaryDirectory(prefix="slot-use-") as folder:
+        run = pipeline_statistics(Path(folder), options.images, options.slots)
+    print(
+        f"whole run on Ray, two actors of {options.slots} slots, {options.images} images: "
+        f"use {run['slot_use']:.2f}, {run['requests']:.0f} answers of "
+        f"{run['new_tokens'] / run['requests']:.0f} tokens"
+    )
 
 
 if __name__ == "__main__":

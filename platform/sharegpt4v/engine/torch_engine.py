@@ -32,6 +32,9 @@ _PREFILL_TOKENS = 8_192
 _PADDING = 1.25
 """Prompts are prefilled together while the longest is at most so many times the shortest."""
 
+_FREE_SHARE = 16
+"""While others decode, requests begin once one slot in so many is free: prefills in groups, few slots idle."""
+
 _EMBED_AT_ONCE = 32
 """Images that go through the vision tower together, unless one request has more."""
 
@@ -106,7 +109,7 @@ class TorchEngine(BatchingEngine):
                 self._begin(suspects, list(range(len(suspects))))
             return
         free = [slot for slot, row in enumerate(self._rows) if row is None]
-        group = max(1, len(self._rows) // 8)
+        group = max(1, len(self._rows) // _FREE_SHARE)
         if self._waiting and len(free) >= min(group, len(self._waiting)):
             count = min(len(free), len(self._waiting))
             self._begin([self._waiting.popleft() for _ in range(count)], free[:count])
