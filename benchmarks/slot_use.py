@@ -135,7 +135,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--images", type=int, default=4_000)
+    parser.add_argument("--images", type=int, default=1_000, help="without Ray, for each size of commit")
+    parser.add_argument("--run-images", type=int, default=4_000, help="in the whole run")
     parser.add_argument("--slots", type=int, default=32)
     options = parser.parse_args()
     print(describe_machine())
@@ -145,9 +146,9 @@ def main() -> None:
         stats = slot_use(options.images, options.slots, commit)
         print(f"{options.slots} slots, commits of {commit} images: use {stats.slot_use:.2f}", flush=True)
     with tempfile.TemporaryDirectory(prefix="slot-use-") as folder:
-        run = pipeline_statistics(Path(folder), options.images, options.slots)
+        run = pipeline_statistics(Path(folder), options.run_images, options.slots)
     print(
-        f"whole run on Ray, two actors of {options.slots} slots, {options.images} images: "
+        f"whole run on Ray, two actors of {options.slots} slots, {options.run_images} images: "
         f"use {run['slot_use']:.2f}, {run['requests']:.0f} answers of "
         f"{run['new_tokens'] / run['requests']:.0f} tokens"
     )

@@ -33,7 +33,7 @@ _PADDING = 1.25
 """Prompts are prefilled together while the longest is at most so many times the shortest."""
 
 _FREE_SHARE = 16
-"""While others decode, requests begin once one slot in so many is free: prefills in groups, few slots idle."""
+"""While others decode, requests begin once one slot in so many is free: few idle, yet prefills in groups."""
 
 _EMBED_AT_ONCE = 32
 """Images that go through the vision tower together, unless one request has more."""
