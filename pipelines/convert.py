@@ -34,7 +34,9 @@ def convert(config: ConvertConfig) -> int:
 
 
 def _plan(config: ConvertConfig) -> Plan:
-    return plan(config.checkpoint, config.to, config.vision_tower, config.tokenizer)
+    planned = plan(config.checkpoint, config.to, config.vision_tower, config.tokenizer)
+    planned.check_out(config.out)
+    return planned
 
 
 def _plan_text(config: ConvertConfig) -> str:

@@ -156,7 +156,9 @@ class ConvertConfig(Stage):
     tokenizer: Path | None = Field(
         None, description="folder with tokenizer.json or tokenizer.model; default: the checkpoint's"
     )
-    shard_gb: float = Field(5.0, gt=0, description="size of an output file at most, in 10^9 bytes")
+    shard_gb: float = Field(
+        5.0, gt=0, allow_inf_nan=False, description="size of an output file at most, in 10^9 bytes"
+    )
 
 
 CAPTION_PRESETS: Mapping[str, Mapping[str, Any]] = {

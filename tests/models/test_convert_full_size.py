@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sharegpt4v.models.captioner import Sampler
 from sharegpt4v.models.convert import plan
+from sharegpt4v.models.convert.captioner import CONTROLS
 from tests.models import released
 from tests.models.released import Tensors, pieces, sentencepiece_model
 from tests.models.test_full_size import share_captioner, share_gpt4v
@@ -99,7 +100,7 @@ def test_released_share_captioner_fills_the_full_model(
     full_size(monkeypatch, **SEVEN, QUERIES=queries)
     tensors = released.captioner_tensors(sampler, 103168)
     model = released.save_captioner(tmp_path / "model", tensors)
-    (model / "tokenizer.model").write_bytes(sentencepiece_model(pieces(320)))  # a full one takes seconds
+    (model / "tokenizer.model").write_bytes(sentencepiece_model(pieces(320, CONTROLS)))  # a full one: seconds
     planned = plan(model)
     ((_, recipes),) = planned.parts
     assert {recipe.name: recipe.shape for recipe in recipes} == share_captioner(sampler)

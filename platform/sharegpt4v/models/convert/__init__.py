@@ -6,22 +6,31 @@ its name when it is complete.
 """
 
 import math
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
+from safetensors import SafetensorError
 from transformers import LlavaConfig
 
-from sharegpt4v.errors import UserError
+from sharegpt4v.errors import RunFailed, UserError
 from sharegpt4v.models.convert import captioner, folder, llava
 from sharegpt4v.models.convert.checkpoint import Checkpoint, Stored
+from sharegpt4v.models.convert.output import check_out, unfinished
 from sharegpt4v.models.convert.recipe import Recipe, Report, check, total_size, write
+from sharegpt4v.models.convert.released import described_by
 
 Layout = Literal["captioner", "released", "transformers"]
 Target = Literal["transformers", "released"]
+
+_USAGE = """\
+text = processor.apply_chat_template(dialogue, add_generation_prompt=True)
+# The text has its <s> already.
+inputs = processor(images=image, text=text, add_special_tokens=False, return_tensors="pt")
+"""
+"""On a LLaVA's card: with two calls for text and tokens, the second one would add another BOS."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,18 +38,23 @@ class Plan:
     """A conversion that has been found possible.
 
     text: one line for people. parts: subfolder, and the tensors that go there. finish: writes the files
-    beside the weights into a folder.
+    beside the weights into a folder. sources: folders that are read.
     """
 
     text: str
     tensors: Mapping[str, Stored]
     parts: tuple[tuple[str, list[Recipe]], ...]
     finish: Callable[[Path], None]
+    sources: tuple[Path, ...]
 
     @property
     def bytes(self) -> int:
         """Of all tensors that will be written."""
         return sum(total_size(recipes, self.tensors) for _, recipes in self.parts)
+
+    def check_out(self, out: Path) -> Path:
+        """Where `out` really is. Raises UserError when it is not new or empty, or could not be written."""
+        return check_out(out, self.bytes, self.sources)
 
 
 def plan(
@@ -48,32 +62,33 @@ def plan(
 ) -> Plan:
     """Looks at names and shapes only. Raises UserError, one line, for everything that does not fit."""
     checkpoint = Checkpoint(source)
-    tower = Checkpoint(vision_tower) if vision_tower else None
     layout = told_by_keys(checkpoint)
-    if layout == "released" and to == "transformers":
-        return _llava(checkpoint, tower, tokenizer or source)
-    if tower:
+    if to == "released" and layout != "transformers":
+        raise UserError(f"{source} is in the released layout already; leave --to released away")
+    if vision_tower and layout != "released":
         raise UserError(f"{source} brings its own vision tower; leave --vision-tower away")
-    if layout == "transformers":
-        return _from_transformers(checkpoint, to, tokenizer or source)
-    if layout == "captioner" and to == "transformers":
+    if layout == "captioner":
         return _captioner(checkpoint, tokenizer or source)
-    raise UserError(f"{source} is in the released layout already; leave --to released away")
+    if layout == "transformers":
+        return _from_transformers(checkpoint, to, tokenizer)
+    return _llava(checkpoint, Checkpoint(vision_tower) if vision_tower else None, tokenizer or source)
 
 
 def convert(plan: Plan, out: Path, shard_bytes: int, report: Report = lambda written: None) -> None:
-    """Writes the planned folder. Raises UserError when `out` holds something."""
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"--out {out} is not empty; give a new folder")
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    for name, recipes in plan.parts:
-        (partial / name).mkdir(parents=True)
-        write(recipes, plan.tensors, partial / name, shard_bytes, report)
-    plan.finish(partial)
-    if out.exists():
-        out.rmdir()
-    partial.rename(out)
+    """Writes the planned folder, whole or not at all.
+
+    Raises UserError when `out` holds something or cannot be written, RunFailed when the work breaks off.
+    """
+    out = plan.check_out(out)
+    try:
+        with unfinished(out) as partial:
+            for name, recipes in plan.parts:
+                (partial / name).mkdir(exist_ok=True)
+                write(recipes, plan.tensors, partial / name, shard_bytes, report)
+            plan.finish(partial)
+    except (OSError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RunFailed(f"{out} could not be written: {reason}; what was written is removed") from error
 
 
 def told_by_keys(checkpoint: Checkpoint) -> Layout:
@@ -96,8 +111,9 @@ def told_by_keys(checkpoint: Checkpoint) -> Layout:
 def _llava(checkpoint: Checkpoint, tower: Checkpoint | None, tokenizer: Path) -> Plan:
     tensors = llava.released_tensors(checkpoint, tower)
     config = llava.llava_config(checkpoint, tower, tensors)
-    recipes = llava.to_transformers(config)
-    check(recipes, tensors, checkpoint.folder)
+    with described_by(checkpoint.folder / "config.json"):
+        recipes = llava.to_transformers(config)
+    check(recipes, tensors, checkpoint.folder, {"vision_model.": tower.folder} if tower else {})
     words = _llava_words(tokenizer, config)
     dtype = tensors["model.embed_tokens.weight"].dtype
 
@@ -105,50 +121,57 @@ def _llava(checkpoint: Checkpoint, tower: Checkpoint | None, tokenizer: Path) ->
         folder.write_llava(out, config, dtype, words, originals=checkpoint.folder)
         where = tower.folder.resolve().name if tower else "inside the checkpoint"
         facts = [*_facts(recipes, dtype), f"vision tower: {where}", *_llava_facts(config)]
-        folder.write_card(out, _title(checkpoint), facts)
+        folder.write_card(out, _title(checkpoint), facts, _USAGE)
 
     text = f"released LLaVA layout -> transformers' LLaVA, {len(recipes)} tensors"
-    return Plan(text, tensors, ((".", recipes),), finish)
+    sources = (checkpoint.folder, tokenizer, *([tower.folder] if tower else []))
+    return Plan(text, tensors, ((".", recipes),), finish, sources)
 
 
-def _from_transformers(checkpoint: Checkpoint, to: Target, tokenizer: Path) -> Plan:
+def _from_transformers(checkpoint: Checkpoint, to: Target, tokenizer: Path | None) -> Plan:
     tensors = llava.transformers_tensors(checkpoint)
     config = folder.read_llava_config(checkpoint.folder)
     if to == "released":
-        return _to_released(checkpoint, tensors, config)
-    recipes = llava.unchanged(config)
+        return _to_released(checkpoint, tensors, config, tokenizer)
+    with described_by(checkpoint.folder / "config.json"):
+        recipes = llava.unchanged(config)
     check(recipes, tensors, checkpoint.folder)
-    words = _llava_words(tokenizer, config)
+    words = _llava_words(tokenizer or checkpoint.folder, config)
     dtype = tensors["language_model.lm_head.weight"].dtype
     kept = checkpoint.folder / folder.ORIGINALS
 
     def finish(out: Path) -> None:
         folder.write_llava(out, config, dtype, words, originals=kept if kept.is_dir() else None)
         facts = [*_facts(recipes, dtype), *_llava_facts(config)]
-        folder.write_card(out, _title(checkpoint), facts)
+        folder.write_card(out, _title(checkpoint), facts, _USAGE)
 
     text = f"transformers' LLaVA -> the names that vLLM and older versions read, {len(recipes)} tensors"
-    return Plan(text, tensors, ((".", recipes),), finish)
+    return Plan(text, tensors, ((".", recipes),), finish, (checkpoint.folder, words.source))
 
 
-def _to_released(checkpoint: Checkpoint, tensors: Mapping[str, Stored], config: LlavaConfig) -> Plan:
-    language, tower = llava.to_released(config)
+def _to_released(
+    checkpoint: Checkpoint, tensors: Mapping[str, Stored], config: LlavaConfig, tokenizer: Path | None
+) -> Plan:
+    with described_by(checkpoint.folder / "config.json"):
+        language, tower = llava.to_released(config)
     check([*language, *tower], tensors, checkpoint.folder)
     dtype = tensors["language_model.lm_head.weight"].dtype
     return Plan(
         f"transformers' LLaVA -> released layout, {len(language)} + {len(tower)} tensors",
         tensors,
         ((".", language), ("vision_tower", tower)),
-        lambda out: folder.write_released(out, checkpoint.folder, config, dtype),
+        lambda out: folder.write_released(out, checkpoint.folder, config, dtype, tokenizer),
+        (checkpoint.folder, *([tokenizer] if tokenizer else [])),
     )
 
 
 def _captioner(checkpoint: Checkpoint, tokenizer: Path) -> Plan:
     tensors = captioner.captioner_tensors(checkpoint)
     config = captioner.captioner_config(checkpoint, tensors)
-    recipes = captioner.to_ours(config, checkpoint.config(), tensors)
+    with described_by(checkpoint.folder / "config.json"):
+        recipes = captioner.to_ours(config, checkpoint.config(), tensors)
     check(recipes, tensors, checkpoint.folder)
-    words = folder.find_words(tokenizer, {})
+    words = folder.find_words(tokenizer, config.text_config.vocab_size, {}, captioner.CONTROLS)
     dtype = tensors["internlm_model.model.embed_tokens.weight"].dtype
     merged = sum(name.endswith(".lora_A.weight") for name in tensors)
 
@@ -164,12 +187,12 @@ def _captioner(checkpoint: Checkpoint, tokenizer: Path) -> Plan:
         folder.write_card(out, _title(checkpoint), facts)
 
     text = f"released Share-Captioner, {config.sampler} -> ours, {len(recipes)} tensors, {merged} with LoRA"
-    return Plan(text, tensors, ((".", recipes),), finish)
+    return Plan(text, tensors, ((".", recipes),), finish, (checkpoint.folder, tokenizer))
 
 
 def _llava_words(tokenizer: Path, config: LlavaConfig) -> folder.Words:
     ids = {folder.IMAGE: config.image_token_index, folder.PAD: config.text_config.pad_token_id}
-    return folder.find_words(tokenizer, ids)
+    return folder.find_words(tokenizer, config.text_config.vocab_size, ids)
 
 
 def _title(checkpoint: Checkpoint) -> str:

@@ -19,13 +19,16 @@ from sharegpt4v.errors import UserError
 from sharegpt4v.models.captioner import ShareCaptioner, ShareCaptionerConfig, sincos_positions
 from sharegpt4v.models.convert.checkpoint import Checkpoint, Stored, dimensions
 from sharegpt4v.models.convert.recipe import Recipe, renamed
-from sharegpt4v.models.convert.released import read_released, text_config
+from sharegpt4v.models.convert.released import described_by, read_released, text_config
 
 _HEAD = {"vision": 88, "qformer": 64, "resampler": 128}
 """Width of one attention head: EVA-ViT-g 1408 / 16, BERT 768 / 12, the resampler 4096 / 32."""
 
 _DEPTH = {("visual_encoder.blocks.", 1408): 39, ("Qformer.bert.encoder.layer.", 768): 12}
 """Blocks at the published widths, so that a whole last block that is missing is noticed."""
+
+CONTROLS = ("<TOKENS_UNUSED_0>", "<TOKENS_UNUSED_1>")
+"""Tokens of the prompt that a tokenizer must know; the second one ends an answer."""
 
 _END_TOKENS = (2, 103028)
 """`</s>` and `<TOKENS_UNUSED_1>`, which ends an answer."""
@@ -62,25 +65,28 @@ def captioner_tensors(checkpoint: Checkpoint) -> dict[str, Stored]:
     """The tensors without the resampler's positions. Raises UserError when these are not 2-D sin-cos."""
     kept = dict(checkpoint.tensors)
     if _POSITIONS in kept:
-        _check_positions(kept.pop(_POSITIONS))
+        _check_positions(kept)
+        del kept[_POSITIONS]
     return kept
 
 
 def captioner_config(checkpoint: Checkpoint, tensors: Mapping[str, Stored]) -> ShareCaptionerConfig:
     """Our configuration of a released checkpoint, its sampler told by the keys.
 
-    Raises UserError for a tensor that gives a size and is missing, or a width that heads do not divide.
+    Raises UserError for a tensor that gives a size and is missing, a width that heads do not divide, or
+    values that make no model.
     """
     released = read_released(checkpoint)
     vocabulary = released["vocab_size"]
-    text = text_config(
-        released,
-        vocabulary,
-        attention_bias=True,
-        mlp_bias=False,
-        eos_token_id=[token for token in _END_TOKENS if token < vocabulary],
-        pad_token_id=2,  # the released -1 is not a row of the table
-    )
+    with described_by(checkpoint.folder / "config.json"):
+        text = text_config(
+            released,
+            vocabulary,
+            attention_bias=True,
+            mlp_bias=False,
+            eos_token_id=[token for token in _END_TOKENS if token < vocabulary],
+            pad_token_id=2,  # the released -1 is not a row of the table
+        )
     vision = _vision(tensors)
     is_qformer = any(name.startswith("Qformer.bert.") for name in tensors)
     sampler = _qformer(tensors, vision.hidden_size) if is_qformer else _resampler(tensors)
@@ -132,13 +138,13 @@ def to_ours(
     recipes = []
     for name, tensor in model.state_dict().items():
         source, shape = _released(name), tuple(tensor.shape)
-        adapter = source.removesuffix("weight") + "lora_A.weight"
+        adapter = source.removesuffix("weight") + "lora_A.weight" if len(shape) == 2 else ""
         if source.endswith(".attn.qkv.bias"):
             part = (shape[0] // 3,)
             at = source.removesuffix("qkv.bias")
             recipes.append(Recipe(name, shape, {f"{at}q_bias": part, f"{at}v_bias": part}, _qkv_bias))
         elif adapter in tensors:
-            recipes.append(_merged(name, source, shape, tensors[adapter].shape[0], _alpha(released)))
+            recipes.append(_merged(name, source, shape, _rank(adapter, released, tensors), _alpha(released)))
         else:
             recipes.append(renamed(name, source, shape))
     return recipes
@@ -166,14 +172,31 @@ def _merged(name: str, source: str, shape: tuple[int, ...], rank: int, alpha: fl
     return Recipe(name, shape, takes, partial(merge, scale=alpha / rank))
 
 
+def _rank(adapter: str, released: Mapping[str, Any], tensors: Mapping[str, Stored]) -> int:
+    rank, _ = dimensions(tensors, adapter, 2)
+    said = _lora(released).get("lora_r", rank)
+    if said != rank:
+        raise UserError(f"{adapter} has rank {rank}, and config.json says lora_r {said}; copy both again")
+    return rank
+
+
 def _alpha(released: Mapping[str, Any]) -> float:
-    lora = released.get("internlm_lora") or {}
-    if "lora_alpha" not in lora:
+    alpha = _lora(released).get("lora_alpha")
+    if alpha is None:
         raise UserError(
             "the checkpoint has LoRA tensors, but its config.json no internlm_lora.lora_alpha; copy the "
             "released config.json (the paper's models have 256)"
         )
-    return float(lora["lora_alpha"])
+    if type(alpha) not in (int, float) or not 0 < alpha < math.inf:
+        raise UserError(f"internlm_lora.lora_alpha is {alpha!r} in config.json, a number above 0 is expected")
+    return float(alpha)
+
+
+def _lora(released: Mapping[str, Any]) -> Mapping[str, Any]:
+    lora = released.get("internlm_lora") or {}
+    if not isinstance(lora, dict):
+        raise UserError(f"internlm_lora is {lora!r} in config.json; copy the released one")
+    return lora
 
 
 def _released(name: str) -> str:
@@ -184,8 +207,8 @@ def _released(name: str) -> str:
 
 
 def _depth(prefix: str, width: int, tensors: Mapping[str, Stored]) -> int:
-    found = {int(name.removeprefix(prefix).split(".")[0]) for name in tensors if name.startswith(prefix)}
-    return _DEPTH.get((prefix, width), max(found) + 1)
+    numbers = {name.removeprefix(prefix).split(".")[0] for name in tensors if name.startswith(prefix)}
+    return _DEPTH.get((prefix, width), max(int(number) for number in numbers if number.isdecimal()) + 1)
 
 
 def _heads(part: str, width: int) -> int:
@@ -198,11 +221,18 @@ def _qkv_bias(query: Tensor, value: Tensor) -> Tensor:
     return torch.cat([query, torch.zeros_like(query), value])
 
 
-def _check_positions(stored: Stored) -> None:
+def _check_positions(tensors: Mapping[str, Stored]) -> None:
     """Ours computes them. The tolerance is bfloat16's at 1."""
-    table = stored.read().float()
-    side = math.isqrt(len(table))
-    if table.shape[0] != side**2 or not torch.allclose(
-        table, sincos_positions(side, table.shape[1]), rtol=0, atol=2**-8
+    queries, _ = dimensions(tensors, "Qformer.query", 2)
+    rows, width = dimensions(tensors, _POSITIONS, 2)
+    side = math.isqrt(queries)
+    if rows != queries:
+        raise UserError(f"{_POSITIONS} has {rows} rows for {queries} queries; copy the checkpoint again")
+    if (
+        side**2 != queries
+        or width % 4
+        or not torch.allclose(
+            tensors[_POSITIONS].read().float(), sincos_positions(side, width), rtol=0, atol=2**-8
+        )
     ):
-        raise UserError(f"{stored.name} is no 2-D sin-cos table, and ours computes one; it would be lost")
+        raise UserError(f"{_POSITIONS} is no 2-D sin-cos table, and ours computes one; it would be lost")

@@ -35,7 +35,11 @@ _DTYPES = {
     "I64": torch.int64,
     "I32": torch.int32,
     "U8": torch.uint8,
+    "I16": torch.int16,
+    "I8": torch.int8,
     "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
 }
 """What safetensors calls the dtypes that checkpoints hold."""
 
@@ -54,6 +58,19 @@ class Stored:
         return self.checkpoint.read(self)
 
 
+def under_other_names(tensors: Iterable[tuple[str, Stored]]) -> dict[str, Stored]:
+    """Tensors by the names given with them. Raises UserError when two get the same."""
+    out: dict[str, Stored] = {}
+    for name, stored in tensors:
+        if name in out:
+            raise UserError(
+                f"{stored.checkpoint.folder}: {out[name].name} and {stored.name} would both be {name}; leave "
+                "one of them away"
+            )
+        out[name] = stored
+    return out
+
+
 def dimensions(tensors: Mapping[str, Stored], name: str, number: int) -> tuple[int, ...]:
     """Shape of a tensor that gives the sizes of others. Raises UserError when it is missing or misshapen."""
     if name not in tensors:
@@ -61,6 +78,8 @@ def dimensions(tensors: Mapping[str, Stored], name: str, number: int) -> tuple[i
     shape = tensors[name].shape
     if len(shape) != number:
         raise UserError(f"{name} has the shape {shape}, expected {number} numbers; copy the checkpoint again")
+    if 0 in shape:
+        raise UserError(f"{name} has the shape {shape} and so holds nothing; copy the checkpoint again")
     return shape
 
 
@@ -100,6 +119,9 @@ class Checkpoint:
         if isinstance(file, dict):
             return [(name, tensor.shape, tensor.dtype) for name, tensor in file.items()]
         slices = {name: file.get_slice(name) for name in file.keys()}
+        for name, part in slices.items():
+            if part.get_dtype() not in _DTYPES:
+                raise UserError(f"{shard}: {name} is of {part.get_dtype()}, which is not read")
         return [(name, part.get_shape(), _DTYPES[part.get_dtype()]) for name, part in slices.items()]
 
     def _file(self, shard: Path) -> Any:
@@ -123,16 +145,26 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _shards(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise UserError(f"{folder} is {'a file' if folder.exists() else 'not there'}; give a local folder")
     for index, single in _LAYOUTS:
         if (folder / index).exists():
-            shards = sorted(set(read_json(folder / index).get("weight_map", {}).values()))
+            shards = _indexed(folder / index)
             absent = [name for name in shards if not (folder / name).exists()]
             if absent:
                 raise UserError(f"{folder / index} names {absent[0]}, which is not there; copy it again")
             return [folder / name for name in shards]
         if (folder / single).exists():
             return [folder / single]
-    raise UserError(f"{folder} holds no weights: expected {' or '.join(single for _, single in _LAYOUTS)}")
+    expected = " or ".join(name for layout in _LAYOUTS for name in layout)
+    raise UserError(f"{folder} holds no weights: expected {expected}")
+
+
+def _indexed(index: Path) -> list[str]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise UserError(f"{index} has no weight_map from names to files; copy it again")
+    return sorted(set(weight_map.values()))
 
 
 def _map(shard: Path) -> Any:
@@ -140,12 +172,27 @@ def _map(shard: Path) -> Any:
     try:
         if shard.suffix == ".safetensors":
             return safe_open(shard, "pt")
+        _check_archive(shard)
         content = torch.load(shard, map_location="cpu", mmap=True, weights_only=True)
+    except UserError:
+        raise
     except pickle.UnpicklingError:
         raise UserError(f"{shard} holds more than tensors, which could run code; refused") from None
     except (SafetensorError, RuntimeError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"cannot read {shard}: {reason}; copy it again") from None
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+    ):
         raise UserError(f"{shard} is no table of tensors by name")
     return content
+
+
+def _check_archive(shard: Path) -> None:
+    """torch.save has written zip archives since 1.6, and nothing else can be mapped into memory."""
+    with open(shard, "rb") as file:
+        start = file.read(16)
+    if start.startswith(b"version https://"):
+        raise UserError(f"{shard} is a pointer of Git LFS and not the file: fetch it with `git lfs pull`")
+    if not start.startswith(b"PK"):
+        raise UserError(f"{shard} is no archive as torch.save writes it since 1.6; save or copy it again")

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from sharegpt4v.errors import UserError
 from sharegpt4v.models.adapter import CLIP_MEAN, CLIP_STD, ImageProtocol
 from sharegpt4v.models.captioner import ShareCaptionerConfig
 from sharegpt4v.models.convert.checkpoint import read_json
+from sharegpt4v.models.convert.released import described_by, still_describes
 from sharegpt4v.models.convert.tokenizer import load_tokenizer
 
 IMAGE, PAD = "<image>", "<pad>"
@@ -25,15 +26,14 @@ _SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 ORIGINALS = "released"
 """Subfolder with the released JSON and tokenizer files as they came, for the way back."""
 
-_ORIGINAL_FILES = (
-    "config.json",
-    "generation_config.json",
+_TOKENIZER_FILES = (
     "tokenizer.model",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
 )
+_ORIGINAL_FILES = ("config.json", "generation_config.json", *_TOKENIZER_FILES)
 
 _CHAT_TEMPLATE = Path(__file__).with_name("chat_template.jinja")
 
@@ -46,9 +46,22 @@ class Words:
     source: Path
 
 
-def find_words(source: Path, added: Mapping[str, int]) -> Words:
-    """Raises UserError when the folder has no tokenizer, or one that gives the added tokens other ids."""
-    return Words(load_tokenizer(source, added), source)
+def find_words(source: Path, rows: int, added: Mapping[str, int], known: Sequence[str] = ()) -> Words:
+    """A tokenizer for a table of `rows`. added: control tokens it gets, with their ids in the model.
+
+    Raises UserError when the folder has none, one that gives the added tokens other ids, one that does not
+    know the control tokens in `known`, or one with more tokens than rows.
+    """
+    tokenizer = load_tokenizer(source, added)
+    for token in known:
+        if tokenizer.token_to_id(token) is None:
+            raise UserError(f"the tokenizer in {source} does not know {token}; give --tokenizer FOLDER")
+    if tokenizer.get_vocab_size() > rows:
+        raise UserError(
+            f"the tokenizer in {source} has {tokenizer.get_vocab_size()} tokens, the model's table {rows} "
+            "rows; give --tokenizer FOLDER"
+        )
+    return Words(tokenizer, source)
 
 
 def write_llava(
@@ -93,15 +106,21 @@ def write_captioner(
     _keep_originals(originals, folder / ORIGINALS)
 
 
-def write_released(folder: Path, source: Path, config: LlavaConfig, dtype: torch.dtype) -> None:
-    """The released layout's own files: those that once came with it, else LLaVA-1.5's keys."""
-    if (source / ORIGINALS).is_dir():
-        _keep_originals(source / ORIGINALS, folder)
-    else:
-        write_json(folder / "config.json", _released_config(config, dtype))
-        if (source / "tokenizer.model").exists():
-            shutil.copyfile(source / "tokenizer.model", folder / "tokenizer.model")
-            write_json(folder / "tokenizer_config.json", {"tokenizer_class": "LlamaTokenizer", **_SPECIAL})
+def write_released(
+    folder: Path, source: Path, config: LlavaConfig, dtype: torch.dtype, tokenizer: Path | None
+) -> None:
+    """The released layout's own files: those that once came with it, as far as they still hold.
+
+    source: the transformers folder. tokenizer: a folder whose tokenizer is wanted instead.
+    """
+    came = source / ORIGINALS
+    _keep_originals(came, folder)
+    ours = _released_config(config, dtype)
+    theirs = read_json(came / "config.json") if (came / "config.json").exists() else {}
+    if not (theirs and still_describes(theirs, config)):
+        write_json(folder / "config.json", theirs | ours)
+    if tokenizer or not any((folder / name).exists() for name in ("tokenizer.model", "tokenizer.json")):
+        _copy_tokenizer(tokenizer or source, folder)
     tower = folder / "vision_tower"
     config.vision_config.architectures = ["CLIPVisionModel"]
     _write_config(tower, config.vision_config, dtype)
@@ -109,13 +128,27 @@ def write_released(folder: Path, source: Path, config: LlavaConfig, dtype: torch
     write_json(tower / "preprocessor_config.json", {"image_processor_type": "CLIPImageProcessor"} | processor)
 
 
-def write_card(folder: Path, title: str, lines: list[str]) -> None:
-    """README.md. lines: one fact each."""
+def _copy_tokenizer(source: Path, folder: Path) -> None:
+    """LLaVA's code reads tokenizer.model; tokenizer.json is for a model that never had one."""
+    for name in _TOKENIZER_FILES:
+        (folder / name).unlink(missing_ok=True)
+    kind = next((name for name in ("tokenizer.model", "tokenizer.json") if (source / name).exists()), None)
+    if kind is None:
+        raise UserError(f"{source} has neither tokenizer.json nor tokenizer.model: give --tokenizer FOLDER")
+    shutil.copyfile(source / kind, folder / kind)
+    classes = {"tokenizer.model": "LlamaTokenizer", "tokenizer.json": "PreTrainedTokenizerFast"}
+    write_json(folder / "tokenizer_config.json", {"tokenizer_class": classes[kind], **_SPECIAL})
+
+
+def write_card(folder: Path, title: str, lines: list[str], usage: str = "") -> None:
+    """README.md. lines: one fact each. usage: Python that runs the model."""
     facts = "\n".join(f"- {line}" for line in lines)
     card = (
         "---\nlibrary_name: transformers\npipeline_tag: image-text-to-text\n---\n"
         f"# {title}\nConverted by `sharegpt4v convert`; the terms of the source apply.\n\n{facts}\n"
     )
+    if usage:
+        card += f"\n```python\n{usage}```\n"
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
@@ -176,7 +209,7 @@ def _clip_processor(side: int, protocol: ImageProtocol) -> dict[str, Any]:
 
 
 def _keep_originals(source: Path | None, folder: Path) -> None:
-    if source is None:
+    if source is None or not source.is_dir():
         return
     folder.mkdir(exist_ok=True)
     for name in _ORIGINAL_FILES:
@@ -200,11 +233,14 @@ def _released_config(config: LlavaConfig, dtype: torch.dtype) -> dict[str, Any]:
         "eos_token_id",
     )
     strategy = config.vision_feature_select_strategy
+    rope = dict(text.rope_parameters)
+    theta, kind = rope.pop("rope_theta"), rope.pop("rope_type")
     return {
         "architectures": ["LlavaLlamaForCausalLM"],
         "model_type": "llava_llama",
         **{key: getattr(text, key) for key in kept},
-        "rope_theta": text.rope_parameters["rope_theta"],
+        "rope_theta": theta,
+        "rope_scaling": None if kind == "default" else {"type": kind} | rope,
         "vocab_size": config.image_token_index,
         "pad_token_id": 0,
         "tie_word_embeddings": False,
@@ -229,7 +265,8 @@ def read_llava_config(folder: Path) -> LlavaConfig:
         raise UserError(
             f"{folder / 'config.json'} is of {content.get('model_type')!r}, its tensors are LLaVA's"
         )
-    config = LlavaConfig.from_dict(content)
+    with described_by(folder / "config.json"):
+        config = LlavaConfig.from_dict(content)
     if config.text_config.pad_token_id is None:
         config.text_config.pad_token_id = content.get("pad_token_id") or config.image_token_index + 1
     if not hasattr(config, "image_protocol"):

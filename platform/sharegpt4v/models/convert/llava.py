@@ -17,9 +17,9 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from sharegpt4v.errors import UserError
-from sharegpt4v.models.convert.checkpoint import Checkpoint, Stored, dimensions
+from sharegpt4v.models.convert.checkpoint import Checkpoint, Stored, dimensions, under_other_names
 from sharegpt4v.models.convert.recipe import Recipe, Shapes, renamed
-from sharegpt4v.models.convert.released import read_released, text_config
+from sharegpt4v.models.convert.released import described_by, image_fields, read_released, text_config
 
 _RELEASED = (
     ("language_model.model.", "model."),
@@ -40,15 +40,19 @@ _WRITTEN = (
 
 _TABLES = ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight")
 _CLIP_TEXT = re.compile(r"^(?:text_model\.|text_projection\.|visual_projection\.|logit_scale$)")
+_BLOCK = re.compile(r"^vision_model\.encoder\.layers\.(\d+)\.")
+_DEPTH = {1024: 24}
+"""Blocks at CLIP ViT-L's width, so that a whole last block that is missing is noticed."""
+
 _INSIDE = "model.vision_tower.vision_tower."
 
 
 def released_tensors(checkpoint: Checkpoint, tower: Checkpoint | None) -> dict[str, Stored]:
     """Both folders as one, the tower as `vision_model.*` wherever it stood.
 
-    Raises UserError when there is no vision tower, or two.
+    Raises UserError when there is no vision tower, or two, or a tensor under two names.
     """
-    own = {name.removeprefix(_INSIDE): stored for name, stored in checkpoint.tensors.items()}
+    own = under_other_names((name.removeprefix(_INSIDE), t) for name, t in checkpoint.tensors.items())
     inside = any(name.startswith("vision_model.") for name in own)
     if inside and tower:
         raise UserError(f"{checkpoint.folder} holds its own vision tower; leave --vision-tower away")
@@ -57,35 +61,44 @@ def released_tensors(checkpoint: Checkpoint, tower: Checkpoint | None) -> dict[s
     if tower is None:
         wanted = checkpoint.config().get("mm_vision_tower", "its CLIPVisionModel")
         raise UserError(f"{checkpoint.folder} has no vision tower: give --vision-tower FOLDER with {wanted}")
-    for name, stored in tower.tensors.items():
-        if not _CLIP_TEXT.match(name):
-            own[f"vision_model.{name.removeprefix('vision_model.')}"] = stored
-    return own
+    return own | under_other_names(
+        (f"vision_model.{name.removeprefix('vision_model.')}", stored)
+        for name, stored in tower.tensors.items()
+        if not _CLIP_TEXT.match(name)
+    )
 
 
 def transformers_tensors(checkpoint: Checkpoint) -> dict[str, Stored]:
-    """The tensors under the names that we write, whichever version of transformers wrote them."""
-    return {_written(name): stored for name, stored in checkpoint.tensors.items()}
+    """The tensors under the names that we write, whichever version of transformers wrote them.
+
+    Raises UserError when two become one.
+    """
+    return under_other_names((_written(name), stored) for name, stored in checkpoint.tensors.items())
 
 
 def llava_config(
     checkpoint: Checkpoint, tower: Checkpoint | None, tensors: Mapping[str, Stored]
 ) -> LlavaConfig:
-    """Transformers' configuration of a released checkpoint: `<image>` and `<pad>` follow its vocabulary."""
+    """Transformers' configuration of a released checkpoint: `<image>` and `<pad>` follow its vocabulary.
+
+    Raises UserError for values that make no model.
+    """
     released = read_released(checkpoint)
     vocabulary = released["vocab_size"]
-    vision = _vision_config(tower, tensors)
-    return LlavaConfig(
-        vision_config=vision,
-        text_config=text_config(released, padded(vocabulary), pad_token_id=vocabulary + 1),
-        image_token_index=vocabulary,
-        image_seq_length=(vision.image_size // vision.patch_size) ** 2,
-        vision_feature_layer=released.get("mm_vision_select_layer", -2),
-        vision_feature_select_strategy=(
-            "full" if released.get("mm_vision_select_feature") == "cls_patch" else "default"
-        ),
-        image_protocol="pad" if released.get("image_aspect_ratio") == "pad" else "crop",
-    )
+    with described_by((tower or checkpoint).folder / "config.json"):
+        vision = _vision_config(tower, tensors)
+        patches = (vision.image_size // vision.patch_size) ** 2
+    with described_by(checkpoint.folder / "config.json"):
+        images = image_fields(released)
+        config = LlavaConfig(
+            vision_config=vision,
+            text_config=text_config(released, padded(vocabulary), pad_token_id=vocabulary + 1),
+            image_token_index=vocabulary,
+            image_seq_length=patches + (images["vision_feature_select_strategy"] == "full"),
+            **images,
+        )
+        _check_feature_layer(config)
+    return config
 
 
 def padded(vocabulary: int) -> int:
@@ -141,6 +154,13 @@ def shapes(config: LlavaConfig) -> Shapes:
     return {_written(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
+def _check_feature_layer(config: LlavaConfig) -> None:
+    blocks, layers = config.vision_config.num_hidden_layers, config.vision_feature_layer
+    for layer in layers if isinstance(layers, list) else [layers]:
+        if not -blocks - 1 <= layer <= blocks:
+            raise UserError(f"features are those of block {layer}, and the vision tower has {blocks} blocks")
+
+
 def _written(name: str) -> str:
     for pattern, ours in _WRITTEN:
         if pattern.match(name):
@@ -159,11 +179,11 @@ def _vision_config(tower: Checkpoint | None, tensors: Mapping[str, Stored]) -> C
     width, _, patch, _ = dimensions(tensors, "vision_model.embeddings.patch_embedding.weight", 4)
     positions, _ = dimensions(tensors, "vision_model.embeddings.position_embedding.weight", 2)
     mlp, _ = dimensions(tensors, "vision_model.encoder.layers.0.mlp.fc1.weight", 2)
-    blocks = {name.split(".")[3] for name in tensors if name.startswith("vision_model.encoder.layers.")}
+    blocks = {int(match[1]) for name in tensors if (match := _BLOCK.match(name))}
     return CLIPVisionConfig(
         hidden_size=width,
         intermediate_size=mlp,
-        num_hidden_layers=len(blocks),
+        num_hidden_layers=_DEPTH.get(width, max(blocks) + 1),
         num_attention_heads=width // 64,  # CLIP's heads are 64 wide; no tensor tells
         image_size=math.isqrt(positions - 1) * patch,
         patch_size=patch,

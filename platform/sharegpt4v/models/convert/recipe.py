@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from safetensors.torch import save_file
@@ -15,6 +16,9 @@ from sharegpt4v.models.convert.checkpoint import Stored
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+"""What weights can be of. Others are quantised, and their scales would be lost."""
+
 Report = Callable[[int], None]
 """Called with the bytes of every shard that has been written."""
 
@@ -42,22 +46,38 @@ def renamed(name: str, source: str, shape: Shape) -> Recipe:
     return Recipe(name, shape, {source: shape})
 
 
-def check(recipes: Sequence[Recipe], tensors: Mapping[str, Stored], where: Path) -> None:
-    """Every tensor that is needed is there, in its shape, and nothing is left over.
+def check(
+    recipes: Sequence[Recipe],
+    tensors: Mapping[str, Stored],
+    folder: Path,
+    elsewhere: Mapping[str, Path] = MappingProxyType({}),
+) -> None:
+    """Every tensor that is needed is there, in its shape and of floats, and nothing is left over.
 
-    Raises UserError that names the first one that is missing, surplus or misshapen.
+    elsewhere: folders by the beginning of the names that belong there and not into `folder`.
+    Raises UserError that names the folder and the first tensor that is missing, surplus or misshapen.
     """
     needed = {name: shape for recipe in recipes for name, shape in recipe.takes.items()}
     missing = [name for name in needed if name not in tensors]
     if missing:
+        homes = [home for start, home in elsewhere.items() if missing[0].startswith(start)]
+        where = homes[0] if homes else folder
         raise UserError(f"{where}: {_count(missing)} missing, {missing[0]} first; copy the checkpoint again")
     surplus = [name for name in tensors if name not in needed]
     if surplus:
+        where = tensors[surplus[0]].checkpoint.folder
         raise UserError(f"{where}: {_count(surplus)} without a place in this layout, {surplus[0]} first")
     for name, shape in needed.items():
-        if tensors[name].shape != shape:
+        stored = tensors[name]
+        if stored.shape != shape:
             raise UserError(
-                f"{where}: {name} is {_text(tensors[name].shape)}, its configuration makes it {_text(shape)}"
+                f"{stored.checkpoint.folder}: {name} is {_text(stored.shape)}, its configuration makes it "
+                f"{_text(shape)}"
+            )
+        if stored.dtype not in _FLOATS:
+            kinds = ", ".join(map(_kind, _FLOATS))
+            raise UserError(
+                f"{stored.checkpoint.folder}: {name} is of {_kind(stored.dtype)}; weights of {kinds} are read"
             )
 
 
@@ -103,7 +123,17 @@ def write(
 
 def _write_shard(shard: Sequence[Recipe], tensors: Mapping[str, Stored], path: Path) -> None:
     # A function of its own: a shard must be gone before the next one is made.
-    save_file({recipe.name: _make(recipe, tensors) for recipe in shard}, path, metadata={"format": "pt"})
+    made: dict[str, Tensor] = {}
+    addresses = set()
+    for recipe in shard:
+        tensor = _make(recipe, tensors)
+        # Two tensors of a .bin file may be one in memory; safetensors wants each by itself.
+        made[recipe.name] = tensor.clone() if tensor.data_ptr() in addresses else tensor
+        addresses.add(tensor.data_ptr())
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(made, path, metadata={"format": "pt"})
+    path.chmod(mode)  # save_file lets nobody else read it, whatever the umask
 
 
 def _split(recipes: Sequence[Recipe], tensors: Mapping[str, Stored], shard_bytes: int) -> list[list[Recipe]]:
@@ -131,6 +161,10 @@ def _dtype(recipe: Recipe, tensors: Mapping[str, Stored]) -> torch.dtype:
 
 def _count(names: Sequence[str]) -> str:
     return "1 tensor is" if len(names) == 1 else f"{len(names)} tensors are"
+
+
+def _kind(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _text(shape: Shape) -> str:

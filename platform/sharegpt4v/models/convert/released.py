@@ -1,19 +1,30 @@
-"""The released config.json: a language model's sizes, whichever family it is of."""
+"""The released config.json: sizes of a language model of either family, and how images enter LLaVA."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from transformers import LlamaConfig
+from huggingface_hub.errors import StrictDataclassError
+from transformers import LlamaConfig, LlavaConfig
 
 from sharegpt4v.errors import UserError
 from sharegpt4v.models.convert.checkpoint import Checkpoint
 
-_NEEDED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
-_KEPT = (
-    *_NEEDED,
-    "num_key_value_heads",
+_SIZES = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "vocab_size",
     "max_position_embeddings",
-    "rms_norm_eps",
+)
+_EPSILON = "rms_norm_eps"
+_KEPT = (
+    *_SIZES,
+    _EPSILON,
+    "num_key_value_heads",
     "rope_theta",
     "rope_scaling",
     "hidden_act",
@@ -21,13 +32,31 @@ _KEPT = (
     "eos_token_id",
 )
 
+_IMAGE_KEYS: Mapping[str, Mapping[Any, str]] = {
+    "image_aspect_ratio": {"pad": "pad", "square": "crop", None: "crop"},
+    "mm_vision_select_feature": {"patch": "default", "cls_patch": "full", None: "default"},
+    "mm_projector_type": {"mlp2x_gelu": "", None: ""},
+    "mm_use_im_start_end": {False: "", None: ""},
+}
+"""What released keys may say, and what that is for transformers."""
+
 
 def read_released(checkpoint: Checkpoint) -> dict[str, Any]:
-    """config.json of a released folder. Raises UserError when it lacks a size of the language model."""
-    released = checkpoint.config()
-    absent = [key for key in _NEEDED if key not in released]
-    if absent:
-        raise UserError(f"{checkpoint.folder / 'config.json'} has no {absent[0]}; copy the released one")
+    """config.json of a released folder.
+
+    Raises UserError when it lacks a number that changes what the language model computes, or has none there.
+    """
+    path, released = checkpoint.folder / "config.json", checkpoint.config()
+    for key in (*_SIZES, _EPSILON):
+        if key not in released:
+            raise UserError(f"{path} has no {key}; copy the released one")
+    for key in _SIZES:
+        if type(released[key]) is not int or released[key] < 1:
+            raise UserError(f"{path}: {key} is {released[key]!r}, a whole number from 1 on is expected")
+    for key in (_EPSILON, "rope_theta"):
+        value = released.get(key, 1.0)
+        if type(value) not in (int, float) or not 0 < value < math.inf:
+            raise UserError(f"{path}: {key} is {value!r}, a number above 0 is expected")
     return released
 
 
@@ -35,3 +64,49 @@ def text_config(released: Mapping[str, Any], vocabulary: int, **more: Any) -> Ll
     """The language model of a released config.json, with a table of `vocabulary` rows."""
     kept = {key: released[key] for key in _KEPT if released.get(key) is not None}
     return LlamaConfig.from_dict(kept | {"vocab_size": vocabulary} | more)
+
+
+def image_fields(released: Mapping[str, Any]) -> dict[str, Any]:
+    """LlavaConfig's fields of how images enter. Raises UserError for a value that is none of LLaVA-1.5's."""
+    said = {}
+    for key, meanings in _IMAGE_KEYS.items():
+        if released.get(key) not in meanings:
+            known = ", ".join(str(value) for value in meanings if value is not None)
+            raise UserError(
+                f"{key} is {released[key]!r} in config.json; LLaVA-1.5 and ShareGPT4V have {known}"
+            )
+        said[key] = meanings[released.get(key)]
+    return {
+        "vision_feature_layer": released.get("mm_vision_select_layer", -2),
+        "vision_feature_select_strategy": said["mm_vision_select_feature"],
+        "image_protocol": said["image_aspect_ratio"],
+    }
+
+
+def still_describes(released: Mapping[str, Any], config: LlavaConfig) -> bool:
+    """Whether a released config.json says what `config` does: a training may have changed it since."""
+    text = config.text_config
+    theirs = text_config(released, text.vocab_size)
+    keys = {*_KEPT, "rope_parameters"} - {"rope_theta", "rope_scaling"}
+    return all(getattr(theirs, key) == getattr(text, key) for key in keys) and all(
+        getattr(config, key) == value for key, value in image_fields(released).items()
+    )
+
+
+@contextmanager
+def described_by(path: Path) -> Iterator[None]:
+    """What transformers says of a config.json's values becomes a UserError of one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        StrictDataclassError,
+        TypeError,
+        ValueError,
+    ) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(f"{path} describes no model: {reason}; copy the released one") from error

@@ -31,9 +31,12 @@ def load_tokenizer(folder: Path, added: Mapping[str, int]) -> Tokenizer:
     the folder has neither file.
     """
     if (folder / "tokenizer.json").exists():
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        tokenizer = _read_json(folder / "tokenizer.json")
     elif (folder / "tokenizer.model").exists():
-        tokenizer = from_sentencepiece((folder / "tokenizer.model").read_bytes())
+        try:
+            tokenizer = from_sentencepiece((folder / "tokenizer.model").read_bytes())
+        except UserError as error:
+            raise UserError(f"{folder}: {error}") from None
     else:
         raise UserError(f"{folder} has neither tokenizer.json nor tokenizer.model: give --tokenizer FOLDER")
     for token, wanted in added.items():
@@ -42,6 +45,13 @@ def load_tokenizer(folder: Path, added: Mapping[str, int]) -> Tokenizer:
         if got != wanted:
             raise UserError(f"the tokenizer in {folder} gives {token} the id {got}, the model's is {wanted}")
     return tokenizer
+
+
+def _read_json(path: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library has no class of its own for a file that it cannot read
+        raise UserError(f"cannot read {path}: {error}; copy it again") from None
 
 
 def from_sentencepiece(data: bytes) -> Tokenizer:
