@@ -14,6 +14,7 @@ import platform
 import random
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import fields
 from pathlib import Path
 
@@ -22,7 +23,7 @@ import torch
 import transformers
 from transformers import LlavaForConditionalGeneration
 
-from sharegpt4v.engine.base import EngineError, EngineStats, Request, SamplingParams, Turn
+from sharegpt4v.engine.base import EngineStats, Request, SamplingParams, Turn
 from sharegpt4v.engine.slots import bytes_per_slot
 from sharegpt4v.engine.torch_engine import TorchEngine
 from sharegpt4v.errors import UserError
@@ -76,12 +77,12 @@ def card_rates(device: str) -> tuple[float, float]:
     side = 8192 if device == "cuda" else 256
     matrix = torch.randn(side, side, dtype=torch.bfloat16, device=device)
     target = torch.empty_like(source)
-    copy = _seconds(lambda: target.copy_(source), device)
-    product = _seconds(lambda: matrix @ matrix, device)
+    copy = seconds_of(lambda: target.copy_(source), device)
+    product = seconds_of(lambda: matrix @ matrix, device)
     return 2 * size / copy, 2 * side**3 / product
 
 
-def _seconds(work: Callable[[], object], device: str) -> float:
+def seconds_of(work: Callable[[], object], device: str) -> float:
     for _ in range(3):
         work()
     _wait(device)
@@ -105,16 +106,16 @@ def measure(name: str, options: argparse.Namespace, device: str, bandwidth: floa
     torch.set_default_dtype(torch.float32)
     requests = make_requests(options.images, adapter.image_size)
     prompt = adapter.prompt_tokens(requests[0].turns, images=1)
-    engine = TorchEngine(adapter, f"{name}@random", options.slots, max_context=prompt + 401)
-    for handle in [engine.submit(request) for request in requests[: engine.capacity]]:
-        handle.result()  # graphs are captured, libraries warm
-    before = engine.stats()
-    start = time.perf_counter()
-    for handle in [engine.submit(request) for request in requests]:
-        handle.result()
-    seconds = time.perf_counter() - start
-    spent = difference(engine.stats(), before)
-    engine.close()
+    # Closed whatever happens, or its memory would be missing for the next model.
+    with closing(TorchEngine(adapter, f"{name}@random", options.slots, max_context=prompt + 401)) as engine:
+        for handle in [engine.submit(request) for request in requests[: engine.capacity]]:
+            handle.result()  # graphs are captured, libraries warm
+        before = engine.stats()
+        start = time.perf_counter()
+        for handle in [engine.submit(request) for request in requests]:
+            handle.result()
+        seconds = time.perf_counter() - start
+        spent = difference(engine.stats(), before)
     memory = torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else float("nan")
     rate = len(requests) / seconds
     paper = "" if options.toy else f" ({rate / PAPER_RATE:.0f}x the paper's A100 with 3 beams)"
@@ -149,7 +150,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--models", default="lmm,resampler,qformer", help=f"some of {', '.join(MODELS)}")
-    parser.add_argument("--images", type=int, default=768)
+    parser.add_argument("--images", type=int, default=1_152)
     parser.add_argument("--slots", type=int, default=192)
     parser.add_argument("--toy", action="store_true", help="toy shapes on the CPU: a test of this script")
     options = parser.parse_args()
@@ -159,12 +160,14 @@ def main() -> None:
     card = torch.cuda.get_device_name() if device == "cuda" else platform.machine()
     print(f"{card}, torch {torch.__version__}, transformers {transformers.__version__}")
     bandwidth, operations = card_rates(device)
+    if device == "cuda":
+        torch.cuda.empty_cache()  # what torch keeps for later would not count as free for slots
     print(f"measured: {bandwidth / 1e9:,.0f} GB/s copied, {operations / 1e12:,.1f} bf16 TFLOP/s")
     for name in options.models.split(","):
         try:
             measure(name, options, device, bandwidth, operations)
-        except (torch.OutOfMemoryError, EngineError, UserError) as error:
-            print(f"{name}: could not be measured: {' '.join(str(error).split())[:200]}")
+        except (RuntimeError, UserError) as error:  # EngineError and out of memory among them
+            print(f"{name}: could not be measured: {type(error).__name__}: {' '.join(str(error).split())}")
         if device == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()

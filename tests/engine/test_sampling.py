@@ -1,12 +1,14 @@
 """One token a slot: penalties, cuts, seeds."""
 
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
 
 from sharegpt4v.engine.base import SamplingParams
 from sharegpt4v.engine.sampling import Sampler
+from sharegpt4v.errors import UserError
 
 CPU = torch.device("cpu")
 
@@ -90,3 +92,31 @@ def test_logits_that_are_no_numbers_are_told_row_by_row() -> None:
         True,
         False,
     ]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"temperature": float("nan")}, "temperature is nan, expected 0, which is greedy, or more"),
+        ({"temperature": -1.0}, "temperature is -1.0"),
+        ({"top_k": -1}, "top_k is -1, expected 0, which is no limit"),
+        ({"top_p": 1.5}, "top_p is 1.5, expected from 0 to 1"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0, expected above 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0, expected 1 or more"),
+        ({"stop": ("",)}, r"stop is \('',\), expected texts"),
+        ({"stop": "abc"}, "stop is 'abc', expected texts"),
+    ],
+)
+def test_values_that_no_decoding_can_follow_are_refused(values: dict[str, Any], expected: str) -> None:
+    with pytest.raises(UserError, match=expected):
+        SamplingParams(**values)
+
+
+def test_extreme_values_draw_what_their_limits_do() -> None:
+    """An index out of range is an error of one request on a CPU, and on a GPU the end of the process."""
+    cold = SamplingParams(temperature=1e-40)
+    wide = SamplingParams(temperature=1.0, top_k=2**70)
+    assert _pick(_sampler(cold), [1.0, 3.0, 2.9]) == [1]
+    assert _pick(_sampler(wide), [1.0, 3.0, 2.9]) == _pick(
+        _sampler(SamplingParams(temperature=1.0)), [1.0, 3.0, 2.9]
+    )

@@ -5,7 +5,7 @@ import torch
 from transformers import LlamaConfig
 
 from sharegpt4v.engine.graphs import bucket
-from sharegpt4v.engine.slots import SlotCache, live_mask
+from sharegpt4v.engine.slots import SlotCache, live_mask, room
 
 CPU = torch.device("cpu")
 
@@ -29,7 +29,7 @@ def _cache(slots: int = 4, context: int = 300, kv_heads: int = 2) -> SlotCache:
 def test_attention_slot_by_slot_equals_attention_under_a_mask(kv_heads: int) -> None:
     cache, lengths = _cache(kv_heads=kv_heads), [7, 250, 1]
     query = torch.randn(3, 4, 1, 64)
-    together = cache.attend(0, query, live_mask(torch.tensor(lengths) - 1, max(lengths)))
+    together = cache.attend(0, query, live_mask(torch.tensor(lengths) - 1, max(lengths), torch.float32))
     torch.testing.assert_close(cache.attend_each(0, query, lengths), together)
 
 
@@ -51,3 +51,7 @@ def test_graph_sizes_are_rounded_up_within_what_there_is() -> None:
     assert bucket(9, 257, slots=32, context=600) == (16, 512)
     assert bucket(16, 513, slots=32, context=600) == (16, 600)
     assert bucket(31, 490, slots=31, context=600) == (31, 512)
+
+
+def test_rows_of_the_cache_are_as_long_as_kernels_read_them() -> None:
+    assert [room(context) for context in (1, 8, 1022, 4096)] == [8, 8, 1024, 4096]

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from sharegpt4v.engine import slots
 from sharegpt4v.engine.base import EngineClosed, EngineError, Handle
 from sharegpt4v.engine.failures import is_out_of_memory
 from sharegpt4v.engine.torch_engine import TorchEngine
+from sharegpt4v.errors import UserError
 from sharegpt4v.models.adapter import Adapter
 from tests.engine.requests import PROMPTS, make_request, reference
 
@@ -214,3 +216,33 @@ def test_closing_fails_what_runs_and_what_waits(adapter: Adapter) -> None:
     for handle in handles:
         with pytest.raises(EngineClosed):
             handle.result(5)
+
+
+def test_an_object_that_is_no_request_fails_alone(adapter: Adapter) -> None:
+    engine = TorchEngine(adapter, "toy@0", capacity=2)
+    wrong = replace(make_request(adapter, 1), timeout="5")  # type: ignore[arg-type]
+    good = make_request(adapter, 2)
+    with pytest.raises(EngineError, match="not supported between"):
+        engine.submit(wrong).result(60)
+    assert engine.submit(good).result(60).tokens > 0
+    engine.close()
+
+
+def test_a_tokenizer_beyond_the_table_fails_its_request_before_the_device_does(adapter: Adapter) -> None:
+    """On a GPU an index out of range ends the process."""
+    rows = adapter.language_model.get_input_embeddings().num_embeddings
+    with mock.patch.object(adapter, "segments", return_value=[[1, rows]]):
+        with pytest.raises(UserError, match=f"a table of {rows} rows and its tokenizer gives {rows}"):
+            adapter.embed([replace(make_request(adapter, 1), images=())])
+
+
+def test_half_of_a_surrogate_pair_in_a_prompt_is_answered(adapter: Adapter) -> None:
+    engine = TorchEngine(adapter, "toy@0", capacity=2)
+    assert engine.submit(make_request(adapter, 1, "What is \ud83d here?")).result(60).tokens > 0
+    engine.close()
+
+
+@pytest.mark.parametrize("sizes", [{"capacity": 0}, {"capacity": 2, "max_context": -5}])
+def test_an_engine_without_room_is_refused(adapter: Adapter, sizes: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="both begin at 1"):
+        TorchEngine(adapter, "toy@0", **sizes)

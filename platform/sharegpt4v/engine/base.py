@@ -7,6 +7,7 @@ can be awaited from asyncio. Which engine stands behind it (torch, vllm, fake) i
 
 import asyncio
 import hashlib
+import math
 import threading
 import time
 from collections.abc import AsyncIterator, Generator, Iterator
@@ -16,6 +17,8 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from sharegpt4v.errors import UserError
 
 Image = npt.NDArray[np.uint8]
 """(H, W, 3) uint8 RGB at the model's own size; the device normalises."""
@@ -39,6 +42,7 @@ class SamplingParams:
     only, never the prompt's (the released captioner does the same, reference: 1.5). seed None draws
     one from the request's id, so that the same request always samples the same answer.
     stop: texts that end the answer and are not part of it. min_new_tokens: no end token before them.
+    Raises UserError for a value that no decoding can follow.
     """
 
     max_new_tokens: int = 500  # the release's length cap
@@ -49,6 +53,21 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        # Each is asked for so that NaN does not pass either.
+        wanted = {
+            "max_new_tokens": (self.max_new_tokens >= 1, "1 or more"),
+            "min_new_tokens": (self.min_new_tokens >= 0, "0 or more"),
+            "temperature": (0 <= self.temperature < math.inf, "0, which is greedy, or more"),
+            "top_p": (0 <= self.top_p <= 1, "from 0 to 1"),
+            "top_k": (self.top_k >= 0, "0, which is no limit, or more"),
+            "repetition_penalty": (0 < self.repetition_penalty < math.inf, "above 0"),
+            "stop": (not isinstance(self.stop, str) and all(self.stop), "texts of a letter at least"),
+        }
+        for name, (holds, expected) in wanted.items():
+            if not holds:
+                raise UserError(f"{name} is {getattr(self, name)!r}, expected {expected}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,7 +74,7 @@ class BatchingEngine(ThreadedEngine):
         """Whether somebody still waits for this answer, of which `tokens` stand."""
         try:
             return not withdrawn(handle, tokens)
-        except EngineError as error:
+        except Exception as error:  # its time is over, or it is no request at all
             self._fail(handle, error)
             return False
 

@@ -54,7 +54,7 @@ class Decoder:
         return self._step(ids, places, max(lengths))
 
     def _step(self, ids: Tensor, positions: Tensor, live: int) -> Tensor:
-        mask = live_mask(positions, live)
+        mask = live_mask(positions, live, self._model.dtype)
         return self._forward(ids, positions, lambda layer, query: self.cache.attend(layer, query, mask))
 
     def _forward(self, ids: Tensor, positions: Tensor, attend: Callable[[int, Tensor], Tensor]) -> Tensor:

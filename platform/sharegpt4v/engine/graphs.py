@@ -27,6 +27,9 @@ class StepGraphs:
         self._logits = torch.zeros(slots, vocabulary, device=device)
         self._graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
         self._pool = torch.cuda.graph_pool_handle()
+        with torch.cuda.device(device):
+            # One for all: a library's workspace belongs to a stream, and torch's own one to the first card.
+            self._side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def step(self, forward: Forward, tokens: Sequence[int], positions: Sequence[int]) -> Tensor:
         """Logits (n, V), valid until the next step. `forward` is the same at every call."""
@@ -44,14 +47,15 @@ class StepGraphs:
 
     def _capture(self, forward: Forward, rows: int, live: int) -> torch.cuda.CUDAGraph:
         inputs = (self._ids[:rows], self._positions[:rows], live)
-        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # libraries set themselves up in a first run, which may not be captured
+        self._side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(
+            self._side
+        ):  # libraries set themselves up in a first run, which may not be captured
             forward(*inputs)
-        torch.cuda.current_stream().wait_stream(side)
+        torch.cuda.current_stream().wait_stream(self._side)
         graph = torch.cuda.CUDAGraph()
         # Other threads of this process may use the card meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._side, capture_error_mode="thread_local"):
             self._logits[:rows].copy_(forward(*inputs))
         return graph
 

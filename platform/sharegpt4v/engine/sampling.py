@@ -10,6 +10,9 @@ from sharegpt4v.engine.base import SamplingParams
 
 _GREEDY = SamplingParams()
 
+_LEAST_TEMPERATURE = 1e-5
+"""Below it logits overflow. No draw differs: the likeliest token has all of the mass long before."""
+
 
 class Sampler:
     """Sampling state of every slot. Slots that ask for nothing special cost one argmax together.
@@ -89,13 +92,15 @@ class Sampler:
 def _draw(logits: Tensor, params: Sequence[SamplingParams], numbers: Sequence[float]) -> Tensor:
     """One draw a row from logits (n, V) after temperature, top_k, then top_p; numbers: uniform in [0, 1)."""
 
+    vocabulary = logits.shape[1]
+
     def column(values: Sequence[float]) -> Tensor:
         return torch.tensor(values, device=logits.device)[:, None]
 
-    scaled = logits / column([param.temperature for param in params])
+    scaled = logits / column([max(param.temperature, _LEAST_TEMPERATURE) for param in params])
     probabilities, order = scaled.softmax(-1).sort(descending=True, stable=True)
-    ranks = torch.arange(logits.shape[1], device=logits.device)
-    most = column([param.top_k or logits.shape[1] for param in params])
+    ranks = torch.arange(vocabulary, device=logits.device)
+    most = column([min(param.top_k or vocabulary, vocabulary) for param in params])
     probabilities = probabilities.masked_fill(ranks >= most, 0)
     probabilities = probabilities / probabilities.sum(-1, keepdim=True)
     # A token stays while the mass before it is below top_p, so the likeliest always stays.

@@ -28,6 +28,11 @@ def bytes_per_slot(config: LlamaConfig, context: int, dtype: torch.dtype) -> int
     return 2 * int(config.num_hidden_layers) * width * context * dtype.itemsize
 
 
+def room(context: int) -> int:
+    """Positions to store for `context`: kernels of attention read rows of 8, and would copy other masks."""
+    return -(-context // 8) * 8
+
+
 def slots_that_fit(wanted: int, slot_bytes: int, free_bytes: int, beside: int = 0) -> int:
     """The number of slots to open: what is wanted, or what memory allows.
 
@@ -92,7 +97,7 @@ class SlotCache:
         self.values[layer][rows, :, positions] = values[:, :, 0]
 
     def attend(self, layer: int, query: Tensor, mask: Tensor) -> Tensor:
-        """query: (slots, heads, 1, width), each over its own slot. mask: (slots, 1, 1, live) bool."""
+        """query: (slots, heads, 1, width), each over its own slot. mask: `live_mask`."""
         slots, live = len(query), mask.shape[-1]
         keys, values = self.keys[layer][:slots, :, :live], self.values[layer][:slots, :, :live]
         return _attention(query, keys, values, mask)
@@ -120,9 +125,14 @@ class SlotCache:
         return padding * 2 * heads * width * self.keys[0].itemsize > _BYTES_OF_A_CALL
 
 
-def live_mask(positions: Tensor, live: int) -> Tensor:
-    """(slots, 1, 1, live) bool: a slot sees its token at `positions` and what stands before it."""
-    return (torch.arange(live, device=positions.device) <= positions[:, None])[:, None, None]
+def live_mask(positions: Tensor, live: int, dtype: torch.dtype) -> Tensor:
+    """(slots, 1, 1, live), to be added: a slot sees its token at `positions` and what stands before it.
+
+    0 and -inf in the query's dtype, for all layers: of a bool one each layer would make this again.
+    """
+    hidden = torch.arange(live, device=positions.device) > positions[:, None]
+    mask = torch.zeros(hidden.shape, dtype=dtype, device=positions.device)
+    return mask.masked_fill(hidden, -torch.inf)[:, None, None]
 
 
 def _attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -21,7 +21,7 @@ from sharegpt4v.engine.batching import BatchingEngine
 from sharegpt4v.engine.decoder import Decoder, prefill_bytes
 from sharegpt4v.engine.failures import concerns_all, is_out_of_memory
 from sharegpt4v.engine.sampling import Sampler
-from sharegpt4v.engine.slots import bytes_per_slot, free_bytes, slots_that_fit
+from sharegpt4v.engine.slots import bytes_per_slot, free_bytes, room, slots_that_fit
 from sharegpt4v.models.adapter import Adapter
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class TorchEngine(BatchingEngine):
     threads: CPU threads to compute with, torch's own number by default. They are the engine's: when another
     thread has computed with several as well, OpenMP counts more threads than cores, stops spinning, and a
     decode step on two cores takes nearly twice as long. Load the model with torch.set_num_threads(1).
-    Raises UserError when memory holds no slot, ValueError for less than one thread.
+    Raises UserError when memory holds no slot, ValueError for less than one thread, slot or token.
     """
 
     def __init__(
@@ -61,9 +61,11 @@ class TorchEngine(BatchingEngine):
         self._threads = torch.get_num_threads() if threads is None else threads
         if self._threads < 1:
             raise ValueError(f"threads is {threads}: an engine computes with one at least")
+        if capacity < 1 or (max_context is not None and max_context < 1):
+            raise ValueError(f"capacity is {capacity}, max_context {max_context}: both begin at 1")
         config = adapter.language_model.config
         context = min(max_context or config.max_position_embeddings, config.max_position_embeddings)
-        slot = bytes_per_slot(config, context, adapter.dtype)
+        slot = bytes_per_slot(config, room(context), adapter.dtype)
         prefill = prefill_bytes(config, max(_PREFILL_TOKENS, context), adapter.dtype)
         self.capacity = slots_that_fit(capacity, slot, free_bytes(adapter.device), beside=prefill)
         if self.capacity < capacity:
@@ -76,7 +78,9 @@ class TorchEngine(BatchingEngine):
     def _open_slots(self, count: int) -> None:
         adapter = self.adapter
         self._rows: list[Answer | None] = [None] * count
-        self._decoder = Decoder(adapter.language_model, count, self._context, adapter.dtype, adapter.device)
+        self._decoder = Decoder(
+            adapter.language_model, count, room(self._context), adapter.dtype, adapter.device
+        )
         self._sampler = Sampler(count, adapter.eos_token_ids, adapter.device)
 
     def _work(self) -> None:

@@ -122,6 +122,13 @@ class Adapter(ABC):
         images = iter(self._features([image for request in requests for image in request.images]))
         ids = [token for segments in dialogues for segment in segments for token in segment]
         table = self.language_model.get_input_embeddings()
+        if (
+            max(ids, default=0) >= table.num_embeddings
+        ):  # on a GPU this would end the process and not the request
+            raise UserError(
+                f"{self.name} has a table of {table.num_embeddings} rows and its tokenizer gives {max(ids)}: "
+                "the two do not belong together"
+            )
         words = table(torch.tensor(ids, dtype=torch.long, device=self.device))
         lengths = [len(segment) for segments in dialogues for segment in segments]
         pieces = iter(words.split(lengths))
@@ -149,7 +156,8 @@ class Adapter(ABC):
 
     def _text(self, text: str) -> list[int]:
         """Ids of plain text: the tokenizer was loaded so that it finds no control tokens in text."""
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
+        whole = text.encode("utf-8", "replace").decode()  # half of a surrogate pair is no text for tokenizers
+        ids: list[int] = self.tokenizer.encode(whole, add_special_tokens=False)
         return ids
 
     def _join(self, parts: Sequence[str | int]) -> list[int]:

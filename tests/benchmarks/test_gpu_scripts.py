@@ -1,0 +1,36 @@
+"""The scripts for a GPU machine run from start to end at toy size: no rented hour is their first test."""
+
+import re
+import subprocess
+import sys
+
+from tests.commands import REPOSITORY, environment
+
+
+def printed(*words: str) -> str:
+    done = subprocess.run(
+        [sys.executable, *words],
+        cwd=REPOSITORY,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_captioning_is_measured_for_every_model() -> None:
+    said = printed("benchmarks/gpu_caption.py", "--toy", "--images", "6", "--slots", "4")
+    rates = dict(re.findall(r"^(\w+): ([\d.]+) images/s, ", said, re.MULTILINE))
+    assert rates.keys() == {"lmm", "resampler", "qformer"}
+    assert all(float(rate) > 0 for rate in rates.values())
+    assert len(re.findall(r"ms a step, \d+% of measured bandwidth", said)) == 3
+    assert "the paper's" not in said  # toy models are no match for it, in either direction
+
+
+def test_each_kernel_of_attention_is_measured_or_says_why_not() -> None:
+    said = printed("benchmarks/gpu_attention.py", "--toy", "--slots", "4", "--live", "64")
+    assert re.search(r"^PyTorch's choice: [\d.]+ ms a layer, [\d,]+ GB/s$", said, re.MULTILINE)
+    assert re.search(r"^MATH: [\d.]+ ms a layer", said, re.MULTILINE)
+    assert re.search(r"^CUDNN_ATTENTION: \w+", said, re.MULTILINE)
