@@ -125,6 +125,13 @@ def test_number_of_resampler_queries_must_be_a_square() -> None:
         ShareCaptioner(config)
 
 
+def test_qformer_without_its_configuration_is_refused() -> None:
+    config = toy_captioner_config()
+    config.sampler = "qformer"
+    with pytest.raises(UserError, match="there is no qformer_config"):
+        ShareCaptioner(config)
+
+
 def test_unknown_sampler_is_refused() -> None:
     config = toy_captioner_config()
     config.sampler = "pooling"

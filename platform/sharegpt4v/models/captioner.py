@@ -169,6 +169,10 @@ class ShareCaptioner(PreTrainedModel):
             self.resampler = Resampler(config)
             self.projection = nn.Linear(config.resampler_width, text_width)
         elif config.sampler == "qformer":
+            if config.qformer_config is None:
+                raise UserError(
+                    "sampler is 'qformer' and there is no qformer_config; give a Blip2QFormerConfig"
+                )
             width = config.qformer_config.hidden_size
             self.query_tokens = nn.Parameter(torch.zeros(1, config.num_queries, width))
             self.qformer = Blip2QFormerModel(config.qformer_config)
