@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -222,6 +223,18 @@ def test_chat_template_and_processor_give_the_ids_of_our_own_prompt(converted: P
     image = Image.new("RGB", (40, 28), (200, 10, 10))
     inputs = processor(images=image, text=text, return_tensors="pt", add_special_tokens=False)
     assert inputs["input_ids"][0].tolist() == [*before, *[320] * 4, *after]
+
+
+def test_code_on_the_card_runs(
+    converted: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(converted)
+    Image.new("RGB", (40, 28), (200, 10, 10)).save("photo.jpg")
+    code = (converted / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    names: dict[str, Any] = {}
+    exec(code.replace("=200", "=3"), names)
+    assert "USER:" in capsys.readouterr().out
+    assert names["inputs"]["input_ids"][0].tolist().count(1) == 1  # one BOS
 
 
 def test_later_rounds_follow_vicuna_v1(converted: Path) -> None:

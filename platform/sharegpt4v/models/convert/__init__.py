@@ -26,11 +26,18 @@ Layout = Literal["captioner", "released", "transformers"]
 Target = Literal["transformers", "released"]
 
 _USAGE = """\
-text = processor.apply_chat_template(dialogue, add_generation_prompt=True)
-# The text has its <s> already.
-inputs = processor(images=image, text=text, add_special_tokens=False, return_tensors="pt")
+from PIL import Image
+from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+model = LlavaForConditionalGeneration.from_pretrained(".", dtype="auto")
+processor = AutoProcessor.from_pretrained(".")
+content = [{"type": "image"}, {"type": "text", "text": "What is in this photo?"}]
+text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+# The text begins with <s> already: special tokens would add a second one.
+inputs = processor(images=Image.open("photo.jpg"), text=text, add_special_tokens=False, return_tensors="pt")
+answer = model.generate(**inputs.to(model.device, model.dtype), max_new_tokens=200)
+print(processor.decode(answer[0], skip_special_tokens=True))
 """
-"""On a LLaVA's card: with two calls for text and tokens, the second one would add another BOS."""
 
 
 @dataclass(frozen=True, slots=True)
