@@ -100,7 +100,7 @@ def decoded(numbers: range, size: int) -> pa.Table:
 
 
 def save_model_of_any_length(folder: Path) -> None:
-    """Random weights that give each of 391 tokens about the same chance; four of these end an answer."""
+    """Random weights that give each token about the same chance; four tokens end an answer."""
     torch.manual_seed(0)
     model = ShareCaptioner(toy_captioner_config("resampler"))
     tokenizer = build_tokenizer()
@@ -125,7 +125,7 @@ def pipeline_statistics(folder: Path, images: int, slots: int) -> dict[str, floa
     }
     command = [sys.executable, "-m", "cluster.cli", "caption"]
     command += [str(part) for flag in flags.items() for part in flag]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     summary = json.loads((folder / "run" / "summary.json").read_text())
     statistics: dict[str, float] = summary["engine_statistics"]
     return statistics

@@ -34,10 +34,10 @@ class Decoding(Stage):
     """How captions are generated. Greedy by default, so that a rerun gives the same text."""
 
     max_new_tokens: int = Field(500, ge=1, description="length cap in tokens (release: 500)")
-    temperature: float = Field(0.0, ge=0, description="0 is greedy")
+    temperature: float = Field(0.0, ge=0, le=100, description="0 is greedy")
     top_p: float = Field(1.0, gt=0, le=1, description="nucleus sampling share when temperature > 0")
-    repetition_penalty: float = Field(1.0, gt=0, description="over generated tokens only")
-    retry_temperature: float = Field(0.7, gt=0, description="of the one retry after the gate refused")
+    repetition_penalty: float = Field(1.0, gt=0, le=100, description="over generated tokens only")
+    retry_temperature: float = Field(0.7, gt=0, le=100, description="of the one retry after the gate refused")
     retry_top_p: float = Field(0.9, gt=0, le=1, description="nucleus sampling share of the retry")
 
 

@@ -53,5 +53,12 @@ def test_graph_sizes_are_rounded_up_within_what_there_is() -> None:
     assert bucket(31, 490, slots=31, context=600) == (31, 512)
 
 
+def test_a_mask_is_of_the_querys_dtype() -> None:
+    """On a GPU attention refuses any other."""
+    mask = live_mask(torch.tensor([0, 2]), 4, torch.bfloat16)
+    assert mask.dtype == torch.bfloat16
+    assert (mask[:, 0, 0] == 0).tolist() == [[True, False, False, False], [True, True, True, False]]
+
+
 def test_rows_of_the_cache_are_as_long_as_kernels_read_them() -> None:
     assert [room(context) for context in (1, 8, 1022, 4096)] == [8, 8, 1024, 4096]

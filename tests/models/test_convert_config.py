@@ -12,11 +12,14 @@ from tokenizers import Tokenizer
 from sharegpt4v.models.convert import convert, plan
 from sharegpt4v.models.load import load_adapter
 from tests.models.released import (
+    ROPE_THETA,
     captioner_tensors,
     llava_tensors,
+    pieces,
     save_captioner,
     save_llava,
     save_tower,
+    sentencepiece_model,
     tower_tensors,
 )
 from tests.models.test_convert_faults import line
@@ -61,9 +64,10 @@ def test_value_of_the_tower_is_named_with_its_file(
     model = save_llava(tmp_path / "model", llava_tensors())
     tower = save_tower(tmp_path / "tower", tower_tensors())
     config = json.loads((tower / "config.json").read_text())
-    (tower / "config.json").write_text(json.dumps(config | {"patch_size": 0}))
-    said = line(capsys, "--checkpoint", model, "--vision-tower", tower)
-    assert f"{tower / 'config.json'} describes no model" in said
+    for changed in ({"patch_size": 0}, {"hidden_act": "nope"}, {"intermediate_size": -5}):
+        (tower / "config.json").write_text(json.dumps(config | changed))
+        said = line(capsys, "--checkpoint", model, "--vision-tower", tower)
+        assert f"{tower / 'config.json'} describes no model" in said
 
 
 @pytest.mark.parametrize("fault", CAPTIONER)
@@ -171,24 +175,64 @@ def converted(tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-def test_way_back_says_what_training_changed(tmp_path: Path) -> None:
+def change(folder: Path, config: dict[str, Any], text: dict[str, Any]) -> None:
+    content = json.loads((folder / "config.json").read_text()) | config
+    content["text_config"] |= text
+    (folder / "config.json").write_text(json.dumps(content))
+
+
+def test_way_back_says_what_training_changed_in_the_language_model(tmp_path: Path) -> None:
     out = converted(tmp_path)
-    config = json.loads((out / "config.json").read_text())
-    config["text_config"]["rope_parameters"] = {"rope_type": "linear", "factor": 2.0, "rope_theta": 7000.0}
-    config["text_config"]["max_position_embeddings"] = 8192
-    config["image_protocol"] = "crop"
-    (out / "config.json").write_text(json.dumps(config))
+    rope = {"rope_type": "linear", "factor": 2.0, "rope_theta": 7000.0}
+    change(out, {}, {"rope_parameters": rope, "max_position_embeddings": 8192})
+    kept = json.loads((out / "released" / "config.json").read_text())
+    (out / "released" / "config.json").write_text(json.dumps(kept | {"freeze_mm_mlp_adapter": False}))
     convert(plan(out, "released"), tmp_path / "back", 10**9)
     back = json.loads((tmp_path / "back" / "config.json").read_text())
     assert back["rope_scaling"] == {"type": "linear", "factor": 2.0}
-    assert back["rope_theta"] == 7000.0
-    assert back["max_position_embeddings"] == 8192
-    assert back["image_aspect_ratio"] == "square"
-    assert back["model_type"] == "llava_llama"
+    assert (back["rope_theta"], back["max_position_embeddings"]) == (7000.0, 8192)
+    assert back["freeze_mm_mlp_adapter"] is False  # of keys that we do not know
     again = plan(tmp_path / "back", vision_tower=tmp_path / "back" / "vision_tower")
     convert(again, tmp_path / "again", 10**9)
-    rope = json.loads((tmp_path / "again" / "config.json").read_text())["text_config"]["rope_parameters"]
-    assert (rope["rope_type"], rope["factor"], rope["rope_theta"]) == ("linear", 2.0, 7000.0)
+    got = json.loads((tmp_path / "again" / "config.json").read_text())["text_config"]["rope_parameters"]
+    assert {key: got[key] for key in rope} == rope
+
+
+def test_way_back_says_what_training_changed_in_how_images_enter(tmp_path: Path) -> None:
+    out = converted(tmp_path)
+    change(out, {"image_protocol": "crop"}, {})
+    convert(plan(out, "released"), tmp_path / "back", 10**9)
+    assert json.loads((tmp_path / "back" / "config.json").read_text())["image_aspect_ratio"] == "square"
+
+
+def test_way_back_says_the_dtype_that_is_written(tmp_path: Path) -> None:
+    out = converted(tmp_path)
+    kept = json.loads((out / "released" / "config.json").read_text())
+    (out / "released" / "config.json").write_text(json.dumps(kept | {"torch_dtype": "float16"}))
+    convert(plan(out, "released"), tmp_path / "back", 10**9)
+    assert json.loads((tmp_path / "back" / "config.json").read_text())["torch_dtype"] == "float32"
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [("{", "is not JSON"), (json.dumps({"hidden_size": "x"}), "released/config.json describes no model")],
+)
+def test_kept_configuration_that_is_broken_is_named_before_anything_is_written(
+    content: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = converted(tmp_path).rename(tmp_path / "mine")
+    (out / "released" / "config.json").write_text(content)
+    assert expected in line(capsys, "--checkpoint", out, "--to", "released")
+
+
+def test_tokenizer_of_the_way_back_must_fit_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = converted(tmp_path).rename(tmp_path / "mine")
+    flags = ("--checkpoint", out, "--to", "released", "--tokenizer")
+    assert "has neither tokenizer.json" in line(capsys, *flags, tmp_path / "nowhere")
+    larger = save_llava(tmp_path / "larger", llava_tensors(vocabulary=330))
+    assert "gives <image> the id 330, the model's is 320" in line(capsys, *flags, larger)
 
 
 def test_way_back_keeps_the_released_files_that_still_hold(tmp_path: Path) -> None:
@@ -198,7 +242,7 @@ def test_way_back_keeps_the_released_files_that_still_hold(tmp_path: Path) -> No
         assert (tmp_path / "back" / name).read_bytes() == (tmp_path / "model" / name).read_bytes()
 
 
-@pytest.mark.parametrize("kind", ["no originals", "empty originals", "tokenizer.json alone", "another"])
+@pytest.mark.parametrize("kind", ["no originals", "empty originals", "tokenizer.json alone"])
 def test_way_back_has_a_tokenizer(kind: str, tmp_path: Path) -> None:
     out = converted(tmp_path)
     shutil.rmtree(out / "released")
@@ -206,14 +250,22 @@ def test_way_back_has_a_tokenizer(kind: str, tmp_path: Path) -> None:
         (out / "released").mkdir()
     if kind == "tokenizer.json alone":
         (out / "tokenizer.model").unlink()
-    other = save_llava(tmp_path / "other", llava_tensors())
-    convert(plan(out, "released", tokenizer=other if kind == "another" else None), tmp_path / "back", 10**9)
-    assert json.loads((tmp_path / "back" / "config.json").read_text())["rope_theta"] == 50000.0
+    convert(plan(out, "released"), tmp_path / "back", 10**9)
+    assert json.loads((tmp_path / "back" / "config.json").read_text())["rope_theta"] == ROPE_THETA
     if kind == "tokenizer.json alone":
         assert Tokenizer.from_file(str(tmp_path / "back" / "tokenizer.json")).token_to_id("<image>") == 320
     else:
-        source = other if kind == "another" else out
         words = (tmp_path / "back" / "tokenizer.model").read_bytes()
-        assert words == (source / "tokenizer.model").read_bytes()
-    again = plan(tmp_path / "back", vision_tower=tmp_path / "back" / "vision_tower")
-    assert again.bytes > 0
+        assert words == (out / "tokenizer.model").read_bytes()
+    assert plan(tmp_path / "back", vision_tower=tmp_path / "back" / "vision_tower").bytes > 0
+
+
+def test_way_back_takes_the_tokenizer_that_is_given(tmp_path: Path) -> None:
+    out = converted(tmp_path)
+    (out / "released" / "tokenizer.json").write_text("of the one that came with it")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "tokenizer.model").write_bytes(sentencepiece_model(pieces(320, ("<mine>",))))
+    convert(plan(out, "released", tokenizer=other), tmp_path / "back", 10**9)
+    assert (tmp_path / "back" / "tokenizer.model").read_bytes() == (other / "tokenizer.model").read_bytes()
+    assert not (tmp_path / "back" / "tokenizer.json").exists()

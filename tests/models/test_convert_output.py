@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from pipelines.convert import main
 from sharegpt4v.errors import RunFailed, UserError
 from sharegpt4v.models.convert import Plan, convert, plan
+from sharegpt4v.models.convert.output import unfinished
 from tests.models.released import captioner_tensors, save_captioner
 
 
@@ -39,6 +40,7 @@ def test_folder_of_that_name_which_no_conversion_left_is_not_cleared(planned: Pl
 
 def test_source_that_would_be_cleared_is_refused(planned: Plan, tmp_path: Path) -> None:
     (tmp_path / "model").rename(tmp_path / "out.partial")
+    (tmp_path / "out.partial" / ".sharegpt4v-convert").touch()
     moved = plan(tmp_path / "out.partial")
     with pytest.raises(UserError, match="out.partial is cleared when --out is"):
         convert(moved, tmp_path / "out", 10**9)
@@ -143,8 +145,58 @@ def test_out_that_cannot_be_is_one_line(
     capsys.readouterr()
     assert main(["--checkpoint", str(tmp_path / "model"), "--out", str(out)]) == 2
     assert expected in capsys.readouterr().err
-    if "long" not in kind:
-        assert main(["--checkpoint", str(tmp_path / "model"), "--out", str(out), "--dry-run"]) == 2
+    assert main(["--checkpoint", str(tmp_path / "model"), "--out", str(out), "--dry-run"]) == 2
+
+
+def test_folder_that_another_process_sees_unfinished_is_not_taken_from_the_first(
+    planned: Plan, tmp_path: Path
+) -> None:
+    """The second one has seen the mark and opens it only when the folder has its name already."""
+    seen = Path.exists
+
+    def late(path: Path, **more: bool) -> bool:
+        found = seen(path, **more)
+        if found and path.name.startswith(".sharegpt4v"):
+            with mock.patch.object(Path, "exists", seen):
+                shutil.rmtree(tmp_path / "out.partial")
+                convert(planned, tmp_path / "out", 10**9)
+        return found
+
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / ".sharegpt4v-convert").touch()
+    with mock.patch.object(Path, "exists", late), pytest.raises(UserError):
+        with unfinished(tmp_path / "out"):
+            pass
+    assert "model.safetensors" in files(tmp_path / "out")
+    assert ".sharegpt4v-convert" not in files(tmp_path / "out")
+
+
+@pytest.mark.parametrize("failure", [OSError(16, "Device or resource busy"), KeyboardInterrupt()])
+def test_renaming_that_fails_leaves_nothing_in_the_way(
+    failure: BaseException, planned: Plan, tmp_path: Path
+) -> None:
+    with mock.patch.object(Path, "rename", side_effect=failure):
+        with pytest.raises((RunFailed, KeyboardInterrupt)):
+            convert(planned, tmp_path / "out", 10**9)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+    convert(planned, tmp_path / "out", 10**9)
+
+
+def test_folder_that_was_there_keeps_its_mode(planned: Plan, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out").chmod(0o2770)
+    convert(planned, tmp_path / "out", 10**9)
+    assert oct((tmp_path / "out").stat().st_mode & 0o7777) == "0o2770"
+
+
+def test_leftover_of_a_killed_conversion_counts_as_room(planned: Plan, tmp_path: Path) -> None:
+    left = tmp_path / "out.partial"
+    left.mkdir()
+    (left / ".sharegpt4v-convert").touch()
+    (left / "model.safetensors").write_bytes(bytes(planned.bytes))
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    with mock.patch("shutil.disk_usage", return_value=usage):
+        convert(planned, tmp_path / "out", 10**9)
 
 
 def test_link_to_an_empty_folder_is_filled(planned: Plan, tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ can be awaited from asyncio. Which engine stands behind it (torch, vllm, fake) i
 
 import asyncio
 import hashlib
-import math
 import threading
 import time
 from collections.abc import AsyncIterator, Generator, Iterator
@@ -59,10 +58,10 @@ class SamplingParams:
         wanted = {
             "max_new_tokens": (self.max_new_tokens >= 1, "1 or more"),
             "min_new_tokens": (self.min_new_tokens >= 0, "0 or more"),
-            "temperature": (0 <= self.temperature < math.inf, "0, which is greedy, or more"),
+            "temperature": (0 <= self.temperature <= 100, "0, which is greedy, to 100"),
             "top_p": (0 <= self.top_p <= 1, "from 0 to 1"),
             "top_k": (self.top_k >= 0, "0, which is no limit, or more"),
-            "repetition_penalty": (0 < self.repetition_penalty < math.inf, "above 0"),
+            "repetition_penalty": (0 < self.repetition_penalty <= 100, "above 0, 100 at most"),
             "stop": (not isinstance(self.stop, str) and all(self.stop), "texts of a letter at least"),
         }
         for name, (holds, expected) in wanted.items():

@@ -48,9 +48,8 @@ class StepGraphs:
     def _capture(self, forward: Forward, rows: int, live: int) -> torch.cuda.CUDAGraph:
         inputs = (self._ids[:rows], self._positions[:rows], live)
         self._side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(
-            self._side
-        ):  # libraries set themselves up in a first run, which may not be captured
+        # Libraries set themselves up in a first run, which may not be captured.
+        with torch.cuda.stream(self._side):
             forward(*inputs)
         torch.cuda.current_stream().wait_stream(self._side)
         graph = torch.cuda.CUDAGraph()

@@ -10,8 +10,8 @@ from sharegpt4v.engine.base import SamplingParams
 
 _GREEDY = SamplingParams()
 
-_LEAST_TEMPERATURE = 1e-5
-"""Below it logits overflow. No draw differs: the likeliest token has all of the mass long before."""
+_LEAST_TEMPERATURE = 1e-30
+"""What float32 can divide by without an overflow, once the best logit is 0."""
 
 
 class Sampler:
@@ -97,7 +97,8 @@ def _draw(logits: Tensor, params: Sequence[SamplingParams], numbers: Sequence[fl
     def column(values: Sequence[float]) -> Tensor:
         return torch.tensor(values, device=logits.device)[:, None]
 
-    scaled = logits / column([max(param.temperature, _LEAST_TEMPERATURE) for param in params])
+    best = logits.amax(-1, keepdim=True)
+    scaled = (logits - best) / column([max(param.temperature, _LEAST_TEMPERATURE) for param in params])
     probabilities, order = scaled.softmax(-1).sort(descending=True, stable=True)
     ranks = torch.arange(vocabulary, device=logits.device)
     most = column([min(param.top_k or vocabulary, vocabulary) for param in params])

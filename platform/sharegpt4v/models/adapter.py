@@ -122,9 +122,8 @@ class Adapter(ABC):
         images = iter(self._features([image for request in requests for image in request.images]))
         ids = [token for segments in dialogues for segment in segments for token in segment]
         table = self.language_model.get_input_embeddings()
-        if (
-            max(ids, default=0) >= table.num_embeddings
-        ):  # on a GPU this would end the process and not the request
+        # On a GPU it would end the process, and not just the request.
+        if max(ids, default=0) >= table.num_embeddings:
             raise UserError(
                 f"{self.name} has a table of {table.num_embeddings} rows and its tokenizer gives {max(ids)}: "
                 "the two do not belong together"

@@ -163,12 +163,14 @@ def _to_released(
         language, tower = llava.to_released(config)
     check([*language, *tower], tensors, checkpoint.folder)
     dtype = tensors["language_model.lm_head.weight"].dtype
+    words = _llava_words(tokenizer or folder.released_tokenizer(checkpoint.folder), config)
+    folder.released_config(checkpoint.folder, config, dtype)  # what it raises comes before the writing
     return Plan(
         f"transformers' LLaVA -> released layout, {len(language)} + {len(tower)} tensors",
         tensors,
         ((".", language), ("vision_tower", tower)),
-        lambda out: folder.write_released(out, checkpoint.folder, config, dtype, tokenizer),
-        (checkpoint.folder, *([tokenizer] if tokenizer else [])),
+        lambda out: folder.write_released(out, checkpoint.folder, config, dtype, words),
+        (checkpoint.folder, words.source),
     )
 
 

@@ -174,8 +174,8 @@ def _merged(name: str, source: str, shape: tuple[int, ...], rank: int, alpha: fl
 
 def _rank(adapter: str, released: Mapping[str, Any], tensors: Mapping[str, Stored]) -> int:
     rank, _ = dimensions(tensors, adapter, 2)
-    said = _lora(released).get("lora_r", rank)
-    if said != rank:
+    said = _lora(released).get("lora_r")
+    if said not in (None, rank):
         raise UserError(f"{adapter} has rank {rank}, and config.json says lora_r {said}; copy both again")
     return rank
 

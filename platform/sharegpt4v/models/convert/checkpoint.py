@@ -178,7 +178,15 @@ def _map(shard: Path) -> Any:
         raise
     except pickle.UnpicklingError:
         raise UserError(f"{shard} holds more than tensors, which could run code; refused") from None
-    except (SafetensorError, RuntimeError, OSError, ValueError) as error:
+    except (
+        SafetensorError,
+        AttributeError,
+        EOFError,
+        LookupError,
+        OSError,
+        RuntimeError,
+        ValueError,
+    ) as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"cannot read {shard}: {reason}; copy it again") from None
     if not isinstance(content, dict) or not all(

@@ -33,6 +33,9 @@ _TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
+_WORDS = {"tokenizer.model": "LlamaTokenizer", "tokenizer.json": "PreTrainedTokenizerFast"}
+"""Files that a tokenizer can be read from, and the class that reads each."""
+
 _ORIGINAL_FILES = ("config.json", "generation_config.json", *_TOKENIZER_FILES)
 
 _CHAT_TEMPLATE = Path(__file__).with_name("chat_template.jinja")
@@ -106,21 +109,35 @@ def write_captioner(
     _keep_originals(originals, folder / ORIGINALS)
 
 
-def write_released(
-    folder: Path, source: Path, config: LlavaConfig, dtype: torch.dtype, tokenizer: Path | None
-) -> None:
-    """The released layout's own files: those that once came with it, as far as they still hold.
+def released_config(source: Path, config: LlavaConfig, dtype: torch.dtype) -> dict[str, Any] | None:
+    """The released config.json of a transformers folder; None when the one that came with it still holds.
 
-    source: the transformers folder. tokenizer: a folder whose tokenizer is wanted instead.
+    Raises UserError when that one is broken.
     """
+    came = source / ORIGINALS / "config.json"
+    ours = _released_config(config, dtype)
+    if not came.exists():
+        return ours
+    theirs = read_json(came)
+    with described_by(came):
+        return None if still_describes(theirs, config, dtype) else theirs | ours
+
+
+def released_tokenizer(source: Path) -> Path:
+    """Where the tokenizer for the way back is: what once came with a transformers folder, or its own."""
+    came = source / ORIGINALS
+    return came if any((came / name).exists() for name in _WORDS) else source
+
+
+def write_released(folder: Path, source: Path, config: LlavaConfig, dtype: torch.dtype, words: Words) -> None:
+    """The released layout's own files: those that once came with the folder `source`, as far as they hold."""
     came = source / ORIGINALS
     _keep_originals(came, folder)
-    ours = _released_config(config, dtype)
-    theirs = read_json(came / "config.json") if (came / "config.json").exists() else {}
-    if not (theirs and still_describes(theirs, config)):
-        write_json(folder / "config.json", theirs | ours)
-    if tokenizer or not any((folder / name).exists() for name in ("tokenizer.model", "tokenizer.json")):
-        _copy_tokenizer(tokenizer or source, folder)
+    changed = released_config(source, config, dtype)
+    if changed is not None:
+        write_json(folder / "config.json", changed)
+    if words.source != came:
+        _copy_tokenizer(words.source, folder)
     tower = folder / "vision_tower"
     config.vision_config.architectures = ["CLIPVisionModel"]
     _write_config(tower, config.vision_config, dtype)
@@ -132,12 +149,9 @@ def _copy_tokenizer(source: Path, folder: Path) -> None:
     """LLaVA's code reads tokenizer.model; tokenizer.json is for a model that never had one."""
     for name in _TOKENIZER_FILES:
         (folder / name).unlink(missing_ok=True)
-    kind = next((name for name in ("tokenizer.model", "tokenizer.json") if (source / name).exists()), None)
-    if kind is None:
-        raise UserError(f"{source} has neither tokenizer.json nor tokenizer.model: give --tokenizer FOLDER")
+    kind = next(name for name in _WORDS if (source / name).exists())
     shutil.copyfile(source / kind, folder / kind)
-    classes = {"tokenizer.model": "LlamaTokenizer", "tokenizer.json": "PreTrainedTokenizerFast"}
-    write_json(folder / "tokenizer_config.json", {"tokenizer_class": classes[kind], **_SPECIAL})
+    write_json(folder / "tokenizer_config.json", {"tokenizer_class": _WORDS[kind], **_SPECIAL})
 
 
 def write_card(folder: Path, title: str, lines: list[str], usage: str = "") -> None:

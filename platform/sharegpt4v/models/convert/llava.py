@@ -14,7 +14,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import CLIPVisionConfig, CLIPVisionModel, LlavaConfig, LlavaForConditionalGeneration
 
 from sharegpt4v.errors import UserError
 from sharegpt4v.models.convert.checkpoint import Checkpoint, Stored, dimensions, under_other_names
@@ -87,6 +87,8 @@ def llava_config(
     vocabulary = released["vocab_size"]
     with described_by((tower or checkpoint).folder / "config.json"):
         vision = _vision_config(tower, tensors)
+        with torch.device("meta"):
+            CLIPVisionModel(vision)
         patches = (vision.image_size // vision.patch_size) ** 2
     with described_by(checkpoint.folder / "config.json"):
         images = image_fields(released)

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import shutil
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,15 +19,24 @@ def check_out(out: Path, needed: int, sources: Iterable[Path]) -> Path:
 
     Raises UserError, and makes nothing, when it is not new or empty or could not be written.
     """
-    out = out.resolve()
-    _check_empty(out)
+    try:
+        out = out.resolve()
+        _check_empty(out)
+        _check_ours(_partial(out))
+        there = next(parent for parent in out.parents if parent.exists())
+        free = shutil.disk_usage(there).free + _left(_partial(out))
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise UserError(f"--out {out}: {reason}; give another --out") from None
     for source in sources:
         if source.resolve().is_relative_to(_partial(out)):
             raise UserError(f"{source} is cleared when --out is {out}: move it, or give another --out")
-    there = next(parent for parent in out.parents if parent.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise UserError(f"--out {out}: {there} is no folder that can be written; give another --out")
-    free = shutil.disk_usage(there).free
+    if out.is_mount() or out == Path.cwd():
+        raise UserError(
+            f"--out {out} cannot be replaced while it is mounted or worked in; give one inside it"
+        )
     if free < needed:
         raise UserError(
             f"--out {out}: {needed / 1e9:,.2f} GB will be written and {free / 1e9:,.2f} GB are free there; "
@@ -44,17 +54,21 @@ def unfinished(out: Path) -> Iterator[Path]:
     """
     partial = _partial(out)
     with _locked(partial, out):
-        _check_empty(out)
         try:
+            _check_empty(out)
             _clear(partial)
             yield partial
-            (partial / _MARK).unlink()
+            if out.exists():
+                partial.chmod(stat.S_IMODE(out.stat().st_mode))
+                out.rmdir()
+            partial.rename(out)  # with its mark: whoever opens it now finds it locked
         except BaseException:
-            shutil.rmtree(partial)
+            if partial.exists():
+                _clear(partial)
+                (partial / _MARK).unlink()
+                partial.rmdir()
             raise
-        if out.exists():
-            out.rmdir()
-        partial.rename(out)
+        (out / _MARK).unlink()
 
 
 @contextmanager
@@ -63,11 +77,11 @@ def _locked(partial: Path, out: Path) -> Iterator[None]:
     busy = UserError(f"another convert is writing {out}: wait for it, or give another --out")
     try:
         partial.mkdir(parents=True, exist_ok=True)
-        if any(partial.iterdir()) and not mark.exists():
-            raise UserError(
-                f"{partial} is in the way, and no conversion left it; move it, or give another --out"
-            )
-        file = open(mark, "a")
+        _check_ours(partial)
+        # Never made where one was seen: the folder may have got its name since, and is complete then.
+        file = open(mark, "r+" if mark.exists() else "a")
+    except FileNotFoundError:
+        raise busy from None
     except OSError as error:
         raise UserError(f"cannot write {partial}: {error.strerror}; give another --out") from None
     with file:
@@ -88,6 +102,18 @@ def _check_empty(out: Path) -> None:
         raise UserError(f"--out {out} is a file; give a new folder")
     if out.exists() and any(out.iterdir()):
         raise UserError(f"--out {out} is not empty; give a new folder")
+
+
+def _check_ours(partial: Path) -> None:
+    if not partial.exists() or (partial / _MARK).exists():
+        return
+    if not partial.is_dir() or any(partial.iterdir()):
+        raise UserError(f"{partial} is in the way, and no conversion left it; move it, or give another --out")
+
+
+def _left(partial: Path) -> int:
+    """Bytes that clearing will free."""
+    return sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
 
 
 def _clear(partial: Path) -> None:

@@ -124,16 +124,19 @@ def write(
 def _write_shard(shard: Sequence[Recipe], tensors: Mapping[str, Stored], path: Path) -> None:
     # A function of its own: a shard must be gone before the next one is made.
     made: dict[str, Tensor] = {}
-    addresses = set()
+    memory = set()
     for recipe in shard:
         tensor = _make(recipe, tensors)
-        # Two tensors of a .bin file may be one in memory; safetensors wants each by itself.
-        made[recipe.name] = tensor.clone() if tensor.data_ptr() in addresses else tensor
-        addresses.add(tensor.data_ptr())
+        # Tensors of a .bin file may share memory, and safetensors wants each by itself.
+        if tensor.untyped_storage().data_ptr() in memory:
+            tensor = tensor.clone()
+        memory.add(tensor.untyped_storage().data_ptr())
+        made[recipe.name] = tensor
     path.touch()
     mode = path.stat().st_mode
     save_file(made, path, metadata={"format": "pt"})
-    path.chmod(mode)  # save_file lets nobody else read it, whatever the umask
+    if path.stat().st_mode != mode:  # save_file lets nobody else read it, whatever the umask
+        path.chmod(mode)
 
 
 def _split(recipes: Sequence[Recipe], tensors: Mapping[str, Stored], shard_bytes: int) -> list[list[Recipe]]:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import LlamaConfig, LlavaConfig
 
@@ -53,8 +54,8 @@ def read_released(checkpoint: Checkpoint) -> dict[str, Any]:
     for key in _SIZES:
         if type(released[key]) is not int or released[key] < 1:
             raise UserError(f"{path}: {key} is {released[key]!r}, a whole number from 1 on is expected")
-    for key in (_EPSILON, "rope_theta"):
-        value = released.get(key, 1.0)
+    rope = released.get("rope_theta")
+    for key, value in ((_EPSILON, released[_EPSILON]), ("rope_theta", 10_000 if rope is None else rope)):
         if type(value) not in (int, float) or not 0 < value < math.inf:
             raise UserError(f"{path}: {key} is {value!r}, a number above 0 is expected")
     return released
@@ -83,13 +84,21 @@ def image_fields(released: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def still_describes(released: Mapping[str, Any], config: LlavaConfig) -> bool:
+def still_describes(released: Mapping[str, Any], config: LlavaConfig, dtype: torch.dtype) -> bool:
     """Whether a released config.json says what `config` does: a training may have changed it since."""
     text = config.text_config
     theirs = text_config(released, text.vocab_size)
     keys = {*_KEPT, "rope_parameters"} - {"rope_theta", "rope_scaling"}
-    return all(getattr(theirs, key) == getattr(text, key) for key in keys) and all(
-        getattr(config, key) == value for key, value in image_fields(released).items()
+    try:
+        images = image_fields(released)
+    except UserError:
+        return False
+    kind = str(dtype).removeprefix("torch.")
+    return (
+        released.get("vocab_size") == config.image_token_index
+        and released.get("torch_dtype", kind) == kind
+        and all(getattr(theirs, key) == getattr(text, key) for key in keys)
+        and all(getattr(config, key) == value for key, value in images.items())
     )
 
 
@@ -102,11 +111,13 @@ def described_by(path: Path) -> Iterator[None]:
         raise
     except (
         ArithmeticError,
+        AssertionError,
         AttributeError,
         LookupError,
+        RuntimeError,
         StrictDataclassError,
         TypeError,
         ValueError,
     ) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise UserError(f"{path} describes no model: {reason}; copy the released one") from error
+        raise UserError(f"{path} describes no model: {reason}; correct it, or copy it again") from error
