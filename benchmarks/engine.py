@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from statistics import median
 from typing import Any, cast
 
@@ -85,12 +86,11 @@ def ours(model: Any, requests: Sequence[Request], size: int, threads: int) -> tu
     """Tokens/s, start of the first request to end of the last, and the closed engine."""
     longest = max(int(request.turns[0].text) + request.sampling.max_new_tokens for request in requests)
     adapter = cast(Adapter, PromptAdapter(model))
-    engine = TorchEngine(adapter, "bench@0", size, max_context=longest + 1, threads=threads)
-    start = time.perf_counter()
-    handles = [engine.submit(request) for request in requests]
-    tokens = sum(handle.result().tokens for handle in handles)
-    seconds = time.perf_counter() - start
-    engine.close()
+    with closing(TorchEngine(adapter, "bench@0", size, max_context=longest + 1, threads=threads)) as engine:
+        start = time.perf_counter()
+        handles = [engine.submit(request) for request in requests]
+        tokens = sum(handle.result().tokens for handle in handles)
+        seconds = time.perf_counter() - start
     return tokens / seconds, engine
 
 

@@ -24,7 +24,7 @@ class Decoder:
         self, model: LlamaForCausalLM, slots: int, context: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         self._model = model
-        self._device = device
+        self._device, self._dtype = device, dtype
         self.cache = SlotCache(model.config, slots, context, dtype, device)
         self._graphs: StepGraphs | None = None
         if device.type == "cuda":
@@ -54,7 +54,7 @@ class Decoder:
         return self._step(ids, places, max(lengths))
 
     def _step(self, ids: Tensor, positions: Tensor, live: int) -> Tensor:
-        mask = live_mask(positions, live, self._model.dtype)
+        mask = live_mask(positions, live, self._dtype)
         return self._forward(ids, positions, lambda layer, query: self.cache.attend(layer, query, mask))
 
     def _forward(self, ids: Tensor, positions: Tensor, attend: Callable[[int, Tensor], Tensor]) -> Tensor:

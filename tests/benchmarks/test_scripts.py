@@ -1,4 +1,4 @@
-"""The scripts for a GPU machine run from start to end at toy size: no rented hour is their first test."""
+"""Benchmarks run from start to end at toy size: no rented hour is the first test of those for a GPU."""
 
 import re
 import subprocess
@@ -34,3 +34,11 @@ def test_each_kernel_of_attention_is_measured_or_says_why_not() -> None:
     assert re.search(r"^PyTorch's choice: [\d.]+ ms a layer, [\d,]+ GB/s$", said, re.MULTILINE)
     assert re.search(r"^MATH: [\d.]+ ms a layer", said, re.MULTILINE)
     assert re.search(r"^CUDNN_ATTENTION: \w+", said, re.MULTILINE)
+
+
+def test_the_engine_is_measured_with_a_model_and_without() -> None:
+    flags = ("--models", "none,toy", "--lines", "decode,alone", "--requests", "6", "--sizes", "4")
+    said = printed("-m", "benchmarks.engine", *flags)
+    assert re.search(r"^scheduler alone: [\d,]+ tokens/s over 64 slots", said, re.MULTILINE)
+    assert re.search(r"^toy, decode, 6 requests: engine [\d,]+ tokens/s \(4 slots", said, re.MULTILINE)
+    assert re.search(r"^toy, one by one: [\d.,]+ tokens/s over 6 requests", said, re.MULTILINE)
