@@ -196,3 +196,9 @@ def test_only_the_engine_computes_with_several_threads(monkeypatch: pytest.Monke
 def test_an_engine_without_a_thread_is_refused(adapter: Adapter) -> None:
     with pytest.raises(ValueError, match="threads is 0"):
         TorchEngine(adapter, "toy@0", capacity=2, threads=0)
+
+
+def test_slots_are_stored_as_kernels_read_them(adapter: Adapter) -> None:
+    engine = TorchEngine(adapter, "toy@0", capacity=1, max_context=61)
+    engine.close()
+    assert engine._decoder.cache.keys[0].shape[2] == 64

@@ -35,6 +35,7 @@ MODEL: dict[str, tuple[Any, str]] = {
     "mm_vision_select_layer": (-9, "features are those of block -9, and the vision tower has 3 blocks"),
     "mm_vision_select_feature": ("both", "mm_vision_select_feature is 'both' in config.json; LLaVA-1.5 and"),
     "image_aspect_ratio": ("anyres", "image_aspect_ratio is 'anyres' in config.json"),
+    "mm_projector_type": ("linear", "mm_projector_type is 'linear' in config.json"),
     "mm_use_im_start_end": (True, "mm_use_im_start_end is True in config.json"),
 }
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sharegpt4v.errors import UserError
 from sharegpt4v.models.captioner import Sampler
 from sharegpt4v.models.convert import plan
 from sharegpt4v.models.convert.captioner import CONTROLS
@@ -91,6 +92,17 @@ def test_released_share_gpt4v_fills_the_full_model(
     }
     assert others == []
     assert got == share_gpt4v(*preset)
+
+
+def test_tower_without_its_last_block_is_no_smaller_tower(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full_size(monkeypatch, **SEVEN)
+    kept = {n: t for n, t in released.tower_tensors().items() if ".layers.23." not in n}
+    inside = {f"model.vision_tower.vision_tower.{name}": tensor for name, tensor in kept.items()}
+    model = released.save_llava(tmp_path / "model", released.llava_tensors(32000) | inside)
+    with pytest.raises(UserError, match=r"16 tensors are missing, vision_model\.encoder\.layers\.23\."):
+        plan(model)
 
 
 @pytest.mark.parametrize(("sampler", "queries"), [("resampler", 256), ("qformer", 64)])

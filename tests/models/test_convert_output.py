@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 from unittest import mock
 
 import pytest
@@ -79,11 +80,11 @@ def test_folder_that_was_finished_while_its_lock_was_awaited_stays_as_it_is(
 ) -> None:
     lock = fcntl.flock
 
-    def late(file: object, kind: int) -> None:
+    def late(file: IO[str], kind: int) -> None:
         with mock.patch.object(fcntl, "flock", lock):
             shutil.rmtree(tmp_path / "out.partial")
             convert(planned, tmp_path / "out", 10**9)
-        lock(file, kind)  # type: ignore[arg-type]
+        lock(file, kind)
 
     with (
         mock.patch.object(fcntl, "flock", late),

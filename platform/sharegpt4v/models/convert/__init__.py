@@ -164,12 +164,12 @@ def _to_released(
     check([*language, *tower], tensors, checkpoint.folder)
     dtype = tensors["language_model.lm_head.weight"].dtype
     words = _llava_words(tokenizer or folder.released_tokenizer(checkpoint.folder), config)
-    folder.released_config(checkpoint.folder, config, dtype)  # what it raises comes before the writing
+    changed = folder.released_config(checkpoint.folder, config, dtype)
     return Plan(
         f"transformers' LLaVA -> released layout, {len(language)} + {len(tower)} tensors",
         tensors,
         ((".", language), ("vision_tower", tower)),
-        lambda out: folder.write_released(out, checkpoint.folder, config, dtype, words),
+        lambda out: folder.write_released(out, checkpoint.folder, config, dtype, words, changed),
         (checkpoint.folder, words.source),
     )
 

@@ -129,11 +129,20 @@ def released_tokenizer(source: Path) -> Path:
     return came if any((came / name).exists() for name in _WORDS) else source
 
 
-def write_released(folder: Path, source: Path, config: LlavaConfig, dtype: torch.dtype, words: Words) -> None:
-    """The released layout's own files: those that once came with the folder `source`, as far as they hold."""
+def write_released(
+    folder: Path,
+    source: Path,
+    config: LlavaConfig,
+    dtype: torch.dtype,
+    words: Words,
+    changed: Mapping[str, Any] | None,
+) -> None:
+    """The released layout's own files: those that once came with the folder `source`, as far as they hold.
+
+    changed: `released_config`'s answer.
+    """
     came = source / ORIGINALS
     _keep_originals(came, folder)
-    changed = released_config(source, config, dtype)
     if changed is not None:
         write_json(folder / "config.json", changed)
     if words.source != came:
