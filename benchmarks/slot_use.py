@@ -4,9 +4,9 @@
 
 First the step of the pipeline without Ray: called by four threads at once, as an actor is, each with one
 commit's images after the other; output lengths are drawn from 20..200 by image id. Then a whole run of
-`sharegpt4v caption`, from start-up to its last caption, with random weights that end an answer after any
-token with a chance of one in a hundred, 200 at most. The gate refuses some of these texts, so that retries
-are among the answers. Both models have the toy captioner's shape.
+`sharegpt4v caption`, from start-up to its last caption, with random weights: an answer has 20 tokens at least
+and 200 at most, and ends after any token between with a chance of one in a hundred. The gate refuses some of
+these texts, so that retries are among the answers. Both models have the toy captioner's shape.
 """
 
 import argparse
@@ -120,6 +120,7 @@ def pipeline_statistics(folder: Path, images: int, slots: int) -> dict[str, floa
         "--model": folder / "model",
         "--batch-size": slots,
         "--decoding.temperature": 1,
+        "--decoding.min-new-tokens": 20,
         "--decoding.max-new-tokens": 200,
         "--max-reject-rate": 1,
     }

@@ -34,6 +34,7 @@ class Decoding(Stage):
     """How captions are generated. Greedy by default, so that a rerun gives the same text."""
 
     max_new_tokens: int = Field(500, ge=1, description="length cap in tokens (release: 500)")
+    min_new_tokens: int = Field(0, ge=0, description="no caption ends before so many tokens")
     temperature: float = Field(0.0, ge=0, le=100, description="0 is greedy")
     top_p: float = Field(1.0, gt=0, le=1, description="nucleus sampling share when temperature > 0")
     repetition_penalty: float = Field(1.0, gt=0, le=100, description="over generated tokens only")

@@ -165,6 +165,7 @@ def test_an_out_that_is_a_uri(images: Path, capsys: pytest.CaptureFixture[str], 
     ("field", "change"),
     [
         ("decoding.max_new_tokens", ("--decoding.max-new-tokens", "7")),
+        ("decoding.min_new_tokens", ("--decoding.min-new-tokens", "7")),
         ("prompt", ("--prompt", "What is this?")),
         ("fast_decode", ("--fast-decode",)),
         ("image_size", ("--fake.image-size", "32")),

@@ -103,6 +103,8 @@ def test_logits_that_are_no_numbers_are_told_row_by_row() -> None:
         ({"top_p": 1.5}, "top_p is 1.5, expected from 0 to 1"),
         ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0, expected above 0"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0, expected 1 or more"),
+        ({"min_new_tokens": -1}, "min_new_tokens is -1, expected 0 to max_new_tokens, which is 500"),
+        ({"min_new_tokens": 9, "max_new_tokens": 8}, "min_new_tokens is 9, .* which is 8"),
         ({"stop": ("",)}, r"stop is \('',\), expected texts"),
         ({"stop": "abc"}, "stop is 'abc', expected texts"),
     ],

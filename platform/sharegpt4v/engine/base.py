@@ -57,7 +57,10 @@ class SamplingParams:
         # Each is asked for so that NaN does not pass either.
         wanted = {
             "max_new_tokens": (self.max_new_tokens >= 1, "1 or more"),
-            "min_new_tokens": (self.min_new_tokens >= 0, "0 or more"),
+            "min_new_tokens": (
+                0 <= self.min_new_tokens <= self.max_new_tokens,
+                f"0 to max_new_tokens, which is {self.max_new_tokens}",
+            ),
             "temperature": (0 <= self.temperature <= 100, "0, which is greedy, to 100"),
             "top_p": (0 <= self.top_p <= 1, "from 0 to 1"),
             "top_k": (self.top_k >= 0, "0, which is no limit, or more"),
