@@ -1,20 +1,25 @@
-"""How fast each of PyTorch's attention kernels reads the cache in a decode step; no Ray is needed.
+"""How fast a decode step's attention reads the cache: the engine's kernel and PyTorch's; no Ray is needed.
 
     PYTHONPATH=platform:. python benchmarks/gpu_attention.py
 
-The engine's own call at ShareGPT4V-7B's shape: one query a slot, keys and values of bfloat16, each slot up to
-its own length behind one mask. The rate is of the bytes up to the longest slot, which is what the call reads;
-`needed` is the share of them that belong to live positions. PyTorch chooses among these by itself.
+One layer at ShareGPT4V-7B's shape: one query a slot, keys and values of bfloat16. The engine's kernel reads
+each slot up to its own length; PyTorch's read all up to the longest, behind one mask, and PyTorch chooses
+among them by itself. Rates count the bytes of live positions alone, so that they compare; the last column is
+the largest difference from float32 attention.
 """
 
 import argparse
 import random
+from collections.abc import Callable
 
 import torch
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import LlamaConfig
 
 from benchmarks.gpu_caption import seconds_of
+from sharegpt4v.engine.decoder import triton_attention
 from sharegpt4v.engine.slots import SlotCache, live_mask
 
 BACKENDS = (
@@ -41,25 +46,35 @@ def main() -> None:
     cache = SlotCache(config, options.slots, options.live, torch.bfloat16, device)
     draw = random.Random(11)
     lengths = [draw.randint(options.live // 2, options.live) for _ in range(options.slots)]
-    mask = live_mask(torch.tensor(lengths, device=device) - 1, options.live, torch.bfloat16)
+    positions = torch.tensor(lengths, device=device) - 1
+    mask = live_mask(positions, options.live, torch.bfloat16)
     query = torch.randn(options.slots, heads, 1, width, device=device).to(torch.bfloat16)
-    read = 2 * options.slots * options.live * heads * width * 2
-    needed = sum(lengths) / (options.live * options.slots)
-    print(f"{options.slots} slots, {heads} heads of {width}, {options.live} positions, needed {needed:.0%}")
+    keys, values = cache.keys[0].normal_(), cache.values[0].normal_()
+    needed = 2 * sum(lengths) * heads * width * 2
+    share = sum(lengths) / (options.live * options.slots)
+    print(f"{options.slots} slots, {heads} heads of {width}, {options.live} positions, {share:.0%} live")
     with torch.inference_mode():
-        default = seconds_of(lambda: cache.attend(0, query, mask), device.type)
-        print(f"PyTorch's choice: {1e3 * default:.3f} ms a layer, {read / default / 1e9:,.0f} GB/s")
+        exact = scaled_dot_product_attention(
+            query.float(), keys.float(), values.float(), attn_mask=mask.float()
+        )
+
+        def report(name: str, attend: Callable[[], Tensor]) -> None:
+            wrong = (attend().float() - exact).abs().max().item()
+            seconds = seconds_of(attend, device.type)
+            rate = needed / seconds / 1e9
+            print(f"{name}: {1e3 * seconds:.3f} ms a layer, {rate:,.0f} GB/s, {wrong:.1e}", flush=True)
+
+        if (attend_live := triton_attention(cache, heads)) is not None:
+            report("the engine's kernel", lambda: attend_live(query, keys, values, positions))
+        else:
+            print("the engine's kernel: not here, the warning says why")
+        report("PyTorch's choice", lambda: cache.attend(0, query, mask))
         for backend in BACKENDS:
             try:
                 with sdpa_kernel(backend):
-                    seconds = seconds_of(lambda: cache.attend(0, query, mask), device.type)
+                    report(backend.name, lambda: cache.attend(0, query, mask))
             except RuntimeError as error:
                 print(f"{backend.name}: {str(error).splitlines()[0]}")
-                continue
-            print(
-                f"{backend.name}: {1e3 * seconds:.3f} ms a layer, {read / seconds / 1e9:,.0f} GB/s",
-                flush=True,
-            )
 
 
 if __name__ == "__main__":

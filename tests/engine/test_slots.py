@@ -47,10 +47,14 @@ def test_a_moved_slot_keeps_its_tokens() -> None:
 
 
 def test_graph_sizes_are_rounded_up_within_what_there_is() -> None:
-    assert bucket(1, 1, slots=32, context=600) == (8, 256)
-    assert bucket(9, 257, slots=32, context=600) == (16, 512)
-    assert bucket(16, 513, slots=32, context=600) == (16, 600)
-    assert bucket(31, 490, slots=31, context=600) == (31, 512)
+    assert bucket(1, 1, slots=32, context=600, live_step=256) == (8, 256)
+    assert bucket(9, 257, slots=32, context=600, live_step=256) == (16, 512)
+    assert bucket(16, 513, slots=32, context=600, live_step=256) == (16, 600)
+    assert bucket(31, 490, slots=31, context=600, live_step=256) == (31, 512)
+
+
+def test_one_graph_serves_all_lengths_where_length_changes_nothing() -> None:
+    assert [bucket(8, live, 32, 600, live_step=600)[1] for live in (1, 257, 600)] == [600, 600, 600]
 
 
 def test_a_mask_is_of_the_querys_dtype() -> None:

@@ -1,14 +1,23 @@
 """A Llama decoder over slots: prefill of new prompts, and the decode step of all."""
 
+import logging
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
+from sharegpt4v.engine.failures import is_out_of_memory
 from sharegpt4v.engine.graphs import StepGraphs
 from sharegpt4v.engine.slots import SlotCache, bytes_per_slot, live_mask
+from sharegpt4v.engine.threaded import one_line
+
+log = logging.getLogger(__name__)
+
+AttendLive = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""`triton_attention.attend_live`: query, keys, values, positions -> what each slot attends to."""
 
 
 def prefill_bytes(config: LlamaConfig, tokens: int, dtype: torch.dtype) -> int:
@@ -26,9 +35,12 @@ class Decoder:
         self._model = model
         self._device, self._dtype = device, dtype
         self.cache = SlotCache(model.config, slots, context, dtype, device)
+        self._attend_live: AttendLive | None = None
         self._graphs: StepGraphs | None = None
         if device.type == "cuda":
-            self._graphs = StepGraphs(slots, context, model.config.vocab_size, device)
+            self._attend_live = triton_attention(self.cache, model.config.num_attention_heads)
+            by_length = self._attend_live is None
+            self._graphs = StepGraphs(slots, context, by_length, model.config.vocab_size, device)
 
     def prefill(self, prompts: Sequence[Tensor], slots: list[int]) -> Tensor:
         """Puts prompts (T_i, D) into slots. Returns the logits that follow each: (n, V)."""
@@ -54,6 +66,13 @@ class Decoder:
         return self._step(ids, places, max(lengths))
 
     def _step(self, ids: Tensor, positions: Tensor, live: int) -> Tensor:
+        if (attend_live := self._attend_live) is not None:
+            keys, values = self.cache.keys, self.cache.values
+            return self._forward(
+                ids,
+                positions,
+                lambda layer, query: attend_live(query, keys[layer], values[layer], positions),
+            )
         mask = live_mask(positions, live, self._dtype)
         return self._forward(ids, positions, lambda layer, query: self.cache.attend(layer, query, mask))
 
@@ -64,7 +83,7 @@ class Decoder:
         cos, sin = model.rotary_emb(hidden, position_ids=positions[:, None])
         for number, layer in enumerate(model.layers):
             attention = layer.self_attn
-            normed = layer.input_layernorm(hidden)
+            normed = _norm(layer.input_layernorm, hidden)
             query, keys, values = (
                 projection(normed).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
                 for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
@@ -73,9 +92,35 @@ class Decoder:
             self.cache.write(number, positions, keys, values)
             attended = attend(number, query).transpose(1, 2).flatten(2)
             hidden = hidden + attention.o_proj(attended)
-            hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
-        return self._logits(model.norm(hidden)[:, 0])
+            hidden = hidden + layer.mlp(_norm(layer.post_attention_layernorm, hidden))
+        return self._logits(_norm(model.norm, hidden)[:, 0])
 
     def _logits(self, hidden: Tensor) -> Tensor:
         logits: Tensor = self._model.lm_head(hidden).float()
         return logits
+
+
+def _norm(norm: LlamaRMSNorm, hidden: Tensor) -> Tensor:
+    """What the module computes, in one kernel instead of eight."""
+    return F.rms_norm(hidden, norm.weight.shape, norm.weight, norm.variance_epsilon)
+
+
+def triton_attention(cache: SlotCache, heads: int) -> AttendLive | None:
+    """The kernel, compiled for this cache; None, with the reason in the log, where that cannot be done."""
+    keys, values = cache.keys[0], cache.values[0]
+    try:
+        from sharegpt4v.engine.triton_attention import attend_live
+
+        with torch.cuda.device_of(keys):  # Triton launches on the current one
+            attend_live(keys.new_zeros(1, heads, 1, keys.shape[-1]), keys, values, keys.new_zeros(1).long())
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        # No Triton, no C compiler or headers of Python for it, a card or a width of heads it is not made for.
+        log.warning(
+            "attention reads every slot up to the longest one, which is slower: its kernel cannot be "
+            "compiled here (%s)",
+            one_line(error)[:300],
+        )
+        return None
+    return attend_live

@@ -1,7 +1,7 @@
 """CUDA graphs of the decode step: its hundreds of small kernels are launched as one.
 
-A graph has fixed shapes, so slots and live positions are rounded up, and each pair of sizes is captured the
-first time it is met.
+A graph has fixed shapes, so slots are rounded up, and live positions where all slots read up to the longest;
+each pair of sizes is captured the first time it is met.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,8 +19,12 @@ Forward = Callable[[Tensor, Tensor, int], Tensor]
 class StepGraphs:
     """Replays a decode step on one device; all graphs share one pool of memory and one tensor of logits."""
 
-    def __init__(self, slots: int, context: int, vocabulary: int, device: torch.device) -> None:
+    def __init__(
+        self, slots: int, context: int, by_length: bool, vocabulary: int, device: torch.device
+    ) -> None:
+        """by_length: whether a step over fewer live positions takes less time, so that it gets a graph."""
         self._context = context
+        self._live_step = _LIVE_STEP if by_length else context
         self._device = device
         self._ids = torch.zeros(slots, dtype=torch.long, device=device)
         self._positions = torch.zeros(slots, dtype=torch.long, device=device)
@@ -34,7 +38,7 @@ class StepGraphs:
     def step(self, forward: Forward, tokens: Sequence[int], positions: Sequence[int]) -> Tensor:
         """Logits (n, V), valid until the next step. `forward` is the same at every call."""
         count = len(tokens)
-        rows, live = bucket(count, max(positions) + 1, len(self._ids), self._context)
+        rows, live = bucket(count, max(positions) + 1, len(self._ids), self._context, self._live_step)
         # Rows beyond the last live slot write into position 0 of slots that are free.
         padding = [0] * (rows - count)
         both = torch.tensor([[*tokens, *padding], [*positions, *padding]]).to(self._device)
@@ -59,7 +63,7 @@ class StepGraphs:
         return graph
 
 
-def bucket(rows: int, live: int, slots: int, context: int) -> tuple[int, int]:
+def bucket(rows: int, live: int, slots: int, context: int, live_step: int) -> tuple[int, int]:
     """The sizes of the graph for these: rounded up, never beyond what there is."""
     rounded = max(_LEAST_ROWS, 1 << (rows - 1).bit_length())
-    return min(slots, rounded), min(context, -(-live // _LIVE_STEP) * _LIVE_STEP)
+    return min(slots, rounded), min(context, -(-live // live_step) * live_step)

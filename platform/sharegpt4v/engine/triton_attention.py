@@ -1,0 +1,94 @@
+"""Attention of a decode step on a GPU: each slot reads its own live positions and no other.
+
+One mask for all slots makes each of them read up to the longest. Slots whose answers have come to different
+lengths differ by hundreds of positions, and reading keys and values is most of a step.
+
+Importing this needs Triton, which comes with PyTorch's CUDA builds.
+"""
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_BLOCK = 32
+"""Positions read at once by a program: 16 kB of keys and values at a head width of 128."""
+
+_STAGES = tl.constexpr(3)
+"""Blocks under way at once: two are copied into shared memory while one is computed with."""
+
+_LEAST = tl.constexpr(-1e30)
+"""Stands for a score of minus infinity, whose difference from itself would be NaN."""
+
+
+def attend_live(query: Tensor, keys: Tensor, values: Tensor, positions: Tensor) -> Tensor:
+    """Attention of one token a slot over positions 0 to its own, in float32 whatever the tensors are.
+
+    query: (n, heads, 1, width); keys, values: (slots, key heads, context, width), contiguous, n <= slots;
+    positions: (n,) int64, below context. width: a power of two. Returns what has query's shape and dtype.
+    """
+    slots, heads, _, width = query.shape
+    query, out = query.contiguous(), torch.empty_like(query, memory_format=torch.contiguous_format)
+    # exp2 is one instruction of the card, exp is two.
+    scale = math.log2(math.e) / math.sqrt(width)
+    _attend[(slots, heads)](
+        query,
+        keys,
+        values,
+        positions,
+        out,
+        scale,
+        keys.shape[2],
+        HEADS=heads,
+        GROUP=heads // keys.shape[1],
+        WIDTH=width,
+        BLOCK=_BLOCK,
+        enable_fp_fusion=True,
+    )
+    return out
+
+
+@triton.jit
+def _attend(
+    query,
+    keys,
+    values,
+    positions,
+    out,
+    scale,
+    context,
+    HEADS: tl.constexpr,
+    GROUP: tl.constexpr,  # heads that share one head of keys
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One program a slot and head. Each of BLOCK lanes has a softmax of its own over every BLOCK-th position,
+    so that the loop reduces over the width of a head only; lanes are put together once, at its end."""
+    slot, head = tl.program_id(0), tl.program_id(1)
+    live = tl.load(positions + slot).to(tl.int32) + 1
+    across, lane = tl.arange(0, WIDTH), tl.arange(0, BLOCK)
+    cell = (slot * HEADS + head) * WIDTH + across
+    asked = tl.load(query + cell).to(tl.float32) * scale
+    start = (slot * (HEADS // GROUP) + head // GROUP).to(tl.int64) * context * WIDTH
+    own_keys, own_values = keys + start, values + start
+    best = tl.full([BLOCK], _LEAST, tl.float32)
+    weights = tl.zeros([BLOCK], tl.float32)
+    mixed = tl.zeros([BLOCK, WIDTH], tl.float32)
+    for first in tl.range(0, live, BLOCK, num_stages=_STAGES):
+        position = first + lane
+        # Beyond its end a slot reads its last position again: loads without a mask can run ahead.
+        cells = tl.minimum(position, live - 1)[:, None] * WIDTH + across[None, :]
+        key, value = tl.load(own_keys + cells), tl.load(own_values + cells)
+        score = tl.sum(key.to(tl.float32) * asked[None, :], 1)
+        score = tl.where(position < live, score, _LEAST)
+        top = tl.maximum(best, score)
+        old, new = tl.exp2(best - top), tl.exp2(score - top)
+        weights = weights * old + new
+        mixed = mixed * old[:, None] + new[:, None] * value.to(tl.float32)
+        best = top
+    # A lane that met no live position has _LEAST as its best and so no share.
+    share = tl.exp2(best - tl.max(best, 0))
+    answer = tl.sum(mixed * share[:, None], 0) / tl.sum(weights * share, 0)
+    tl.store(out + cell, answer.to(out.dtype.element_ty))
