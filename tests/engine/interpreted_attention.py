@@ -10,6 +10,7 @@ from transformers import LlamaForCausalLM
 from sharegpt4v.engine.decoder import Decoder
 from sharegpt4v.engine.triton_attention import attend_live
 from sharegpt4v.models.toy import toy_lmm_config
+from tests.engine.requests import repeat_steps
 
 CPU = torch.device("cpu")
 LIVE = (1, 251, 32, 33, 64, 300)
@@ -59,10 +60,10 @@ def check_step() -> None:
     decoder = Decoder(LlamaForCausalLM(config).eval(), 4, 128, torch.float32, CPU)
     lengths = [3, 90, 41]
     decoder.prefill([torch.randn(length, config.hidden_size) for length in lengths], [0, 1, 2])
-    ids, positions = torch.tensor([5, 6, 7]), torch.tensor(lengths)
-    masked = decoder._step(ids, positions, 91)
+    masked = decoder.step([5, 6, 7], lengths)
     decoder._attend_live = attend_live
-    torch.testing.assert_close(decoder._step(ids, positions, 128), masked)
+    repeat_steps(decoder, 4, 128, by_length=False)
+    torch.testing.assert_close(decoder.step([5, 6, 7], lengths), masked)
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """Requests to a captioner with random weights, and what transformers' own generate answers them."""
 
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
@@ -8,6 +9,9 @@ import pytest
 import torch
 
 from sharegpt4v.engine.base import Image, Request, SamplingParams, Turn
+from sharegpt4v.engine.decoder import Decoder
+from sharegpt4v.engine.graphs import StepGraphs
+from sharegpt4v.engine.slots import room
 from sharegpt4v.engine.torch_engine import TorchEngine
 from sharegpt4v.models.adapter import Adapter
 
@@ -66,6 +70,23 @@ def is_a_tie(adapter: Adapter, request: Request, ours: list[int], reference: lis
     return bool(best[0] - best[1] < 1e-4)
 
 
+class Repeated:
+    """What CudaCapture makes of a step, without a GPU: the same work on the same tensors, done again."""
+
+    def __init__(self, work: Callable[[], object]) -> None:
+        self._work = work
+        work()  # as before a capture
+
+    def replay(self) -> None:
+        self._work()
+
+
+def repeat_steps(decoder: Decoder, slots: int, context: int, by_length: bool = True) -> None:
+    """Lets a decoder on a CPU step as on a GPU: sizes rounded up, inputs and logits in tensors that stay."""
+    vocabulary = decoder._model.config.vocab_size
+    decoder._graphs = StepGraphs(slots, context, vocabulary, torch.device("cpu"), Repeated, by_length)
+
+
 class Remembering(TorchEngine):
     """Keeps the tokens of every answer."""
 
@@ -77,3 +98,11 @@ class Remembering(TorchEngine):
         rows = [self._rows[slot] for slot in slots]
         super()._take_tokens(logits, slots)
         self.answers |= {row.handle.request.id: row.tokens for row in rows if row}
+
+
+class Stepping(Remembering):
+    """Steps as on a GPU."""
+
+    def _open_slots(self, count: int) -> None:
+        super()._open_slots(count)
+        repeat_steps(self._decoder, count, room(self._context))

@@ -8,18 +8,34 @@ import pytest
 from sharegpt4v.engine.base import Request, SamplingParams, Turn
 from sharegpt4v.models.adapter import Adapter
 from sharegpt4v.models.load import load_adapter
-from tests.engine.requests import PROMPTS, Remembering, generate, is_a_tie, make_image, make_request
+from tests.engine.requests import (
+    PROMPTS,
+    Remembering,
+    Stepping,
+    generate,
+    is_a_tie,
+    make_image,
+    make_request,
+)
 from tests.models.random_weights import save_random_lmm
 
 
-@pytest.mark.parametrize(("slots", "order"), [(32, "given"), (5, "reversed"), (13, "shuffled")])
+@pytest.mark.parametrize(
+    ("kind", "slots", "order"),
+    [
+        (Remembering, 32, "given"),
+        (Remembering, 5, "reversed"),
+        (Remembering, 13, "shuffled"),
+        (Stepping, 13, "shuffled"),
+    ],
+)
 def test_two_hundred_requests_of_mixed_lengths_equal_generate(
-    adapter: Adapter, references: dict[str, list[int]], slots: int, order: str
+    adapter: Adapter, references: dict[str, list[int]], kind: type[Remembering], slots: int, order: str
 ) -> None:
     requests = _mixed(adapter)
     if order != "given":
         requests = requests[::-1] if order == "reversed" else random.Random(3).sample(requests, len(requests))
-    engine = Remembering(adapter, "toy@0", capacity=slots)
+    engine = kind(adapter, "toy@0", capacity=slots)
     for handle in [engine.submit(request) for request in requests]:
         handle.result(120)
     engine.close()

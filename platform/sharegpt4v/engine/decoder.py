@@ -10,7 +10,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
 from sharegpt4v.engine.failures import is_out_of_memory
-from sharegpt4v.engine.graphs import StepGraphs
+from sharegpt4v.engine.graphs import CudaCapture, StepGraphs
 from sharegpt4v.engine.slots import SlotCache, bytes_per_slot, live_mask
 from sharegpt4v.engine.threaded import one_line
 
@@ -39,8 +39,14 @@ class Decoder:
         self._graphs: StepGraphs | None = None
         if device.type == "cuda":
             self._attend_live = triton_attention(self.cache, model.config.num_attention_heads)
-            by_length = self._attend_live is None
-            self._graphs = StepGraphs(slots, context, by_length, model.config.vocab_size, device)
+            self._graphs = StepGraphs(
+                slots,
+                context,
+                model.config.vocab_size,
+                device,
+                CudaCapture(device),
+                by_length=self._attend_live is None,
+            )
 
     def prefill(self, prompts: Sequence[Tensor], slots: list[int]) -> Tensor:
         """Puts prompts (T_i, D) into slots. Returns the logits that follow each: (n, V)."""
@@ -111,7 +117,7 @@ def triton_attention(cache: SlotCache, heads: int) -> AttendLive | None:
     try:
         from sharegpt4v.engine.triton_attention import attend_live
 
-        with torch.cuda.device_of(keys):  # Triton launches on the current one
+        with torch.cuda.device(keys.device):  # Triton launches on the current one
             attend_live(keys.new_zeros(1, heads, 1, keys.shape[-1]), keys, values, keys.new_zeros(1).long())
     except Exception as error:
         if is_out_of_memory(error):

@@ -5,6 +5,7 @@ each pair of sizes is captured the first time it is met.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,24 +17,59 @@ Forward = Callable[[Tensor, Tensor, int], Tensor]
 """ids (n,), positions (n,), live positions -> logits (n, V)."""
 
 
+class Captured(Protocol):
+    """Work that can be done again, on what its tensors hold by then."""
+
+    def replay(self) -> None: ...
+
+
+class CudaCapture:
+    """Makes graphs of work on one device; they share one pool of memory."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._pool = torch.cuda.graph_pool_handle()
+        with torch.cuda.device(device):
+            # One for all: a library's workspace belongs to a stream, and torch's own one to the first card.
+            self._side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+
+    def __call__(self, work: Callable[[], object]) -> Captured:
+        with torch.cuda.device(self._device):
+            self._side.wait_stream(torch.cuda.current_stream())
+            # Libraries set themselves up and kernels are compiled in a first run, which may not be captured.
+            with torch.cuda.stream(self._side):
+                work()
+            torch.cuda.current_stream().wait_stream(self._side)
+            graph = torch.cuda.CUDAGraph()
+            # Other threads of this process may use the card meanwhile.
+            with torch.cuda.graph(
+                graph, pool=self._pool, stream=self._side, capture_error_mode="thread_local"
+            ):
+                work()
+        return graph
+
+
 class StepGraphs:
-    """Replays a decode step on one device; all graphs share one pool of memory and one tensor of logits."""
+    """Replays a decode step; all its sizes share their inputs and one tensor of logits."""
 
     def __init__(
-        self, slots: int, context: int, by_length: bool, vocabulary: int, device: torch.device
+        self,
+        slots: int,
+        context: int,
+        vocabulary: int,
+        device: torch.device,
+        capture: Callable[[Callable[[], object]], Captured],
+        by_length: bool,
     ) -> None:
         """by_length: whether a step over fewer live positions takes less time, so that it gets a graph."""
         self._context = context
         self._live_step = _LIVE_STEP if by_length else context
         self._device = device
+        self._capture = capture
         self._ids = torch.zeros(slots, dtype=torch.long, device=device)
         self._positions = torch.zeros(slots, dtype=torch.long, device=device)
         self._logits = torch.zeros(slots, vocabulary, device=device)
-        self._graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
-        self._pool = torch.cuda.graph_pool_handle()
-        with torch.cuda.device(device):
-            # One for all: a library's workspace belongs to a stream, and torch's own one to the first card.
-            self._side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._graphs: dict[tuple[int, int], Captured] = {}
 
     def step(self, forward: Forward, tokens: Sequence[int], positions: Sequence[int]) -> Tensor:
         """Logits (n, V), valid until the next step. `forward` is the same at every call."""
@@ -44,23 +80,10 @@ class StepGraphs:
         both = torch.tensor([[*tokens, *padding], [*positions, *padding]]).to(self._device)
         self._ids[:rows], self._positions[:rows] = both[0], both[1]
         if (rows, live) not in self._graphs:
-            with torch.cuda.device(self._device):
-                self._graphs[rows, live] = self._capture(forward, rows, live)
+            ids, places, logits = self._ids[:rows], self._positions[:rows], self._logits[:rows]
+            self._graphs[rows, live] = self._capture(lambda: logits.copy_(forward(ids, places, live)))
         self._graphs[rows, live].replay()
         return self._logits[:count]
-
-    def _capture(self, forward: Forward, rows: int, live: int) -> torch.cuda.CUDAGraph:
-        inputs = (self._ids[:rows], self._positions[:rows], live)
-        self._side.wait_stream(torch.cuda.current_stream())
-        # Libraries set themselves up in a first run, which may not be captured.
-        with torch.cuda.stream(self._side):
-            forward(*inputs)
-        torch.cuda.current_stream().wait_stream(self._side)
-        graph = torch.cuda.CUDAGraph()
-        # Other threads of this process may use the card meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._side, capture_error_mode="thread_local"):
-            self._logits[:rows].copy_(forward(*inputs))
-        return graph
 
 
 def bucket(rows: int, live: int, slots: int, context: int, live_step: int) -> tuple[int, int]:
