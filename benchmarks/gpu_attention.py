@@ -4,8 +4,8 @@
 
 One layer at ShareGPT4V-7B's shape: one query a slot, keys and values of bfloat16. The engine's kernel reads
 each slot up to its own length; PyTorch's read all up to the longest, behind one mask, and PyTorch chooses
-among them by itself. Rates count the bytes of live positions alone, so that they compare; the last column is
-the largest difference from float32 attention.
+among them by itself. Rates count the bytes of live positions alone, so that they compare; `off by` is the
+largest difference from attention in float32.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import LlamaConfig
 
 from benchmarks.gpu_caption import seconds_of
-from sharegpt4v.engine.decoder import triton_attention
+from sharegpt4v.engine.live_attention import load_attend_live
 from sharegpt4v.engine.slots import SlotCache, live_mask
 
 BACKENDS = (
@@ -62,9 +62,9 @@ def main() -> None:
             wrong = (attend().float() - exact).abs().max().item()
             seconds = seconds_of(attend, device.type)
             rate = needed / seconds / 1e9
-            print(f"{name}: {1e3 * seconds:.3f} ms a layer, {rate:,.0f} GB/s, {wrong:.1e}", flush=True)
+            print(f"{name}: {1e3 * seconds:.3f} ms a layer, {rate:,.0f} GB/s, off by {wrong:.1e}", flush=True)
 
-        if (attend_live := triton_attention(cache, heads)) is not None:
+        if (attend_live := load_attend_live(cache, heads)) is not None:
             report("the engine's kernel", lambda: attend_live(query, keys, values, positions))
         else:
             print("the engine's kernel: not here, the warning says why")

@@ -35,6 +35,10 @@ def test_every_preset_is_a_valid_configuration(preset: str) -> None:
             "unknown key decoding.max_tokens; did you mean decoding.max_new_tokens?",
         ),
         ({"max_reject_rate": 1.5}, "max_reject_rate = 1.5 is refused"),
+        (
+            {"decoding": {"min_new_tokens": 9, "max_new_tokens": 8}},
+            "decoding.min_new_tokens = 9 is refused: --decoding.max-new-tokens is 8",
+        ),
         ({"actors": "8:2"}, "the smaller number comes first: 2:8"),
         ({"actors": "many"}, "expected auto, a number such as 2, or MIN:MAX"),
         ({"engine": "tensorrt"}, "engine = 'tensorrt' is refused"),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from sharegpt4v.errors import UserError
 
@@ -40,6 +40,14 @@ class Decoding(Stage):
     repetition_penalty: float = Field(1.0, gt=0, le=100, description="over generated tokens only")
     retry_temperature: float = Field(0.7, gt=0, le=100, description="of the one retry after the gate refused")
     retry_top_p: float = Field(0.9, gt=0, le=1, description="nucleus sampling share of the retry")
+
+    @field_validator("min_new_tokens")
+    @classmethod
+    def _below_the_cap(cls, value: int, info: ValidationInfo) -> int:
+        cap = info.data.get("max_new_tokens", value)  # absent where it was refused itself
+        if value > cap:
+            raise ValueError(f"--decoding.max-new-tokens is {cap}")
+        return value
 
 
 class Fake(Stage):

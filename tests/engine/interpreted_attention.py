@@ -8,6 +8,8 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from sharegpt4v.engine.decoder import Decoder
+from sharegpt4v.engine.live_attention import compare
+from sharegpt4v.engine.slots import SlotCache
 from sharegpt4v.engine.triton_attention import attend_live
 from sharegpt4v.models.toy import toy_lmm_config
 from tests.engine.requests import repeat_steps
@@ -19,7 +21,7 @@ LIVE = (1, 251, 32, 33, 64, 300)
 def tensors(heads: int, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Query, keys, values and positions; what stands behind a slot's position is NaN."""
     torch.manual_seed(0)
-    query = torch.randn(len(LIVE), 4, 1, width, dtype=dtype)
+    query = torch.randn(1, 4, len(LIVE), width, dtype=dtype).transpose(0, 2)  # its heads are not in order
     keys, values = (torch.randn(len(LIVE) + 1, heads, 300, width, dtype=dtype) for _ in range(2))
     for slot, live in enumerate(LIVE):
         keys[slot, :, live:] = values[slot, :, live:] = torch.nan
@@ -73,6 +75,8 @@ def main() -> None:
     check_values(4, 16, torch.float32)
     check_that_slots_are_alone()
     check_step()
+    config = toy_lmm_config().text_config
+    compare(attend_live, SlotCache(config, 2, 128, torch.bfloat16, CPU), config.num_attention_heads)
 
 
 if __name__ == "__main__":

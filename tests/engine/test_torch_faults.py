@@ -170,6 +170,7 @@ def test_what_shares_a_failing_step_is_tried_again_together(adapter: Adapter) ->
 
 def test_a_lack_of_memory_is_told_from_other_errors() -> None:
     assert is_out_of_memory(MemoryError()) and is_out_of_memory(torch.OutOfMemoryError())
+    assert is_out_of_memory(RuntimeError("Triton Error [CUDA]: out of memory"))
     assert not is_out_of_memory(RuntimeError("shape mismatch"))
     with pytest.raises(RuntimeError) as error:
         torch.empty(2**55, dtype=torch.uint8)

@@ -1,6 +1,5 @@
 """A Llama decoder over slots: prefill of new prompts, and the decode step of all."""
 
-import logging
 from collections.abc import Callable, Sequence
 
 import torch
@@ -9,15 +8,9 @@ from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
-from sharegpt4v.engine.failures import is_out_of_memory
 from sharegpt4v.engine.graphs import CudaCapture, StepGraphs
+from sharegpt4v.engine.live_attention import AttendLive, load_attend_live
 from sharegpt4v.engine.slots import SlotCache, bytes_per_slot, live_mask
-from sharegpt4v.engine.threaded import one_line
-
-log = logging.getLogger(__name__)
-
-AttendLive = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""`triton_attention.attend_live`: query, keys, values, positions -> what each slot attends to."""
 
 
 def prefill_bytes(config: LlamaConfig, tokens: int, dtype: torch.dtype) -> int:
@@ -38,7 +31,7 @@ class Decoder:
         self._attend_live: AttendLive | None = None
         self._graphs: StepGraphs | None = None
         if device.type == "cuda":
-            self._attend_live = triton_attention(self.cache, model.config.num_attention_heads)
+            self._attend_live = load_attend_live(self.cache, model.config.num_attention_heads)
             self._graphs = StepGraphs(
                 slots,
                 context,
@@ -107,26 +100,5 @@ class Decoder:
 
 
 def _norm(norm: LlamaRMSNorm, hidden: Tensor) -> Tensor:
-    """What the module computes, in one kernel instead of eight."""
+    """The module's norm in one kernel of the card instead of eight, and with one rounding instead of two."""
     return F.rms_norm(hidden, norm.weight.shape, norm.weight, norm.variance_epsilon)
-
-
-def triton_attention(cache: SlotCache, heads: int) -> AttendLive | None:
-    """The kernel, compiled for this cache; None, with the reason in the log, where that cannot be done."""
-    keys, values = cache.keys[0], cache.values[0]
-    try:
-        from sharegpt4v.engine.triton_attention import attend_live
-
-        with torch.cuda.device(keys.device):  # Triton launches on the current one
-            attend_live(keys.new_zeros(1, heads, 1, keys.shape[-1]), keys, values, keys.new_zeros(1).long())
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        # No Triton, no C compiler or headers of Python for it, a card or a width of heads it is not made for.
-        log.warning(
-            "attention reads every slot up to the longest one, which is slower: its kernel cannot be "
-            "compiled here (%s)",
-            one_line(error)[:300],
-        )
-        return None
-    return attend_live

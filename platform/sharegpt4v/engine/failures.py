@@ -7,7 +7,8 @@ def is_out_of_memory(error: Exception) -> bool:
     """Whether fewer slots would help. torch has a type of its own for devices only, none for main memory."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
+    said = ("DefaultCPUAllocator: can't allocate memory", "Triton Error [CUDA]: out of memory")
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in said)
 
 
 def concerns_all(error: Exception) -> bool:

@@ -1,7 +1,7 @@
 """The static key-value cache: a fixed number of slots, each with room for one dialogue.
 
-Memory is taken once and never grows. A decode step writes one position in every slot and attends over the
-longest live one only.
+Memory is taken once and never grows. A decode step writes one position in every slot and reads up to the
+longest live one at most.
 """
 
 from collections.abc import Sequence
