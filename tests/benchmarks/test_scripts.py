@@ -25,6 +25,7 @@ def test_captioning_is_measured_for_every_model() -> None:
     rates = dict(re.findall(r"^(\w+): ([\d.]+) images/s, ", said, re.MULTILINE))
     assert rates.keys() == {"lmm", "resampler", "qformer"}
     assert all(float(rate) > 0 for rate in rates.values())
+    assert re.search(r"^\d+ s with loading and warming up; not measured: ", said, re.MULTILINE)
     assert len(re.findall(r"ms a step, \d+% of measured bandwidth", said)) == 3
     assert "the paper's" not in said  # toy models are no match for it, in either direction
 

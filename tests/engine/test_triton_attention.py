@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from packaging.version import Version
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sharegpt4v.engine.decoder import Decoder
@@ -28,7 +29,8 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is n
 
 @needs_triton
 @pytest.mark.skipif(
-    HAS_TRITON and version("triton") < "3.7", reason="interpreters before Triton 3.7 want a NumPy before 2.4"
+    HAS_TRITON and Version(version("triton")) < Version("3.7"),
+    reason="the interpreter of Triton before 3.7 wants NumPy before 2.4",
 )
 def test_the_kernel_computes_what_attention_is() -> None:
     done = subprocess.run(
