@@ -9,6 +9,7 @@ orientation, not a race.
 """
 
 import argparse
+import gc
 import platform
 import random
 import time
@@ -173,6 +174,7 @@ def main() -> None:
             measure(name, options, device, bandwidth, operations)
         except (RuntimeError, UserError) as error:  # EngineError and out of memory among them
             print(f"{name}: could not be measured: {type(error).__name__}: {' '.join(str(error).split())}")
+        gc.collect()  # an error holds the frames it passed through, and they the engine and its cache
         if device == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
