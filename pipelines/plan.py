@@ -61,9 +61,7 @@ def make_plan(config: CaptionConfig) -> Plan:
         use_gpu=config.gpus_per_actor > 0,
         fake=FakeOptions(**config.fake.model_dump()),
     )
-    drawn = decoding.model_dump()
-    if not decoding.min_new_tokens:  # as in runs that began before there was this flag
-        del drawn["min_new_tokens"]
+    absent = set() if decoding.min_new_tokens else {"min_new_tokens"}  # as in runs from before this flag
     fingerprint = {
         "model": model,
         "prompt": f"{prompt.id}: {prompt.text}",
@@ -73,7 +71,7 @@ def make_plan(config: CaptionConfig) -> Plan:
         "dtype": dtype,
         # Its sampler draws other numbers and its kernels break ties another way.
         **({"engine": "vllm"} if config.engine == "vllm" else {}),
-        **{f"decoding.{key}": value for key, value in drawn.items()},
+        **{f"decoding.{key}": value for key, value in decoding.model_dump(exclude=absent).items()},
         **{f"gate.{key}": value for key, value in config.gate.model_dump().items()},
     }
     rules = CaptionRules(prompt, sampling, retry, GateRules(**config.gate.model_dump()))

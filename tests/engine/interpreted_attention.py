@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from sharegpt4v.engine.decoder import Decoder
-from sharegpt4v.engine.live_attention import compare
+from sharegpt4v.engine.live_attention import check_against_mask
 from sharegpt4v.engine.slots import SlotCache
 from sharegpt4v.engine.triton_attention import attend_live
 from sharegpt4v.models.toy import toy_lmm_config
@@ -76,7 +76,8 @@ def main() -> None:
     check_that_slots_are_alone()
     check_step()
     config = toy_lmm_config().text_config
-    compare(attend_live, SlotCache(config, 2, 128, torch.bfloat16, CPU), config.num_attention_heads)
+    cache = SlotCache(config, 2, 128, torch.bfloat16, CPU)
+    check_against_mask(attend_live, cache, config.num_attention_heads)
 
 
 if __name__ == "__main__":

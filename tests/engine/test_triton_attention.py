@@ -4,18 +4,21 @@ import logging
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from importlib.metadata import version
 from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 from packaging.version import Version
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from sharegpt4v.engine import live_attention
 from sharegpt4v.engine.decoder import Decoder
-from sharegpt4v.engine.live_attention import compare, load_attend_live
+from sharegpt4v.engine.live_attention import check_against_mask, load_attend_live
 from sharegpt4v.engine.slots import SlotCache
 from sharegpt4v.models.toy import toy_lmm_config
 from tests.commands import REPOSITORY, environment
@@ -103,20 +106,29 @@ def _cache() -> SlotCache:
 
 
 def test_where_the_kernel_cannot_run_a_warning_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    """Here because there is no GPU; elsewhere there may be no C compiler."""
+    """Here because the cache is on a CPU; elsewhere there may be no C compiler."""
     with caplog.at_level(logging.WARNING):
         assert load_attend_live(_cache(), 2) is None
-    assert "which is slower: its kernel cannot be used here (" in caplog.text
+    assert "length cannot be used here (" in caplog.text
 
 
-def test_a_kernel_that_computes_something_else_is_not_used() -> None:
+@needs_triton
+def test_a_lack_of_memory_is_no_reason_to_do_without_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It halves the slots instead."""
+    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
+    monkeypatch.setattr(live_attention, "check_against_mask", Mock(side_effect=torch.OutOfMemoryError()))
+    with pytest.raises(torch.OutOfMemoryError):
+        load_attend_live(_cache(), 2)
+
+
+def test_a_kernel_that_computes_something_else_is_refused() -> None:
     cache = _cache()
 
     def last_value(query: Any, keys: Any, values: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         return values[:1, :, int(positions[0])][:, :, None]
 
     with pytest.raises(AssertionError, match="not close"):
-        compare(last_value, cache, 2)
+        check_against_mask(last_value, cache, 2)
     assert not cache.keys[0].any()
 
 

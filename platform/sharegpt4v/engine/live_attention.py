@@ -1,7 +1,7 @@
 """Whether the slots of a cache can be read each up to its own length: that takes a kernel of our own.
 
 PyTorch's attention reads all slots up to the longest, behind one mask. That is the way on a CPU, and on a GPU
-where the kernel cannot be compiled.
+where the kernel cannot be used.
 """
 
 import logging
@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sharegpt4v.engine.failures import is_out_of_memory
+from sharegpt4v.engine.failures import concerns_all
 from sharegpt4v.engine.slots import SlotCache, live_mask
 from sharegpt4v.engine.threaded import one_line
 
@@ -20,7 +20,7 @@ AttendLive = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """`triton_attention.attend_live`: query, keys, values, positions -> what each slot attends to."""
 
 _TRIAL_POSITIONS = 70
-"""Not a multiple of what the kernel reads at once, and more than two of these."""
+"""Two blocks of what the kernel reads at once, and a part of a third."""
 
 
 def load_attend_live(cache: SlotCache, heads: int) -> AttendLive | None:
@@ -32,14 +32,14 @@ def load_attend_live(cache: SlotCache, heads: int) -> AttendLive | None:
         from sharegpt4v.engine.triton_attention import attend_live
 
         with torch.cuda.device(cache.keys[0].device):  # Triton launches on the current one
-            compare(attend_live, cache, heads)
+            check_against_mask(attend_live, cache, heads)
     except Exception as error:
-        if is_out_of_memory(error):
+        if concerns_all(error):
             raise
         # No Triton, no C compiler or headers of Python for it, a card or a width of heads it is not made for.
         log.warning(
-            "attention reads every slot up to the longest one, which is slower: its kernel cannot be used "
-            "here (%s)",
+            "attention reads every slot up to the longest one: the kernel that reads each up to its own "
+            "length cannot be used here (%s)",
             one_line(error)[:300],
         )
         log.debug("why the kernel cannot be used", exc_info=True)
@@ -47,7 +47,7 @@ def load_attend_live(cache: SlotCache, heads: int) -> AttendLive | None:
     return attend_live
 
 
-def compare(attend_live: AttendLive, cache: SlotCache, heads: int) -> None:
+def check_against_mask(attend_live: AttendLive, cache: SlotCache, heads: int) -> None:
     """Raises AssertionError if it differs from attention behind a mask by more than bfloat16 explains."""
     keys, values = cache.keys[0], cache.values[0]
     random = torch.Generator(keys.device).manual_seed(0)
