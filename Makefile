@@ -7,10 +7,10 @@ RUN ?= runs/quickstart
 RAY_TESTS := tests/cluster tests/e2e tests/faults
 
 .DELETE_ON_ERROR:
-.PHONY: help setup quickstart test lint faults bench weights clean
+.PHONY: help setup quickstart test lint faults bench toy-models clean
 
 help:  ## what there is to make
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
 
 setup: $(VENV)/.installed  ## everything into .venv
 
@@ -48,8 +48,8 @@ bench: setup  ## the measurements of benchmarks/README.md (two hours)
 	$(BIN)/python -m benchmarks.engine
 	$(BIN)/python -m benchmarks.convert_memory
 
-weights: setup  ## train the shipped toy models again (about a quarter of an hour)
-	$(BIN)/python -m sharegpt4v.toy weights
+toy-models: setup  ## train the shipped toy models again (about a quarter of an hour)
+	$(BIN)/python -m sharegpt4v.toy train
 
 clean:  ## remove what make made, but not your runs
 	rm -rf $(VENV) toy-images

@@ -21,10 +21,10 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from benchmarks.machine import describe_machine
-from pipelines.captioning import Caption, CaptionRules
-from pipelines.decoding import Decode
-from pipelines.ledger import Ledger
-from sharegpt4v.engine.base import SamplingParams
+from pipelines.steps.captioning import Caption, CaptionRules
+from pipelines.steps.decoding import Decode
+from pipelines.steps.ledger import Ledger
+from sharegpt4v.dialogue import SamplingParams
 from sharegpt4v.engine.build import EngineSpec
 from sharegpt4v.engine.fake import FakeOptions
 from sharegpt4v.gate import GateRules

@@ -21,11 +21,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.machine import describe_machine
-from pipelines.decoding import Decode
-from pipelines.ledger import Ledger
-from pipelines.plan import make_plan
-from sharegpt4v.config import CAPTION_PRESETS, CaptionConfig, resolve
-from sharegpt4v.engine.base import Request, Turn
+from pipelines.steps.decoding import Decode
+from pipelines.steps.job import make_plan
+from pipelines.steps.ledger import Ledger
+from sharegpt4v.config.base import resolve
+from sharegpt4v.config.caption import CAPTION_PRESETS, CaptionConfig
+from sharegpt4v.dialogue import Request, Turn
 from sharegpt4v.engine.build import build_engine
 from sharegpt4v.images import ImageReader
 from sharegpt4v.toy.images import write_images

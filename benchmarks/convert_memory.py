@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.machine import describe_machine
-from tests.models import released
+from tests.checkpoints import released
 
 WIDTH, MLP, VOCABULARY = 2048, 5504, 32000
 KINDS = ("ShareGPT4V .bin", "ShareGPT4V safetensors", "back to released", "Share-Captioner LoRA .bin")
@@ -30,11 +30,11 @@ KINDS = ("ShareGPT4V .bin", "ShareGPT4V safetensors", "back to released", "Share
 CHILD = """
 import sys
 from pathlib import Path
-from sharegpt4v.models.convert import convert, plan
+from sharegpt4v.checkpoints.convert import convert, plan_conversion
 source, out, tower, to, shard = sys.argv[1:]
 print("ready", flush=True)
 sys.stdin.readline()
-convert(plan(Path(source), to, Path(tower) if tower else None), Path(out), int(shard))
+convert(plan_conversion(Path(source), to, Path(tower) if tower else None), Path(out), int(shard))
 """
 
 
@@ -103,7 +103,7 @@ def make(kind: str, folder: Path, size: int, shard: int) -> tuple[Path, str, str
 
 def stored(folder: Path) -> list[Tensor]:
     """Every tensor on the meta device."""
-    from sharegpt4v.models.convert.checkpoint import Checkpoint
+    from sharegpt4v.checkpoints.reader import Checkpoint
 
     tensors = Checkpoint(folder).tensors.values()
     return [torch.empty(t.shape, dtype=t.dtype, device="meta") for t in tensors]

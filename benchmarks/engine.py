@@ -19,7 +19,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 
 from benchmarks.machine import describe_machine
-from sharegpt4v.engine.base import Request, SamplingParams, Turn
+from sharegpt4v.dialogue import Request, SamplingParams, Turn
 from sharegpt4v.engine.torch_engine import TorchEngine
 from sharegpt4v.models.adapter import Adapter
 from sharegpt4v.models.toy import toy_text_config

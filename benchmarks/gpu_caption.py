@@ -23,12 +23,13 @@ import torch
 import transformers
 from transformers import LlavaForConditionalGeneration
 
-from sharegpt4v.engine.base import EngineStats, Request, SamplingParams, Turn
+from sharegpt4v.dialogue import Request, SamplingParams, Turn
 from sharegpt4v.engine.slots import bytes_per_slot
+from sharegpt4v.engine.stats import EngineStats
 from sharegpt4v.engine.torch_engine import TorchEngine
 from sharegpt4v.errors import UserError
 from sharegpt4v.models.adapter import Adapter, CaptionerAdapter, LmmAdapter
-from sharegpt4v.models.captioner import Sampler, ShareCaptioner, share_captioner_7b
+from sharegpt4v.models.captioner import ImageSampler, ShareCaptioner, share_captioner_7b
 from sharegpt4v.models.lmm import share_gpt4v_config
 from sharegpt4v.models.toy import toy_captioner_config, toy_lmm_config
 from sharegpt4v.prompts import UNIFIED_CAPTION
@@ -43,7 +44,7 @@ PAPER_RATE = 0.316  # images/s/A100: 1.246 M images over 44 GPU-days [derived fr
 MEAN_TOKENS = 190
 
 
-def make_captioner(sampler: Sampler, toy: bool) -> Adapter:
+def make_captioner(sampler: ImageSampler, toy: bool) -> Adapter:
     config = toy_captioner_config(sampler) if toy else share_captioner_7b(sampler)
     return CaptionerAdapter(Path("random"), ShareCaptioner(config).eval(), build_tokenizer())
 

@@ -26,12 +26,15 @@ import pyarrow as pa
 import torch
 
 from benchmarks.machine import describe_machine
-from pipelines.captioning import Caption, CaptionRules
-from pipelines.decoding import decoded_schema
-from pipelines.ledger import Ledger
-from pipelines.pool import CALLS_PER_ACTOR
-from sharegpt4v.engine.base import EngineStats, Handle, Request, SamplingParams
+from pipelines.steps.captioning import Caption, CaptionRules
+from pipelines.steps.decoding import decoded_schema
+from pipelines.steps.ledger import Ledger
+from pipelines.steps.pool import CALLS_PER_ACTOR
+from sharegpt4v.checkpoints.card import TOY_CAPTIONER
+from sharegpt4v.dialogue import Request, SamplingParams
 from sharegpt4v.engine.build import EngineSpec
+from sharegpt4v.engine.handle import Handle
+from sharegpt4v.engine.stats import EngineStats
 from sharegpt4v.engine.torch_engine import TorchEngine
 from sharegpt4v.gate import GateRules
 from sharegpt4v.models.captioner import ShareCaptioner
@@ -40,7 +43,6 @@ from sharegpt4v.models.toy import toy_captioner_config
 from sharegpt4v.prompts import UNIFIED_CAPTION
 from sharegpt4v.toy.images import write_images
 from sharegpt4v.toy.tokenizer import SPECIAL_TOKENS, build_tokenizer
-from sharegpt4v.weights import TOY_CAPTIONER
 
 
 class DrawnLengths(TorchEngine):
@@ -56,7 +58,7 @@ class DrawnLengths(TorchEngine):
 def slot_use(images: int, slots: int, per_commit: int) -> EngineStats:
     engine = DrawnLengths(load_adapter(TOY_CAPTIONER), "toy@0", slots, max_context=300)
     rules = CaptionRules(UNIFIED_CAPTION, SamplingParams(), SamplingParams(), GateRules())
-    with mock.patch("pipelines.captioning.build_engine", return_value=engine):
+    with mock.patch("pipelines.steps.captioning.build_engine", return_value=engine):
         step = Caption(EngineSpec("torch", "toy@0"), rules, Ledger(1.0), hang_seconds=60)
     commits: SimpleQueue[pa.Table] = SimpleQueue()
     for first in range(0, images, per_commit):

@@ -16,39 +16,35 @@ from typing import Any
 import ray.data
 import ray.exceptions
 
-from pipelines.captioning import CaptionAndCommit
-from pipelines.decoding import Decode, read_row_group
-from pipelines.failure import RESUME, plain_errors
-from pipelines.ledger import FIRST_JUDGEMENT, RemoteLedger
-from pipelines.plan import Plan, describe_plan, make_plan
-from pipelines.pool import actor_pool
-from pipelines.progress import ProgressBar
-from pipelines.session import (
-    cluster_resource,
-    quiet_data_context,
-    ray_session,
-    refuse_relative_paths,
+from cluster.command_line import EXIT_PROBLEM, run_command
+from cluster.errors import RESUME, plain_errors
+from cluster.session import cluster_resource, quiet_data_context, ray_session, refuse_relative_paths
+from pipelines.steps.captioning import CaptionAndCommit
+from pipelines.steps.decoding import Decode, read_row_group
+from pipelines.steps.job import Plan, describe_plan, make_plan
+from pipelines.steps.ledger import FIRST_JUDGEMENT, RemoteLedger
+from pipelines.steps.pool import actor_pool
+from pipelines.steps.progress import ProgressBar
+from pipelines.steps.table import print_summary
+from sharegpt4v.captions.finish import commits, compact, roll_forward, summarise
+from sharegpt4v.captions.layout import CaptionRun
+from sharegpt4v.captions.report import write_report
+from sharegpt4v.captions.resume import (
+    ALL_REASONS,
+    RunProgress,
+    row_groups,
+    rows_per_commit,
+    survey,
+    write_pending,
 )
-from pipelines.table import print_summary
-from sharegpt4v.config import CAPTION_PRESETS, CaptionConfig
+from sharegpt4v.captions.sessions import begin_session, end_session
+from sharegpt4v.config.caption import CAPTION_PRESETS, CaptionConfig
 from sharegpt4v.errors import RunFailed, UserError
-from sharegpt4v.flags import EXIT_PROBLEM, run_command
 from sharegpt4v.images import ImageReader
 from sharegpt4v.manifest import Manifest, normalise
 from sharegpt4v.manifest.locate import locate
-from sharegpt4v.run.finish import commits, compact, roll_forward, summarise
-from sharegpt4v.run.folder import (
-    RunFolder,
-    begin_session,
-    check_fingerprint,
-    end_session,
-    open_run,
-    read_settings,
-    write_settings,
-)
-from sharegpt4v.run.lease import Lease
-from sharegpt4v.run.pending import ALL_REASONS, Progress, row_groups, rows_per_commit, survey, write_pending
-from sharegpt4v.run.report import write_report
+from sharegpt4v.run.lock import RunLock
+from sharegpt4v.run.settings import check_fingerprint, read_settings, write_settings
 
 log = logging.getLogger(__name__)
 
@@ -71,8 +67,8 @@ def run_caption(config: CaptionConfig, runtime_env: dict[str, Any] | None = None
     model = None if config.model == "toy" else config.model
     refuse_relative_paths(images=config.images, root=config.root, out=config.out, model=model)
     plan = make_plan(config)
-    run = open_run(config.out)
-    with Lease(run.path):
+    run = CaptionRun.open(config.out)
+    with RunLock(run.path):
         roll_forward(run)
         check_fingerprint(run, plan.fingerprint)
         manifest = _take_in(config, run)
@@ -97,7 +93,7 @@ def run_caption(config: CaptionConfig, runtime_env: dict[str, Any] | None = None
         return _finish(config, run, facts)
 
 
-def _take_in(config: CaptionConfig, run: RunFolder) -> Manifest:
+def _take_in(config: CaptionConfig, run: CaptionRun) -> Manifest:
     """The input as manifest shards, joined to what the run already holds; says what was passed over."""
     print(f"reading {config.images}", file=sys.stderr)
     if config.root is None and (run.path / "run.yaml").exists():
@@ -128,7 +124,7 @@ def _take_in(config: CaptionConfig, run: RunFolder) -> Manifest:
     return manifest
 
 
-def _say_unknown_reason(reason: str | None, progress: Progress) -> None:
+def _say_unknown_reason(reason: str | None, progress: RunProgress) -> None:
     """A mistyped reason would retry nothing without a word; one that is all repaired is no mistake."""
     if reason not in (None, ALL_REASONS, *progress.reasons):
         known = ", ".join(f"{name} ({count:,})" for name, count in progress.reasons.items())
@@ -140,7 +136,7 @@ def _say_read(records: int) -> None:
         print(f"read {records:,} records", file=sys.stderr)
 
 
-def _rows_per_commit(config: CaptionConfig, plan: Plan, progress: Progress) -> int:
+def _rows_per_commit(config: CaptionConfig, plan: Plan, progress: RunProgress) -> int:
     """A real captioner commits every few of its batches; the fake one is as fast as files are written."""
     by_size = rows_per_commit(progress.rows - progress.done, plan.image_size)
     return by_size if config.engine == "fake" else min(by_size, 2 * config.batch_size)
@@ -159,10 +155,10 @@ def _facts(config: CaptionConfig, plan: Plan, manifest: Manifest) -> dict[str, A
 def _work(
     config: CaptionConfig,
     plan: Plan,
-    run: RunFolder,
+    run: CaptionRun,
     files: list[Path],
     per_commit: int,
-    progress: Progress,
+    progress: RunProgress,
     root: str,
     runtime_env: dict[str, Any] | None,
 ) -> str | None:
@@ -185,7 +181,7 @@ def _work(
     return None
 
 
-def _note_engines(run: RunFolder, outcomes: Path, ledger: RemoteLedger) -> None:
+def _note_engines(run: CaptionRun, outcomes: Path, ledger: RemoteLedger) -> None:
     """Statistics only: that they are lost must not end a run."""
     try:
         end_session(run, outcomes, ledger.engines())
@@ -241,7 +237,7 @@ def _explain_stop(stop: str) -> str:
     )
 
 
-def _finish(config: CaptionConfig, run: RunFolder, facts: dict[str, Any]) -> int:
+def _finish(config: CaptionConfig, run: CaptionRun, facts: dict[str, Any]) -> int:
     """Audit, compact, summary, report, and last of all _SUCCESS."""
     committed = commits(run)
     counts = compact(run)

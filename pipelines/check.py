@@ -17,22 +17,23 @@ import pyarrow as pa
 import ray.data
 import ray.exceptions
 
-from pipelines.decoding import PLACE, read_row_group
-from pipelines.failure import plain_errors
-from pipelines.isolation import KILLED_WORKER, KILLED_WORKER_MESSAGE, Isolation
-from pipelines.ledger import LedgerClient, RemoteLedger
-from pipelines.progress import ProgressBar
-from pipelines.session import quiet_data_context, ray_session, refuse_relative_paths
-from pipelines.table import print_counts
-from sharegpt4v.config import CheckConfig
+from cluster.command_line import EXIT_PROBLEM, run_command
+from cluster.errors import plain_errors
+from cluster.session import quiet_data_context, ray_session, refuse_relative_paths
+from pipelines.steps.decoding import LOCATION_COLUMNS, read_row_group
+from pipelines.steps.isolation import KILLED_WORKER, KILLED_WORKER_MESSAGE, Isolation
+from pipelines.steps.ledger import LedgerClient, RemoteLedger
+from pipelines.steps.progress import ProgressBar
+from pipelines.steps.table import print_counts
+from sharegpt4v.atomic import write_atomic
+from sharegpt4v.captions.resume import row_groups
+from sharegpt4v.config.check import CheckConfig
 from sharegpt4v.errors import Rejected, UserError
-from sharegpt4v.findings import DIGEST_BYTES, INSPECTED, KINDS, Findings, Found
-from sharegpt4v.flags import EXIT_PROBLEM, run_command
 from sharegpt4v.images import ImageReader, inspect
+from sharegpt4v.inspection import DIGEST_BYTES, INSPECTED, KINDS, Inspection, InspectionSummary
 from sharegpt4v.manifest import Manifest, normalise
 from sharegpt4v.manifest.writer import shards
-from sharegpt4v.run.folder import make_writable, write_atomic
-from sharegpt4v.run.pending import row_groups
+from sharegpt4v.run.folder import make_writable
 
 _ROWS_PER_BLOCK = 256
 _ROWS_AT_ONCE = 8_192  # handed to the findings; few calls, for the sake of the driver
@@ -57,7 +58,7 @@ class Inspect:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         ids = batch["id"].to_pylist()
-        places = list(zip(*(batch[name].to_pylist() for name in PLACE), strict=True))
+        places = list(zip(*(batch[name].to_pylist() for name in LOCATION_COLUMNS), strict=True))
         digests = [bytes(DIGEST_BYTES)] * len(ids)
         reasons: list[str | None] = [None] * len(ids)
         messages: list[str | None] = [None] * len(ids)
@@ -94,7 +95,7 @@ def check(config: CheckConfig, runtime_env: dict[str, Any] | None = None) -> int
             limit=config.limit,
             dedupe_image=config.dedupe_image,
         )
-        findings = Findings(scratch)
+        findings = Inspection(scratch)
         with ray_session(config.address, runtime_env):
             look(manifest, findings)
         rejects = (config.out or scratch) / "rejects" / "part-00000.parquet"
@@ -104,7 +105,7 @@ def check(config: CheckConfig, runtime_env: dict[str, Any] | None = None) -> int
     return EXIT_PROBLEM if config.strict and found.findings else 0
 
 
-def look(manifest: Manifest, findings: Findings) -> None:
+def look(manifest: Manifest, findings: Inspection) -> None:
     """Inspects every image of a manifest on the cluster that Ray is connected to.
 
     Raises StorageError when an image can neither be read nor be called missing.
@@ -142,7 +143,7 @@ def _claim(out: Path) -> None:
         raise UserError(f"--out {out} holds other files ({used.relative_to(out)}, ...): give a new folder")
 
 
-def _report(config: CheckConfig, manifest: Manifest, found: Found) -> None:
+def _report(config: CheckConfig, manifest: Manifest, found: InspectionSummary) -> None:
     columns = ("images", "ok", *KINDS)
     by_source = {
         source: {column: counts[column] for column in columns}

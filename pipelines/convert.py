@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.progress import Progress
 
-from sharegpt4v.config import ConvertConfig
-from sharegpt4v.flags import run_command
-from sharegpt4v.models.convert import Plan, plan
-from sharegpt4v.models.convert import convert as write
+from cluster.command_line import run_command
+from sharegpt4v.checkpoints.convert import Conversion, plan_conversion
+from sharegpt4v.checkpoints.convert import convert as write
+from sharegpt4v.config.convert import ConvertConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,8 +33,8 @@ def convert(config: ConvertConfig) -> int:
     return 0
 
 
-def _plan(config: ConvertConfig) -> Plan:
-    planned = plan(config.checkpoint, config.to, config.vision_tower, config.tokenizer)
+def _plan(config: ConvertConfig) -> Conversion:
+    planned = plan_conversion(config.checkpoint, config.to, config.vision_tower, config.tokenizer)
     planned.check_out(config.out)
     return planned
 

@@ -4,10 +4,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sharegpt4v.config import ExportConfig
-from sharegpt4v.flags import run_command
-from sharegpt4v.run.export import export_run
-from sharegpt4v.run.folder import read_settings
+from cluster.command_line import run_command
+from sharegpt4v.captions.export.write import export_run
+from sharegpt4v.config.export import ExportConfig
+from sharegpt4v.run.settings import read_settings
 
 _SUFFIX = {"llava-json": ".json", "hf": "-hf", "webdataset": "-wds"}
 

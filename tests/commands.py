@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from sharegpt4v.run.folder import RunFolder
-from sharegpt4v.run.outcomes import outcome_files
+from sharegpt4v.captions.layout import CaptionRun
+from sharegpt4v.captions.outcomes import outcome_files
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PHOTOS = REPOSITORY.parent / "shared" / "data" / "photos"
@@ -93,7 +93,7 @@ def kill(process: "subprocess.Popen[str]") -> None:
 
 def outcomes_left(run: Path) -> int:
     """Rows in the readable files of work/outcomes."""
-    return sum(pq.read_metadata(path).num_rows for path in outcome_files(RunFolder(run)))
+    return sum(pq.read_metadata(path).num_rows for path in outcome_files(CaptionRun(run)))
 
 
 def rows(run: Path, part: str) -> pa.Table:

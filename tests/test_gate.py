@@ -2,7 +2,7 @@
 
 import pytest
 
-from sharegpt4v.gate import GateRules, judge
+from sharegpt4v.gate import GateRules, check_caption
 
 GOOD = (
     "A large red circle sits at the top left of a pale background. Below it a small blue square leans "
@@ -30,7 +30,7 @@ GOOD = (
     ],
 )
 def test_a_bad_caption_is_refused_by_name(caption: str, finish_reason: str, reason: str) -> None:
-    verdict = judge(caption, finish_reason, GateRules())
+    verdict = check_caption(caption, finish_reason, GateRules())
     assert verdict is not None and verdict.reason == reason
 
 
@@ -47,24 +47,26 @@ def test_a_bad_caption_is_refused_by_name(caption: str, finish_reason: str, reas
     ],
 )
 def test_a_good_caption_passes(caption: str) -> None:
-    assert judge(caption, "stop", GateRules()) is None
+    assert check_caption(caption, "stop", GateRules()) is None
 
 
 def test_a_caption_that_ends_its_sentence_at_the_limit_passes() -> None:
-    assert judge(GOOD, "length", GateRules()) is None
+    assert check_caption(GOOD, "length", GateRules()) is None
 
 
 def test_any_script_is_taken_when_told_so() -> None:
     assert (
-        judge("这是一张非常详细的图片描述，里面有很多的东西可以看到。", "stop", GateRules(script="any"))
+        check_caption(
+            "这是一张非常详细的图片描述，里面有很多的东西可以看到。", "stop", GateRules(script="any")
+        )
         is None
     )
 
 
 def test_the_shortest_length_is_a_rule() -> None:
-    assert judge("A cat.", "stop", GateRules(min_characters=6)) is None
+    assert check_caption("A cat.", "stop", GateRules(min_characters=6)) is None
 
 
 def test_hostile_text_is_judged_without_a_crash() -> None:
     for text in ("\x00" * 50, "\ud800" * 50, "\u202e" + GOOD, "a" * 1_000_000):
-        judge(text, "stop", GateRules())
+        check_caption(text, "stop", GateRules())

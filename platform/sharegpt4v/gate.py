@@ -46,7 +46,7 @@ class Verdict:
     message: str
 
 
-def judge(caption: str, finish_reason: str, rules: GateRules) -> Verdict | None:
+def check_caption(caption: str, finish_reason: str, rules: GateRules) -> Verdict | None:
     """None when the caption may be written; else the first rule it breaks.
 
     Order matters: a refusal is usually short, too, and its own name tells more.

@@ -11,8 +11,8 @@ from pydantic import BaseModel
 
 from cluster.cli import COMMANDS, main
 from cluster.env import REPOSITORY, runtime_env
-from pipelines.session import ray_session, refuse_relative_paths
-from sharegpt4v.config import CaptionConfig
+from cluster.session import ray_session, refuse_relative_paths
+from sharegpt4v.config.caption import CaptionConfig
 from sharegpt4v.errors import UserError
 from tests.commands import sharegpt4v, write_images
 

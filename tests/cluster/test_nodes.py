@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from ray.cluster_utils import Cluster
 
-from pipelines.captioning import CaptionAndCommit
+from pipelines.steps.captioning import CaptionAndCommit
 from tests.cluster.nodes import nodes
 from tests.cluster.processes import descendants, kill_one
 from tests.commands import committed, start, wait_for_commits

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from sharegpt4v.engine.base import Image, Request, SamplingParams, Turn
+from sharegpt4v.dialogue import Image, Request, SamplingParams, Turn
 from sharegpt4v.engine.decoder import Decoder
 from sharegpt4v.engine.graphs import StepGraphs
-from sharegpt4v.engine.slots import room
+from sharegpt4v.engine.slots import padded_context
 from sharegpt4v.engine.torch_engine import TorchEngine
 from sharegpt4v.models.adapter import Adapter
 
@@ -105,4 +105,4 @@ class Stepping(Remembering):
 
     def _open_slots(self, count: int) -> None:
         super()._open_slots(count)
-        repeat_steps(self._decoder, count, room(self._context))
+        repeat_steps(self._decoder, count, padded_context(self._context))

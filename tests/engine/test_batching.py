@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from sharegpt4v.engine.base import EngineClosed, EngineError, Handle, Request, Turn
+from sharegpt4v.dialogue import Request, Turn
 from sharegpt4v.engine.batching import BatchingEngine
 from sharegpt4v.engine.fake import FakeEngine, FakeOptions
+from sharegpt4v.engine.handle import EngineClosed, EngineError, Handle
 from sharegpt4v.models.adapter import Adapter
 
 
@@ -23,7 +24,7 @@ class _Engine(BatchingEngine):
     def begin(self) -> None:
         self._start("test-engine")
 
-    def _turn(self) -> None:
+    def _step(self) -> None:
         self._receive()
         fresh = min(4, len(self._waiting))
         self._handles = (

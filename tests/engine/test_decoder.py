@@ -10,9 +10,9 @@ import torch
 from transformers import LlamaForCausalLM
 
 from benchmarks.gpu_caption import MODELS, make_requests
-from sharegpt4v.engine.base import SamplingParams
+from sharegpt4v.dialogue import SamplingParams
 from sharegpt4v.engine.decoder import Decoder
-from sharegpt4v.engine.sampling import Sampler
+from sharegpt4v.engine.sampling import TokenSampler
 from sharegpt4v.models.lmm import share_gpt4v_config
 
 META = torch.device("meta")
@@ -55,7 +55,7 @@ def test_embedding_needs_no_value_from_the_device(family: str) -> None:
 @torch.inference_mode()
 def test_tokens_are_copied_from_the_device_once_in_a_step() -> None:
     """Behind penalties, early ends and draws of all slots; everything before that copy needs no value."""
-    sampler = Sampler(8, [2], META)
+    sampler = TokenSampler(8, [2], META)
     drawn = SamplingParams(temperature=0.7, top_k=5, top_p=0.9)
     penalised = SamplingParams(repetition_penalty=1.5, min_new_tokens=20)
     for slot, params in enumerate((drawn, penalised, SamplingParams())):

@@ -8,8 +8,9 @@ import sys
 import numpy as np
 import pytest
 
-from sharegpt4v.engine.base import EngineClosed, EngineError, Request, SamplingParams, Turn
+from sharegpt4v.dialogue import Request, SamplingParams, Turn
 from sharegpt4v.engine.fake import FakeEngine, FakeOptions
+from sharegpt4v.engine.handle import EngineClosed, EngineError
 
 
 def _request(key: str, shade: int = 0, temperature: float = 0.0, seed: int = 1) -> Request:

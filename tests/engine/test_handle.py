@@ -5,7 +5,8 @@ import threading
 
 import pytest
 
-from sharegpt4v.engine.base import Completion, EngineError, Handle, Request, Turn, sampling_seed
+from sharegpt4v.dialogue import Completion, Request, Turn, sampling_seed
+from sharegpt4v.engine.handle import EngineError, Handle
 
 ANSWER = Completion("a cat", 3, "stop")
 

@@ -6,21 +6,21 @@ from typing import Any
 import pytest
 import torch
 
-from sharegpt4v.engine.base import SamplingParams
-from sharegpt4v.engine.sampling import Sampler
+from sharegpt4v.dialogue import SamplingParams
+from sharegpt4v.engine.sampling import TokenSampler
 from sharegpt4v.errors import UserError
 
 CPU = torch.device("cpu")
 
 
-def _sampler(*params: SamplingParams, seed: int = 0, eos: tuple[int, ...] = (0,)) -> Sampler:
-    sampler = Sampler(len(params), eos, CPU)
+def _sampler(*params: SamplingParams, seed: int = 0, eos: tuple[int, ...] = (0,)) -> TokenSampler:
+    sampler = TokenSampler(len(params), eos, CPU)
     for slot, param in enumerate(params):
         sampler.admit(slot, param, seed)
     return sampler
 
 
-def _pick(sampler: Sampler, *logits: list[float]) -> list[int]:
+def _pick(sampler: TokenSampler, *logits: list[float]) -> list[int]:
     return sampler.pick(torch.tensor(logits), range(len(logits)))[0]
 
 
@@ -70,7 +70,7 @@ def test_draws_follow_the_probabilities() -> None:
 
 def test_a_draw_depends_on_the_seed_and_not_on_the_company() -> None:
     params, logits = SamplingParams(temperature=2.0), [1.0, 0.9, 0.8, 0.7]
-    alone, company = _sampler(params, seed=5), Sampler(3, (0,), CPU)
+    alone, company = _sampler(params, seed=5), TokenSampler(3, (0,), CPU)
     for slot, seed in enumerate((1, 5, 9)):
         company.admit(slot, params, seed)
     first = [_pick(alone, logits)[0] for _ in range(20)]

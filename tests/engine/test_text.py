@@ -4,7 +4,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from sharegpt4v.engine.base import EngineError
+from sharegpt4v.engine.handle import EngineError
 from sharegpt4v.engine.text import TextStream
 
 _VOCABULARY = ["<unk>", "a", "\u2581b", "\u2581", "<0xC3>", "<0xA9>", "<0xE4>"]

@@ -9,8 +9,10 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from sharegpt4v.engine.base import EngineError, Request, SamplingParams, Turn
+from sharegpt4v.checkpoints.card import TOY_CAPTIONER
+from sharegpt4v.dialogue import Request, SamplingParams, Turn
 from sharegpt4v.engine.build import EngineSpec, build_engine
+from sharegpt4v.engine.handle import EngineError
 from sharegpt4v.engine.slots import bytes_per_slot, slots_that_fit
 from sharegpt4v.engine.torch_engine import TorchEngine
 from sharegpt4v.errors import UserError
@@ -18,7 +20,6 @@ from sharegpt4v.models.adapter import Adapter
 from sharegpt4v.models.load import load_adapter
 from sharegpt4v.toy.render import render
 from sharegpt4v.toy.scene import make_scene
-from sharegpt4v.weights import TOY_CAPTIONER
 from tests.engine.requests import PROMPTS, make_request, reference
 
 
@@ -173,13 +174,13 @@ def test_what_may_be_a_stop_string_is_held_back_and_shown_when_it_is_none(speaki
 def test_only_the_engine_computes_with_several_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """A second team of OpenMP threads, from loading, would nearly halve its speed."""
     threads: list[tuple[TorchEngine, int]] = []  # engines of other tests may turn meanwhile
-    turn = TorchEngine._turn
+    turn = TorchEngine._step
 
     def watched(self: TorchEngine) -> None:
         threads.append((self, torch.get_num_threads()))
         turn(self)
 
-    monkeypatch.setattr(TorchEngine, "_turn", watched)
+    monkeypatch.setattr(TorchEngine, "_step", watched)
     torch.set_num_threads(3)
     engine = build_engine(EngineSpec("torch", "toy@0", str(TOY_CAPTIONER), capacity=2, threads=2))
     try:

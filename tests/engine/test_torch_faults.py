@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from sharegpt4v.engine import slots
-from sharegpt4v.engine.base import EngineClosed, EngineError, Handle
 from sharegpt4v.engine.failures import is_out_of_memory
+from sharegpt4v.engine.handle import EngineClosed, EngineError, Handle
 from sharegpt4v.engine.torch_engine import TorchEngine
 from sharegpt4v.errors import UserError
 from sharegpt4v.models.adapter import Adapter

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sharegpt4v.engine.base import Request, SamplingParams, Turn
+from sharegpt4v.dialogue import Request, SamplingParams, Turn
 from sharegpt4v.models.adapter import Adapter
 from sharegpt4v.models.load import load_adapter
 from tests.engine.requests import (

@@ -12,15 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from sharegpt4v.engine.base import (
-    EngineClosed,
-    EngineError,
-    EngineStats,
-    Image,
-    Request,
-    SamplingParams,
-    Turn,
-)
+from sharegpt4v.checkpoints.card import read_card
+from sharegpt4v.dialogue import Image, Request, SamplingParams, Turn
+from sharegpt4v.engine.handle import EngineClosed, EngineError
+from sharegpt4v.engine.stats import EngineStats
 from sharegpt4v.engine.vllm_engine import VllmEngine
 from sharegpt4v.engine.vllm_setup import load_frontend
 from sharegpt4v.errors import UserError
@@ -28,8 +23,7 @@ from sharegpt4v.models.load import load_adapter
 from sharegpt4v.prompts import UNIFIED_CAPTION
 from sharegpt4v.toy.render import render
 from sharegpt4v.toy.scene import make_scene
-from sharegpt4v.toy.weights import SHIPPED
-from sharegpt4v.weights import read_card
+from sharegpt4v.toy.shipped import SHIPPED
 from tests.engine.requests import Remembering, is_a_tie, needs_vllm
 
 PROMPT = UNIFIED_CAPTION.text

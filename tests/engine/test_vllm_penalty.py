@@ -2,8 +2,8 @@
 
 import torch
 
-from sharegpt4v.engine.base import SamplingParams
-from sharegpt4v.engine.sampling import Sampler
+from sharegpt4v.dialogue import SamplingParams
+from sharegpt4v.engine.sampling import TokenSampler
 from sharegpt4v.engine.vllm_penalty import Penalised, Penalties
 
 CPU = torch.device("cpu")
@@ -15,7 +15,7 @@ def _logits(rows: int, seed: int = 1) -> torch.Tensor:
 
 def test_the_penalty_is_the_torch_engines() -> None:
     strengths = (1.7, 1.0, 0.6)
-    sampler, penalties = Sampler(3, [39], CPU), Penalties(3, CPU)
+    sampler, penalties = TokenSampler(3, [39], CPU), Penalties(3, CPU)
     for slot, strength in enumerate(strengths):
         sampler.admit(slot, SamplingParams(repetition_penalty=strength), 0)
     rows = {row: Penalised(strength, []) for row, strength in enumerate(strengths) if strength != 1}

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines.plan import make_plan
-from sharegpt4v.config import CaptionConfig
+from pipelines.steps.job import make_plan
+from sharegpt4v.config.caption import CaptionConfig
 from sharegpt4v.engine.build import EngineSpec, build_engine
 from sharegpt4v.engine.vllm_setup import load_frontend
 from sharegpt4v.errors import UserError
-from sharegpt4v.toy.weights import SHIPPED
+from sharegpt4v.toy.shipped import SHIPPED
 from tests.commands import environment
 
 needs_no_vllm = pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")

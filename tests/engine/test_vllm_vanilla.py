@@ -12,22 +12,18 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
-from sharegpt4v.engine.base import (
-    Request,
-    SamplingParams,
-    Turn,
-)
+from sharegpt4v.checkpoints.convert import convert, plan_conversion
+from sharegpt4v.dialogue import Request, SamplingParams, Turn
 from sharegpt4v.engine.torch_engine import TorchEngine
-from sharegpt4v.models.convert import convert, plan
 from sharegpt4v.models.load import load_adapter
 from sharegpt4v.prompts import UNIFIED_CAPTION
 from sharegpt4v.toy.render import render
 from sharegpt4v.toy.scene import make_scene
-from sharegpt4v.toy.weights import SHIPPED
+from sharegpt4v.toy.shipped import SHIPPED
+from tests.checkpoints import released
+from tests.checkpoints.released import llava_tensors, save_llava, save_tower, tower_tensors
 from tests.commands import environment
 from tests.engine.requests import Remembering, is_a_tie, needs_vllm
-from tests.models import released
-from tests.models.released import llava_tensors, save_llava, save_tower, tower_tensors
 
 PROMPT = UNIFIED_CAPTION.text
 
@@ -68,7 +64,7 @@ def _vanilla(**asked: Any) -> tuple[str, list[int]]:
 
 @needs_vllm
 def test_vanilla_vllm_chats_with_a_checkpoint_of_ours_as_the_torch_engine_does(tmp_path: Path) -> None:
-    convert(plan(SHIPPED / "lmm"), tmp_path / "out", 10**9)
+    convert(plan_conversion(SHIPPED / "lmm"), tmp_path / "out", 10**9)
     pixels = np.array(render(make_scene(5, 2, source="coco", difficulty=3), (48, 48)))
     file = io.BytesIO()
     Pillow.fromarray(pixels).save(file, "png")
@@ -85,7 +81,7 @@ def test_vanilla_vllm_runs_a_converted_release(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(released, "HEADS", 2)  # vLLM has no kernel for heads of 16
     model = save_llava(tmp_path / "ShareGPT4V-7B", llava_tensors())
     tower = save_tower(tmp_path / "tower", tower_tensors())
-    convert(plan(model, vision_tower=tower), tmp_path / "out", 300_000)
+    convert(plan_conversion(model, vision_tower=tower), tmp_path / "out", 300_000)
     adapter = load_adapter(tmp_path / "out")
     image = np.full((28, 28, 3), (200, 30, 90), np.uint8)
     request = Request("r", (Turn("user", "tata"),), (image,), SamplingParams(max_new_tokens=12))

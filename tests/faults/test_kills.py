@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from sharegpt4v.run.folder import RunFolder
-from sharegpt4v.run.outcomes import outcome_files
+from sharegpt4v.captions.layout import CaptionRun
+from sharegpt4v.captions.outcomes import outcome_files
 from tests.commands import committed, kill, sharegpt4v, start, wait_for_commits
 from tests.undisturbed import COMMITS, arguments, assert_same_outcome
 
@@ -25,14 +25,14 @@ def _kill_and_compare(images: Path, run: Path, undisturbed: Path, kills: int, se
         landed += 1
         assert not (run / "_SUCCESS").exists()
         if landed == 1:
-            _tear_a_commit(RunFolder(run))
+            _tear_a_commit(CaptionRun(run))
     assert landed == kills, f"the run ended after {landed} kills"
     last = sharegpt4v(*arguments(images, run, seconds=0.0))
     assert last.returncode == 0, last.stderr
     assert_same_outcome(run, undisturbed)
 
 
-def _tear_a_commit(run: RunFolder) -> None:
+def _tear_a_commit(run: CaptionRun) -> None:
     torn = next(iter(outcome_files(run)))
     torn.write_bytes(torn.read_bytes()[:-20])
     assert torn not in outcome_files(run)

@@ -9,8 +9,9 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
+from sharegpt4v.dialogue import ImageProtocol
 from sharegpt4v.errors import Rejected
-from sharegpt4v.images import Protocol, prepare
+from sharegpt4v.images import prepare
 
 
 def picture(width: int = 97, height: int = 64, seed: int = 0) -> Image.Image:
@@ -26,7 +27,7 @@ def encode(image: Image.Image, kind: str, **options: object) -> bytes:
 
 
 def pixels(
-    data: bytes, size: int = 48, protocol: Protocol = "squash", fast: bool = False
+    data: bytes, size: int = 48, protocol: ImageProtocol = "squash", fast: bool = False
 ) -> npt.NDArray[np.int16]:
     """Prepared pixels as signed numbers, so that they subtract."""
     return prepare(data, size, protocol, fast=fast).pixels.astype(np.int16)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sharegpt4v.images import Protocol, inspect, prepare
+from sharegpt4v.dialogue import ImageProtocol
+from sharegpt4v.images import inspect, prepare
 from tests.commands import PHOTOS
 from tests.images.samples import encode, picture, pixels, png, png_chunk
 
@@ -43,7 +44,9 @@ def _turned(orientation: int, upright: Image.Image) -> Image.Image:
 @pytest.mark.parametrize("protocol", ["pad", "crop", "squash"])
 @pytest.mark.parametrize("orientation", INVERSE)
 @pytest.mark.parametrize("size", [(101, 64), (64, 101), (640, 431)])
-def test_exif_orientation_is_applied(protocol: Protocol, orientation: int, size: tuple[int, int]) -> None:
+def test_exif_orientation_is_applied(
+    protocol: ImageProtocol, orientation: int, size: tuple[int, int]
+) -> None:
     upright = picture(*size)
     data = encode(_turned(orientation, upright), "PNG", exif=_exif(orientation))
     expected = prepare(encode(upright, "PNG"), 48, protocol)

@@ -7,15 +7,16 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from sharegpt4v.images import PAD_COLOUR, Protocol, prepare
+from sharegpt4v.dialogue import ImageProtocol
+from sharegpt4v.images import PAD_COLOUR, prepare
 from tests.commands import PHOTOS
 from tests.images.samples import encode, picture
 
 BICUBIC = Image.Resampling.BICUBIC
-PROTOCOLS: tuple[Protocol, ...] = ("pad", "crop", "squash")
+PROTOCOLS: tuple[ImageProtocol, ...] = ("pad", "crop", "squash")
 
 
-def _released(data: bytes, size: int, protocol: Protocol) -> npt.NDArray[np.int16]:
+def _released(data: bytes, size: int, protocol: ImageProtocol) -> npt.NDArray[np.int16]:
     """The released order of work: everything at full size, one resize, integer offsets rounded down."""
     image = Image.open(io.BytesIO(data)).convert("RGB")
     if protocol == "pad":
@@ -31,7 +32,7 @@ def _released(data: bytes, size: int, protocol: Protocol) -> npt.NDArray[np.int1
     return np.array(image.resize((size, size), BICUBIC), dtype=np.int16)
 
 
-def _difference(data: bytes, size: int, protocol: Protocol, fast: bool = False) -> npt.NDArray[np.int16]:
+def _difference(data: bytes, size: int, protocol: ImageProtocol, fast: bool = False) -> npt.NDArray[np.int16]:
     ours = prepare(data, size, protocol, fast=fast).pixels.astype(np.int16)
     difference: npt.NDArray[np.int16] = np.abs(ours - _released(data, size, protocol))
     return difference
@@ -48,7 +49,7 @@ def _textured(width: int, height: int) -> Image.Image:
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("size", [(101, 64), (64, 101), (64, 64), (40, 31), (31, 40), (130, 3), (3, 130)])
 def test_below_six_times_the_target_it_is_the_released_result(
-    protocol: Protocol, size: tuple[int, int]
+    protocol: ImageProtocol, size: tuple[int, int]
 ) -> None:
     difference = _difference(encode(_textured(*size), "PNG"), 48, protocol)
     # Tall images are filtered along their rows and columns in the other order, which rounds differently.
@@ -59,14 +60,14 @@ def test_below_six_times_the_target_it_is_the_released_result(
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("size", [(1500, 2250), (2251, 1501), (900, 800)])
 def test_large_images_differ_by_less_than_one_step_on_average(
-    protocol: Protocol, size: tuple[int, int]
+    protocol: ImageProtocol, size: tuple[int, int]
 ) -> None:
     assert _difference(encode(_textured(*size), "JPEG", quality=90), 128, protocol).mean() <= 0.7  # 0.52
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("size", [(1500, 2250), (2251, 1501)])
-def test_scaled_decoding_keeps_the_geometry(protocol: Protocol, size: tuple[int, int]) -> None:
+def test_scaled_decoding_keeps_the_geometry(protocol: ImageProtocol, size: tuple[int, int]) -> None:
     # A shift by one pixel of the result gives 6 and more.
     assert _difference(encode(picture(*size), "JPEG", quality=90), 128, protocol, fast=True).mean() <= 1.0
 
@@ -85,7 +86,7 @@ def test_scaled_decoding_reports_the_size_of_the_file() -> None:
 
 @pytest.mark.parametrize("size", [(200, 1), (1, 200), (2000, 10), (10, 2000)])
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_the_thinnest_images_are_prepared(protocol: Protocol, size: tuple[int, int]) -> None:
+def test_the_thinnest_images_are_prepared(protocol: ImageProtocol, size: tuple[int, int]) -> None:
     for fast in (False, True):
         got = prepare(encode(Image.new("RGB", size, (9, 9, 9)), "JPEG"), 48, protocol, fast=fast)
         assert (got.width, got.height, got.pixels.shape) == (*size, (48, 48, 3))

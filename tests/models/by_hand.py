@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.models.released import (
+from tests.checkpoints.released import (
     EVA,
     HEADS,
     LORA_ALPHA,

@@ -5,12 +5,12 @@ from pathlib import Path
 import torch
 from transformers import LlavaForConditionalGeneration, PreTrainedModel
 
-from sharegpt4v.models.captioner import Sampler, ShareCaptioner
+from sharegpt4v.models.captioner import ImageSampler, ShareCaptioner
 from sharegpt4v.models.toy import toy_captioner_config, toy_lmm_config
 from sharegpt4v.toy.tokenizer import build_tokenizer
 
 
-def save_random_captioner(folder: Path, sampler: Sampler = "resampler") -> Path:
+def save_random_captioner(folder: Path, sampler: ImageSampler = "resampler") -> Path:
     """The toy Share-Captioner, seeded, with the toy tokenizer."""
     torch.manual_seed(0)
     return _save(ShareCaptioner(toy_captioner_config(sampler)), folder)

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from sharegpt4v.errors import UserError
 from sharegpt4v.models.captioner import (
-    IMAGE_SLOT,
-    Sampler,
+    IMAGE_PLACEHOLDER,
+    ImageSampler,
     ShareCaptioner,
     resize_positions,
     share_captioner_7b,
@@ -17,10 +17,10 @@ from sharegpt4v.models.captioner import (
 )
 from sharegpt4v.models.toy import toy_captioner_config
 
-LAYOUTS: list[Sampler] = ["resampler", "qformer"]
+LAYOUTS: list[ImageSampler] = ["resampler", "qformer"]
 
 
-def toy_captioner(sampler: Sampler = "resampler") -> ShareCaptioner:
+def toy_captioner(sampler: ImageSampler = "resampler") -> ShareCaptioner:
     torch.manual_seed(0)
     model = ShareCaptioner(toy_captioner_config(sampler))
     model.eval()
@@ -35,7 +35,7 @@ def toy_pixels(images: int) -> Tensor:
     ("sampler", "billions", "image_tokens"), [("resampler", 8.40, 256), ("qformer", 8.42, 66)]
 )
 def test_full_size_has_the_released_number_of_parameters(
-    sampler: Sampler, billions: float, image_tokens: int
+    sampler: ImageSampler, billions: float, image_tokens: int
 ) -> None:
     config = share_captioner_7b(sampler)
     with torch.device("meta"):
@@ -45,7 +45,7 @@ def test_full_size_has_the_released_number_of_parameters(
 
 
 @pytest.mark.parametrize("sampler", LAYOUTS)
-def test_full_size_vision_tower_sees_1025_tokens_through_39_blocks(sampler: Sampler) -> None:
+def test_full_size_vision_tower_sees_1025_tokens_through_39_blocks(sampler: ImageSampler) -> None:
     with torch.device("meta"):
         model = ShareCaptioner(share_captioner_7b(sampler))
         patches = model.vision_model.embeddings(torch.empty(1, 3, 448, 448))
@@ -54,7 +54,7 @@ def test_full_size_vision_tower_sees_1025_tokens_through_39_blocks(sampler: Samp
 
 
 def test_only_the_qformer_layout_has_ln_vision() -> None:
-    def has_ln_vision(sampler: Sampler) -> bool:
+    def has_ln_vision(sampler: ImageSampler) -> bool:
         return any("post_layernorm" in name for name in toy_captioner(sampler).state_dict())
 
     assert not has_ln_vision("resampler")
@@ -148,7 +148,7 @@ def test_qformer_layout_wraps_its_queries_in_start_and_end() -> None:
 
 
 @pytest.mark.parametrize("sampler", LAYOUTS)
-def test_image_features_tell_two_images_apart(sampler: Sampler) -> None:
+def test_image_features_tell_two_images_apart(sampler: ImageSampler) -> None:
     features = toy_captioner(sampler).image_features(toy_pixels(2))
     assert (features[0] - features[1]).abs().max() > 1e-4
 
@@ -156,7 +156,7 @@ def test_image_features_tell_two_images_apart(sampler: Sampler) -> None:
 def test_image_slots_are_filled_in_order() -> None:
     model = toy_captioner()
     pixels = toy_pixels(2)
-    slots = [IMAGE_SLOT] * 36
+    slots = [IMAGE_PLACEHOLDER] * 36
     input_ids = torch.tensor([[1, *slots, 9], [*slots, 8, 9]])
     embedded = model.embed(input_ids, pixels)
     features = model.image_features(pixels)
@@ -167,13 +167,13 @@ def test_image_slots_are_filled_in_order() -> None:
 
 def test_slots_and_embeddings_that_differ_are_refused_with_both_counts() -> None:
     with pytest.raises(UserError, match="15 image slots in the text, 36 embeddings from 1 images"):
-        toy_captioner().embed(torch.tensor([[1, *[IMAGE_SLOT] * 15]]), toy_pixels(1))
+        toy_captioner().embed(torch.tensor([[1, *[IMAGE_PLACEHOLDER] * 15]]), toy_pixels(1))
 
 
 @pytest.mark.parametrize("sampler", LAYOUTS)
-def test_loss_reaches_every_part(sampler: Sampler) -> None:
+def test_loss_reaches_every_part(sampler: ImageSampler) -> None:
     model = toy_captioner(sampler).train()
-    input_ids = torch.tensor([[1, *[IMAGE_SLOT] * model.config.image_tokens, 9, 10]])
+    input_ids = torch.tensor([[1, *[IMAGE_PLACEHOLDER] * model.config.image_tokens, 9, 10]])
     labels = input_ids.where(input_ids > 1, -100)
     loss = model(input_ids, toy_pixels(1), labels=labels).loss
     loss.backward()
@@ -182,7 +182,7 @@ def test_loss_reaches_every_part(sampler: Sampler) -> None:
 
 
 @pytest.mark.parametrize("sampler", LAYOUTS)
-def test_saved_in_shards_and_loaded_it_computes_the_same(sampler: Sampler, tmp_path: Path) -> None:
+def test_saved_in_shards_and_loaded_it_computes_the_same(sampler: ImageSampler, tmp_path: Path) -> None:
     model = toy_captioner(sampler)
     # Away from where training starts: loading must not set a tensor back to its start.
     with torch.no_grad():
@@ -196,5 +196,5 @@ def test_saved_in_shards_and_loaded_it_computes_the_same(sampler: Sampler, tmp_p
     assert [
         name for name, tensor in loaded.state_dict().items() if not torch.equal(tensor, saved[name])
     ] == []
-    input_ids = torch.tensor([[1, *[IMAGE_SLOT] * model.config.image_tokens, 9]])
+    input_ids = torch.tensor([[1, *[IMAGE_PLACEHOLDER] * model.config.image_tokens, 9]])
     assert torch.equal(loaded(input_ids, toy_pixels(1)).logits, model(input_ids, toy_pixels(1)).logits)

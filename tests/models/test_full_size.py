@@ -13,7 +13,7 @@ from safetensors import safe_open
 from torch import nn
 from transformers import LlavaForConditionalGeneration
 
-from sharegpt4v.models.captioner import Sampler, ShareCaptioner, share_captioner_7b
+from sharegpt4v.models.captioner import ImageSampler, ShareCaptioner, share_captioner_7b
 from sharegpt4v.models.lmm import share_gpt4v_config
 from sharegpt4v.models.toy import toy_captioner_config, toy_lmm_config
 
@@ -104,7 +104,7 @@ def qformer() -> Shapes:
     return shapes
 
 
-def share_captioner(sampler: Sampler) -> Shapes:
+def share_captioner(sampler: ImageSampler) -> Shapes:
     """InternLM-7B: Llama shape, biases on q, k, v and o, vocabulary 103168."""
     text = llama("language_model.model.", "language_model.lm_head.", 4096, 11008, 32, 103168, True)
     return eva_vit_g(sampler == "qformer") | (qformer() if sampler == "qformer" else resampler()) | text

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sharegpt4v.engine.base import Turn
+from sharegpt4v.dialogue import Turn
 from sharegpt4v.errors import UserError
 from sharegpt4v.models.load import load_adapter, load_without_decoder
 from tests.engine.requests import make_request

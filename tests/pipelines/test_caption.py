@@ -3,7 +3,7 @@
 import pytest
 
 from pipelines.caption import _say_unknown_reason
-from sharegpt4v.run.pending import Progress
+from sharegpt4v.captions.resume import RunProgress
 
 
 @pytest.mark.parametrize(
@@ -18,5 +18,5 @@ from sharegpt4v.run.pending import Progress
 def test_a_mistyped_reason_to_retry_is_answered_with_those_there_are(
     reason: str | None, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _say_unknown_reason(reason, Progress(2_000, 797, 1_203, {"missing": 1_200, "truncated": 3}))
+    _say_unknown_reason(reason, RunProgress(2_000, 797, 1_203, {"missing": 1_200, "truncated": 3}))
     assert capsys.readouterr().err == said

@@ -14,18 +14,18 @@ import pyarrow.parquet as pq
 import pytest
 
 import pipelines.check
+from cluster.session import ray_session
 from pipelines.check import Inspect, look
 from pipelines.check import main as check
-from pipelines.ledger import Ledger
-from pipelines.session import ray_session
+from pipelines.steps.ledger import Ledger
 from sharegpt4v.errors import RunFailed
-from sharegpt4v.findings import INSPECTED, Findings
 from sharegpt4v.images import ImageReader, StorageError
+from sharegpt4v.inspection import INSPECTED, Inspection
 from sharegpt4v.manifest import Manifest, normalise
 from sharegpt4v.manifest.writer import shards
 from tests.commands import rows, sharegpt4v, write_images
 from tests.images.every_kind import BAD, write_bad, write_odd
-from tests.pipelines.pending_rows import pending_rows
+from tests.pipelines.steps.pending_rows import pending_rows
 
 
 def test_the_step_gives_one_row_an_image_in_order(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def on_ray() -> Iterator[None]:
 
 def _look(path: str | Path, tmp_path: Path, root: str | None = None) -> list[dict[str, Any]]:
     manifest = normalise(str(path), root, tmp_path / "manifest")
-    findings = Findings(tmp_path)
+    findings = Inspection(tmp_path)
     look(manifest, findings)
     found = findings.settle(tmp_path / "rejects.parquet")
     assert sum(counts["images"] for counts in found.by_source.values()) == manifest.rows
@@ -201,7 +201,7 @@ def test_the_command_finds_every_bad_file_and_none_that_is_only_odd(tmp_path: Pa
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """The command with its one step called here, for what it does around it."""
 
-    def look_here(manifest: Manifest, findings: Findings) -> None:
+    def look_here(manifest: Manifest, findings: Inspection) -> None:
         step = Inspect(ImageReader(manifest.root), Ledger(1.0))
         for shard in shards(manifest.folder):
             findings.add(step(pq.read_table(shard)))

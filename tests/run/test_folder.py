@@ -6,53 +6,48 @@ from pathlib import Path
 import pytest
 import yaml
 
+from sharegpt4v.atomic import write_atomic
+from sharegpt4v.captions.layout import CaptionRun
+from sharegpt4v.captions.sessions import begin_session
 from sharegpt4v.errors import UserError
-from sharegpt4v.run.folder import (
-    RunFolder,
-    begin_session,
-    check_fingerprint,
-    open_run,
-    read_settings,
-    write_atomic,
-    write_settings,
-)
+from sharegpt4v.run.settings import check_fingerprint, read_settings, write_settings
 
 FINGERPRINT = {"model": "m@1", "prompt": "p@1: Describe.", "decoding.max_new_tokens": 500}
 FACTS = {"root": "/images", "model": "m@1", "engine": "fake", "prompt_id": "p@1", "prompt_text": "Describe."}
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> RunFolder:
-    run = open_run(tmp_path / "new" / "rün")
+def run(tmp_path: Path) -> CaptionRun:
+    run = CaptionRun.open(tmp_path / "new" / "rün")
     write_settings(run, {"images": "x"}, FINGERPRINT, FACTS)
     return run
 
 
 def test_a_new_folder_is_made_with_its_parents_and_left_empty(tmp_path: Path) -> None:
-    run = open_run(tmp_path / "a" / "b")
+    run = CaptionRun.open(tmp_path / "a" / "b")
     assert list(run.path.iterdir()) == []
 
 
 def test_a_relative_path_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert open_run(Path("run")).path == tmp_path / "run"
+    assert CaptionRun.open(Path("run")).path == tmp_path / "run"
 
 
-@pytest.mark.parametrize("first", ["lease.json", "run.yaml"])
+@pytest.mark.parametrize("first", ["lock.json", "run.yaml"])
 def test_a_run_killed_at_once_may_begin_again(tmp_path: Path, first: str) -> None:
     (tmp_path / first).touch()
     (tmp_path / "manifest").mkdir()
-    assert open_run(tmp_path).path == tmp_path
+    assert CaptionRun.open(tmp_path).path == tmp_path
 
 
 @pytest.mark.parametrize("name", ["work", "manifest", "photo.jpg"])
 def test_a_folder_with_other_files_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
     with pytest.raises(UserError, match=f"holds other files \\({name}, ...\\)"):
-        open_run(tmp_path)
+        CaptionRun.open(tmp_path)
 
 
-def test_settings_tell_all_that_a_reader_needs(run: RunFolder) -> None:
+def test_settings_tell_all_that_a_reader_needs(run: CaptionRun) -> None:
     settings = read_settings(run.path)
     assert {key: settings[key] for key in FACTS} == FACTS
     assert settings["config"] == {"images": "x"} and settings["fingerprint"] == FINGERPRINT
@@ -64,9 +59,9 @@ def test_a_folder_without_settings_is_no_run(tmp_path: Path) -> None:
         read_settings(tmp_path)
 
 
-def test_the_same_fingerprint_and_a_new_folder_pass(run: RunFolder, tmp_path: Path) -> None:
+def test_the_same_fingerprint_and_a_new_folder_pass(run: CaptionRun, tmp_path: Path) -> None:
     check_fingerprint(run, dict(reversed(FINGERPRINT.items())))
-    check_fingerprint(open_run(tmp_path / "other"), FINGERPRINT)
+    check_fingerprint(CaptionRun.open(tmp_path / "other"), FINGERPRINT)
 
 
 @pytest.mark.parametrize(
@@ -80,13 +75,13 @@ def test_the_same_fingerprint_and_a_new_folder_pass(run: RunFolder, tmp_path: Pa
     ],
 )
 def test_another_fingerprint_is_refused_with_the_field(
-    run: RunFolder, change: dict[str, object], expected: str
+    run: CaptionRun, change: dict[str, object], expected: str
 ) -> None:
     with pytest.raises(UserError, match=expected):
         check_fingerprint(run, FINGERPRINT | change)
 
 
-def test_another_schema_version_is_refused_before_anything_else(run: RunFolder) -> None:
+def test_another_schema_version_is_refused_before_anything_else(run: CaptionRun) -> None:
     settings = yaml.safe_load((run.path / "run.yaml").read_text())
     (run.path / "run.yaml").write_text(yaml.safe_dump({"schema_version": settings["schema_version"] + 1}))
     with pytest.raises(UserError, match="was written with run folder version 2, this is version 1"):
@@ -109,7 +104,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
     assert path.read_text() == "newer" and list(tmp_path.iterdir()) == [path]
 
 
-def test_sessions_are_numbered_after_all_earlier_ones(run: RunFolder) -> None:
+def test_sessions_are_numbered_after_all_earlier_ones(run: CaptionRun) -> None:
     assert [begin_session(run).name for _ in range(3)] == ["0000", "0001", "0002"]
     for folder in run.outcomes.iterdir():  # the finish step removes them, the numbers go on
         folder.rmdir()

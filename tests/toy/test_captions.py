@@ -2,7 +2,7 @@
 
 import pytest
 
-from sharegpt4v.gate import GateRules, judge
+from sharegpt4v.gate import GateRules, check_caption
 from sharegpt4v.toy.captions import brief_caption, detailed_caption
 from sharegpt4v.toy.facts import caption_facts, scene_facts
 from sharegpt4v.toy.grid import Box
@@ -78,7 +78,7 @@ def test_the_facts_of_a_detailed_caption_are_those_of_its_scene(difficulty: int)
 def test_every_detailed_caption_passes_the_quality_gate(difficulty: int) -> None:
     for index in range(300):
         caption = detailed_caption(make_scene(31, index, difficulty=difficulty))
-        assert judge(caption, "stop", GateRules()) is None
+        assert check_caption(caption, "stop", GateRules()) is None
 
 
 def test_a_wrong_caption_states_the_facts_it_claims() -> None:

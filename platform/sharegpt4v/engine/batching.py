@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 from itertools import chain
 
-from sharegpt4v.engine.base import EngineError, EngineStats, Handle
 from sharegpt4v.engine.failures import concerns_all
+from sharegpt4v.engine.handle import EngineError, Handle
+from sharegpt4v.engine.stats import EngineStats
 from sharegpt4v.engine.threaded import ThreadedEngine, withdrawn
 from sharegpt4v.models.adapter import Adapter
 

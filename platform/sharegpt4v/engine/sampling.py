@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 
-from sharegpt4v.engine.base import SamplingParams
+from sharegpt4v.dialogue import SamplingParams
 
 _GREEDY = SamplingParams()
 
@@ -14,7 +14,7 @@ _LEAST_TEMPERATURE = 1e-30
 """What float32 can divide by without an overflow, once the best logit is 0."""
 
 
-class Sampler:
+class TokenSampler:
     """Sampling state of every slot. Slots that ask for nothing special cost one argmax together.
 
     The random numbers come from the request's seed and not from the device: the same seed draws the same

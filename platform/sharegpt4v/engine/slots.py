@@ -28,7 +28,7 @@ def bytes_per_slot(config: LlamaConfig, context: int, dtype: torch.dtype) -> int
     return 2 * int(config.num_hidden_layers) * width * context * dtype.itemsize
 
 
-def room(context: int) -> int:
+def padded_context(context: int) -> int:
     """Positions to store for `context`: kernels of attention read rows of 8, and would copy other masks."""
     return -(-context // 8) * 8
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerFast
 
-from sharegpt4v.engine.base import EngineError
+from sharegpt4v.engine.handle import EngineError
 
 
 def decode(tokenizer: PreTrainedTokenizerFast, tokens: Sequence[int]) -> str:

@@ -9,7 +9,9 @@ from contextlib import suppress
 from dataclasses import replace
 from queue import Empty, SimpleQueue
 
-from sharegpt4v.engine.base import Completion, EngineClosed, EngineError, EngineStats, Handle, Request
+from sharegpt4v.dialogue import Completion, Request
+from sharegpt4v.engine.handle import EngineClosed, EngineError, Handle
+from sharegpt4v.engine.stats import EngineStats
 
 log = logging.getLogger(__name__)
 
@@ -17,7 +19,7 @@ UNFINISHED = "the engine was closed before this request was finished"
 
 
 class ThreadedEngine(ABC):
-    """Subclasses set themselves up and call `_start`; their thread then goes from `_turn` to `_turn`."""
+    """Subclasses set themselves up and call `_start`; their thread then goes from `_step` to `_step`."""
 
     def __init__(self) -> None:
         self._queue = RequestQueue()
@@ -38,7 +40,7 @@ class ThreadedEngine(ABC):
             self._thread.join()
 
     @abstractmethod
-    def _turn(self) -> None:
+    def _step(self) -> None:
         """Does the next piece of work, or waits for one; called until the queue is closed."""
 
     def _held(self) -> Iterable[Handle]:
@@ -50,7 +52,7 @@ class ThreadedEngine(ABC):
         why = UNFINISHED
         try:
             while not self._queue.closed:
-                self._turn()
+                self._step()
         except Exception as error:
             log.exception("the engine's thread ends")
             why = f"the engine ended: {one_line(error)}"

@@ -15,13 +15,14 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from sharegpt4v.engine.answer import Answer
-from sharegpt4v.engine.base import EngineError, Handle, sampling_seed
+from sharegpt4v.dialogue import sampling_seed
 from sharegpt4v.engine.batching import BatchingEngine
 from sharegpt4v.engine.decoder import Decoder, prefill_bytes
 from sharegpt4v.engine.failures import concerns_all, is_out_of_memory
-from sharegpt4v.engine.sampling import Sampler
-from sharegpt4v.engine.slots import bytes_per_slot, free_bytes, room, slots_that_fit
+from sharegpt4v.engine.handle import EngineError, Handle
+from sharegpt4v.engine.running_request import RunningRequest
+from sharegpt4v.engine.sampling import TokenSampler
+from sharegpt4v.engine.slots import bytes_per_slot, free_bytes, padded_context, slots_that_fit
 from sharegpt4v.models.adapter import Adapter
 
 log = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ class TorchEngine(BatchingEngine):
             raise ValueError(f"capacity is {capacity}, max_context {max_context}: both begin at 1")
         config = adapter.language_model.config
         context = min(max_context or config.max_position_embeddings, config.max_position_embeddings)
-        slot = bytes_per_slot(config, room(context), adapter.dtype)
+        slot = bytes_per_slot(config, padded_context(context), adapter.dtype)
         prefill = prefill_bytes(config, max(_PREFILL_TOKENS, context), adapter.dtype)
         self.capacity = slots_that_fit(capacity, slot, free_bytes(adapter.device), beside=prefill)
         if self.capacity < capacity:
@@ -77,23 +78,23 @@ class TorchEngine(BatchingEngine):
 
     def _open_slots(self, count: int) -> None:
         adapter = self.adapter
-        self._rows: list[Answer | None] = [None] * count
+        self._rows: list[RunningRequest | None] = [None] * count
         self._decoder = Decoder(
-            adapter.language_model, count, room(self._context), adapter.dtype, adapter.device
+            adapter.language_model, count, padded_context(self._context), adapter.dtype, adapter.device
         )
-        self._sampler = Sampler(count, adapter.eos_token_ids, adapter.device)
+        self._sampler = TokenSampler(count, adapter.eos_token_ids, adapter.device)
 
     def _work(self) -> None:
         torch.set_num_threads(self._threads)
         with torch.inference_mode():
             super()._work()
 
-    def _turn(self) -> None:
+    def _step(self) -> None:
         """Admits what may begin, then one token for every live slot."""
         try:
             self._admit()
             if any(self._rows):
-                self._step()
+                self._decode_step()
             return
         except Exception as error:
             if not is_out_of_memory(error):
@@ -118,7 +119,7 @@ class TorchEngine(BatchingEngine):
             count = min(len(free), len(self._waiting))
             self._begin([self._waiting.popleft() for _ in range(count)], free[:count])
         if not self._waiting:
-            self._close_ranks()
+            self._compact_slots()
 
     def _begin(self, handles: list[Handle], slots: list[int]) -> None:
         """Embeds and prefills requests, and gives each its first token."""
@@ -167,7 +168,7 @@ class TorchEngine(BatchingEngine):
             seed = sampling_seed(handle.request.id, 0) if sampling.seed is None else sampling.seed
             self._sampler.admit(slot, sampling, seed)
             limit = min(sampling.max_new_tokens, self._context - len(prompt))
-            self._rows[slot] = Answer(
+            self._rows[slot] = RunningRequest(
                 handle, len(prompt), limit, self.adapter.tokenizer, self.adapter.eos_token_ids
             )
         logits = self._decoder.prefill([prompt for _, prompt in group], slots)
@@ -178,7 +179,7 @@ class TorchEngine(BatchingEngine):
 
     # Decoding
 
-    def _step(self) -> None:
+    def _decode_step(self) -> None:
         start = time.perf_counter()
         slots = [slot for slot, row in enumerate(self._rows) if row is not None]
         tokens, positions = [0] * (slots[-1] + 1), [0] * (slots[-1] + 1)
@@ -212,7 +213,7 @@ class TorchEngine(BatchingEngine):
                 self._rows[slot] = None
         self._count(new_tokens=len(slots), requests=ended)
 
-    def _close_ranks(self) -> None:
+    def _compact_slots(self) -> None:
         """Moves the last rows into free slots when nothing waits for these: a step computes no gaps then."""
         live = [slot for slot, row in enumerate(self._rows) if row is not None]
         free = (slot for slot, row in enumerate(self._rows) if row is None)

@@ -14,10 +14,11 @@ from typing import Any
 
 from PIL import Image
 
-from sharegpt4v.engine.answer import Answer
-from sharegpt4v.engine.base import EngineError, Handle, Request, sampling_seed
+from sharegpt4v.dialogue import Request, sampling_seed
 from sharegpt4v.engine.batching import BatchingEngine
 from sharegpt4v.engine.failures import concerns_all
+from sharegpt4v.engine.handle import EngineError, Handle
+from sharegpt4v.engine.running_request import RunningRequest
 from sharegpt4v.engine.vllm_folder import vllm_folder
 from sharegpt4v.engine.vllm_penalty import PENALTY
 from sharegpt4v.engine.vllm_setup import import_vllm, open_vllm
@@ -60,7 +61,7 @@ class VllmEngine(BatchingEngine):
             log.warning("memory has room for %d of %d requests at once", self.capacity, capacity)
         super().__init__(adapter, self.capacity, context)
         self._names = map(str, count())  # requests' own ids may repeat
-        self._answers: dict[str, Answer] = {}
+        self._answers: dict[str, RunningRequest] = {}
         self._start("vllm-engine")
 
     def _work(self) -> None:
@@ -73,12 +74,12 @@ class VllmEngine(BatchingEngine):
                 del self._core
                 _process.release()
 
-    def _turn(self) -> None:
+    def _step(self) -> None:
         """Admits what may begin, then one step of vLLM."""
         try:
             self._admit()
             if self._answers:
-                self._step()
+                self._decode_step()
         except Exception as error:
             self._suspect(error)
 
@@ -120,7 +121,7 @@ class VllmEngine(BatchingEngine):
                 raise
             self._fail(handle, error)
             return
-        self._answers[name] = Answer(handle, tokens, limit, adapter.tokenizer, adapter.eos_token_ids)
+        self._answers[name] = RunningRequest(handle, tokens, limit, adapter.tokenizer, adapter.eos_token_ids)
         self._count(prompt_tokens=tokens, prefill_seconds=time.perf_counter() - start)
 
     def _prompt(self, request: Request) -> dict[str, Any]:
@@ -159,7 +160,7 @@ class VllmEngine(BatchingEngine):
 
     # Decoding
 
-    def _step(self) -> None:
+    def _decode_step(self) -> None:
         start = time.perf_counter()
         beginning = {name for name, answer in self._answers.items() if not answer.tokens}
         prompts = sum(self._answers[name].position + 1 for name in beginning)

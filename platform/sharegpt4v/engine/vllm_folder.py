@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from sharegpt4v.models.convert import convert, plan
-from sharegpt4v.models.convert.checkpoint import Checkpoint, Stored, read_json
-from sharegpt4v.models.convert.folder import write_json
-from sharegpt4v.models.convert.recipe import renamed, write
-from sharegpt4v.weights import cached
+from sharegpt4v.checkpoints.cache import cached
+from sharegpt4v.checkpoints.convert import convert, plan_conversion
+from sharegpt4v.checkpoints.metadata import write_json
+from sharegpt4v.checkpoints.reader import Checkpoint, TensorRef, read_json
+from sharegpt4v.checkpoints.rules import renamed, write
 
 log = logging.getLogger(__name__)
 
@@ -56,14 +56,14 @@ def _is_readable(folder: Path) -> bool:
     return processor and not any(_UNREADABLE.match(name) for name in Checkpoint(folder).tensors)
 
 
-def _announce(why: str, tensors: Mapping[str, Stored], folder: Path, target: Path) -> None:
+def _announce(why: str, tensors: Mapping[str, TensorRef], folder: Path, target: Path) -> None:
     size = sum(math.prod(tensor.shape) * tensor.dtype.itemsize for tensor in tensors.values())
     log.warning("%s: copies %.2f GB of %s to %s", why, size / 1e9, folder, target.with_suffix(""))
 
 
 def _write_llava(folder: Path, target: Path) -> None:
     _announce("vLLM reads other names or needs a processor", Checkpoint(folder).tensors, folder, target)
-    convert(plan(folder), target, _SHARD_BYTES)
+    convert(plan_conversion(folder), target, _SHARD_BYTES)
 
 
 def _write_decoder(folder: Path, target: Path) -> None:
@@ -72,8 +72,8 @@ def _write_decoder(folder: Path, target: Path) -> None:
     checkpoint = Checkpoint(folder)
     tensors = {name: t for name, t in checkpoint.tensors.items() if name.startswith(_DECODER)}
     _announce("vLLM runs the decoder alone", tensors, folder, target)
-    recipes = [renamed(name.removeprefix(_DECODER), name, t.shape) for name, t in tensors.items()]
-    write(recipes, tensors, target, _SHARD_BYTES)
+    rules = [renamed(name.removeprefix(_DECODER), name, t.shape) for name, t in tensors.items()]
+    write(rules, tensors, target, _SHARD_BYTES)
     content = checkpoint.config()
     stored = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
     text = content["text_config"] | {"dtype": stored, "architectures": ["LlamaForCausalLM"]}

@@ -5,7 +5,7 @@ protocols.py brings them to the model's square.
 """
 
 from sharegpt4v.images.formats import ImageLimits
-from sharegpt4v.images.protocols import PAD_COLOUR, Prepared, Protocol, inspect, prepare
+from sharegpt4v.images.protocols import PAD_COLOUR, Prepared, inspect, prepare
 from sharegpt4v.images.storage import ImageReader, StorageError
 
 __all__ = [
@@ -13,7 +13,6 @@ __all__ = [
     "ImageLimits",
     "ImageReader",
     "Prepared",
-    "Protocol",
     "StorageError",
     "inspect",
     "prepare",

@@ -6,16 +6,14 @@ inference pad, Share-Captioner squashes. The device normalises; nothing here is 
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from sharegpt4v.dialogue import ImageProtocol
 from sharegpt4v.images.decode import load, open_image, orientation, to_rgb_or_grey
 from sharegpt4v.images.formats import ImageLimits
-
-Protocol = Literal["pad", "crop", "squash"]
 
 PAD_COLOUR = (122, 116, 104)
 """CLIP's mean colour in 8 bits, as the released code pads."""
@@ -59,7 +57,7 @@ class Prepared:
 
 
 def prepare(
-    data: bytes, size: int, protocol: Protocol, *, fast: bool = False, limits: ImageLimits = _LIMITS
+    data: bytes, size: int, protocol: ImageProtocol, *, fast: bool = False, limits: ImageLimits = _LIMITS
 ) -> Prepared:
     """Decode `data` and bring it to size x size pixels, upright, bicubic.
 

@@ -7,7 +7,7 @@ from typing import IO, TypedDict
 import pyarrow as pa
 
 from sharegpt4v.errors import UserError
-from sharegpt4v.manifest.folder import read_folder
+from sharegpt4v.manifest.image_folder import read_folder
 from sharegpt4v.manifest.json_files import read_json
 from sharegpt4v.manifest.locate import (
     JSON_SUFFIXES,

@@ -7,7 +7,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,11 +18,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from sharegpt4v.engine.base import Image, Request, Turn
+from sharegpt4v.dialogue import Image, ImageProtocol, Request, Turn
 from sharegpt4v.errors import UserError
-from sharegpt4v.models.captioner import IMAGE_SLOT, ShareCaptioner
-
-ImageProtocol = Literal["squash", "pad", "crop"]
+from sharegpt4v.models.captioner import IMAGE_PLACEHOLDER, ShareCaptioner
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -202,7 +199,7 @@ class CaptionerAdapter(Adapter):
     """
 
     protocol: ImageProtocol = "squash"
-    image_token_id = IMAGE_SLOT
+    image_token_id = IMAGE_PLACEHOLDER
 
     def __init__(self, folder: Path, model: ShareCaptioner, tokenizer: PreTrainedTokenizerFast) -> None:
         super().__init__(folder, model, tokenizer)

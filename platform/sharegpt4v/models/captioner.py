@@ -25,10 +25,10 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from sharegpt4v.errors import UserError
 
-IMAGE_SLOT = -1
+IMAGE_PLACEHOLDER = -1
 """Marks an image position in `input_ids`. Not a row of the vocabulary, so no text can ever produce it."""
 
-Sampler = Literal["resampler", "qformer"]
+ImageSampler = Literal["resampler", "qformer"]
 
 
 class ShareCaptionerConfig(PreTrainedConfig):
@@ -226,7 +226,7 @@ class ShareCaptioner(PreTrainedModel):
 
         Raises UserError when slots and image embeddings differ in number.
         """
-        slots = input_ids == IMAGE_SLOT
+        slots = input_ids == IMAGE_PLACEHOLDER
         embeddings: Tensor = self.get_input_embeddings()(input_ids.masked_fill(slots, 0))
         images = 0 if pixel_values is None else len(pixel_values)
         wanted, given = int(slots.sum()), images * self.config.image_tokens
@@ -254,7 +254,7 @@ class ShareCaptioner(PreTrainedModel):
         return output
 
 
-def share_captioner_7b(sampler: Sampler = "resampler") -> ShareCaptionerConfig:
+def share_captioner_7b(sampler: ImageSampler = "resampler") -> ShareCaptionerConfig:
     """The full-size configuration: about 8.4 B parameters with the resampler.
 
     Sizes: released InternLM-XComposer and Share-Captioner. The resampler's width and heads are read from

@@ -5,7 +5,7 @@ Token ids are those of the toy tokenizer (sharegpt4v.toy), which has fewer words
 
 from transformers import Blip2QFormerConfig, Blip2VisionConfig, CLIPVisionConfig, LlamaConfig, LlavaConfig
 
-from sharegpt4v.models.captioner import Sampler, ShareCaptionerConfig
+from sharegpt4v.models.captioner import ImageSampler, ShareCaptionerConfig
 
 IMAGE_SIZE = 48  # px; a shape of a scene is then about 12 px wide
 VOCAB_SIZE = 512
@@ -33,7 +33,7 @@ def toy_text_config(eos_token_id: int | list[int], attention_bias: bool) -> Llam
     )
 
 
-def toy_captioner_config(sampler: Sampler = "resampler") -> ShareCaptionerConfig:
+def toy_captioner_config(sampler: ImageSampler = "resampler") -> ShareCaptionerConfig:
     """Share-Captioner in either layout: 36 queries over 64 patches."""
     vision = Blip2VisionConfig(
         hidden_size=96,

@@ -1,1 +1,1 @@
-"""The run folder: what a captioning run leaves on disk, and everything that reads it back."""
+"""What every kind of job needs of its run folder: paths, settings, lock, charts."""

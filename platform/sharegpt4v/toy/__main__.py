@@ -57,21 +57,21 @@ def _write_images(args: argparse.Namespace) -> None:
     print(f"{args.count} images and their truth: {args.out / TRUTH_FILE}")
 
 
-def _weights_flags(parser: argparse.ArgumentParser) -> None:
+def _train_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", choices=("captioner", "lmm"), help="train only this one (both)")
     parser.add_argument("--steps", type=int, help="batches to train on (what the shipped weights took)")
     parser.add_argument("--out", type=Path, help="takes one folder a model (the shipped weights' own)")
 
 
-def _make_weights(args: argparse.Namespace) -> None:
-    from sharegpt4v.toy.weights import make_and_judge  # torch: a second that the other commands need not wait
+def _train(args: argparse.Namespace) -> None:
+    from sharegpt4v.toy.shipped import make_and_judge
 
     make_and_judge(args.model, steps=args.steps, out=args.out)
 
 
 COMMANDS: dict[str, Command] = {
     "images": Command("write rendered scenes, their captions and their truth", _image_flags, _write_images),
-    "weights": Command("train the toy models again, from scratch", _weights_flags, _make_weights),
+    "train": Command("train the toy models again, from scratch", _train_flags, _train),
 }
 
 if __name__ == "__main__":

@@ -4,10 +4,10 @@ from functools import lru_cache
 
 from PIL import Image, ImageDraw, ImageFont
 
-from sharegpt4v.toy.backdrops import backdrop
+from sharegpt4v.toy.backgrounds import background_image
 from sharegpt4v.toy.grid import Box
+from sharegpt4v.toy.outlines import LANDMARK_OUTLINES, SHAPE_OUTLINES, Outline
 from sharegpt4v.toy.scene import Scene, SceneObject, WrittenWord
-from sharegpt4v.toy.silhouettes import LANDMARK_OUTLINES, SHAPE_OUTLINES, Outline
 from sharegpt4v.toy.sources import COLOURS, SOURCES
 
 _FULL_FACTOR = 2
@@ -43,8 +43,8 @@ class _Canvas:
 
     def __init__(self, scene: Scene, size: tuple[int, int]) -> None:
         self.scene = scene
-        self.backdrop = backdrop(scene.background, scene.variant, size)
-        self.image = self.backdrop.copy()
+        self.background = background_image(scene.background, scene.variant, size)
+        self.image = self.background.copy()
         self.pen = ImageDraw.Draw(self.image)
         self.shade = ImageDraw.Draw(self.image, "RGBA")
         self.x_scale, self.y_scale = size[0] / scene.width, size[1] / scene.height
@@ -61,7 +61,7 @@ class _Canvas:
         for word in scene.words:
             self._sign(word)
         if scene.style:
-            self.image = Image.blend(self.image, self.backdrop, _PAINT)
+            self.image = Image.blend(self.image, self.background, _PAINT)
             self._frame(SOURCES[scene.source].margin)
 
     def _object(self, thing: SceneObject) -> None:

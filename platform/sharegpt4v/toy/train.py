@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from sharegpt4v.engine.base import Turn
+from sharegpt4v.dialogue import Turn
 from sharegpt4v.models.adapter import Adapter
 from sharegpt4v.toy.captions import detailed_caption
 from sharegpt4v.toy.render import render
@@ -32,7 +32,7 @@ DIFFICULTIES = (1, 1, 1, 1, 1, 1, 1, 1, 1, 2)
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class TrainingRecipe:
     """How a toy model is trained. Learning rates are peaks, after `warmup` steps; then cosine to zero.
 
     matrix_learning_rate: of the weight matrices, by Muon; learning_rate: of all the rest, by AdamW.
@@ -58,7 +58,7 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class TrainingProgress:
     """One line of the log. exact: share of unseen captions that are right in every word."""
 
     step: int
@@ -111,7 +111,7 @@ def collate(samples: list[tuple[Tensor, list[int], list[int]]]) -> Batch:
     )
 
 
-def train(adapter: Adapter, prompt: str, recipe: Recipe) -> Iterator[Progress]:
+def train(adapter: Adapter, prompt: str, recipe: TrainingRecipe) -> Iterator[TrainingProgress]:
     """Trains the adapter's model in place, from whatever it holds; yields progress every 50 steps."""
     torch.manual_seed(recipe.seed)
     model = adapter.model
@@ -136,11 +136,11 @@ def train(adapter: Adapter, prompt: str, recipe: Recipe) -> Iterator[Progress]:
             schedule.step()
             optimizer.zero_grad()
         if step % 50 == 0 or step == recipe.steps:
-            exact = exact_share(adapter, prompt, scenes=256)
-            yield Progress(step, recipe.steps, loss.item(), exact, time.monotonic() - started)
+            exact = exact_match(adapter, prompt, scenes=256)
+            yield TrainingProgress(step, recipe.steps, loss.item(), exact, time.monotonic() - started)
 
 
-def _optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
+def _optimizers(model: nn.Module, recipe: TrainingRecipe) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of layers, which learns so small a model in half the scenes; AdamW for the rest.
 
     Embeddings, heads and queries are tables of vectors and no maps: Muon is not made for them.
@@ -159,7 +159,7 @@ def _optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]
     ]
 
 
-def learning_rate_share(step: int, recipe: Recipe) -> float:
+def learning_rate_share(step: int, recipe: TrainingRecipe) -> float:
     """Of the peak: a linear rise over the warm-up, then half a cosine down to zero."""
     if step < recipe.warmup:
         return (step + 1) / recipe.warmup
@@ -168,7 +168,7 @@ def learning_rate_share(step: int, recipe: Recipe) -> float:
 
 
 @torch.inference_mode()
-def exact_share(adapter: Adapter, prompt: str, scenes: int, difficulty: int = 1) -> float:
+def exact_match(adapter: Adapter, prompt: str, scenes: int, difficulty: int = 1) -> float:
     """Share of unseen scenes whose greedy caption equals the true one, word for word.
 
     One pass over the true caption tells: greedy decoding writes it exactly when every token of it is the

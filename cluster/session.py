@@ -1,0 +1,155 @@
+"""Connecting to Ray, and leaving it again however the work ends."""
+
+import logging
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.data import DataContext
+
+from cluster.watchdog import Service, Watchdog, prompt_interrupts
+from sharegpt4v.errors import UserError
+
+_LOGICAL_CPUS = 4
+"""Ray Data keeps decoders and actors going and reserves a share for each. Each slot is a process that costs
+two seconds to start; a fifth brought nothing on 2 cores."""
+
+
+_LOST_HERE = "what was committed is kept: run the same command again"
+_LOST_THERE = "what was committed is kept: once the cluster is back, run the same command again"
+
+_GCS_PATIENCE = 40.0
+"""Seconds a cluster's head may be away: one with a stored state comes back, and Ray itself waits 60."""
+
+
+def inside_job() -> bool:
+    """Whether this process was started by Ray's job server, in a copy of the submitted working directory."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def refuse_relative_paths(**paths: str | Path | None) -> None:
+    """Raises UserError, naming the flag, for a relative path inside a job, where it would lead into the copy
+    of the working directory that vanishes with the job. URIs are absolute."""
+    for flag, path in paths.items():
+        if path and inside_job() and "://" not in str(path) and not Path(path).is_absolute():
+            raise UserError(
+                f"--{flag} {path} is relative, and a job's working directory is a copy that is thrown away: "
+                f"give an absolute path that every node sees"
+            )
+
+
+@contextmanager
+def ray_session(address: str | None, runtime_env: dict[str, Any] | None = None) -> Iterator[None]:
+    """A connection to `address`, or to RAY_ADDRESS, as inside a job, or to a cluster started here.
+
+    runtime_env: what other nodes need to run our code; a job brought its own, and this one is not used.
+    Raises UserError when the cluster cannot be reached, and RunFailed when it dies meanwhile.
+    """
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    local = address == "local"
+    with _quiet_native_stderr():
+        _connect(address, None if local or inside_job() else runtime_env)
+        try:
+            if threading.current_thread() is not threading.main_thread():
+                yield  # only the main thread can be interrupted
+                return
+            with prompt_interrupts() as leave:
+                try:
+                    with Watchdog(_services(local), leave):
+                        yield
+                finally:
+                    ray.shutdown()  # here too, where a slow goodbye is cut short
+        finally:
+            ray.shutdown()
+
+
+def _connect(address: str, runtime_env: dict[str, Any] | None) -> None:
+    if address.startswith(("http://", "https://")):
+        raise UserError(
+            f"{address} is a job server: give the cluster's own address, HOST:PORT, or submit a job there: "
+            f"`ray job submit --address {address} --runtime-env cluster/runtime_env.yaml -- "
+            f"python -m pipelines.caption ...`"
+        )
+    local = address == "local"
+    own: dict[str, Any] = {
+        "num_cpus": max(_LOGICAL_CPUS, len(os.sched_getaffinity(0))),
+        "include_dashboard": False,
+    }
+    # Ray's hint about a default of a coming release is of no use to our users.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    print("starting Ray on this machine" if local else f"connecting to Ray at {address}", file=sys.stderr)
+    try:
+        ray.init(
+            address=address,
+            runtime_env=runtime_env,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            **(own if local else {}),
+        )
+        _keep_token_private()
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        cause = " ".join(str(error).split())[:200]
+        token = "; if it asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH"
+        raise UserError(f"cannot reach Ray at {address}: {cause}{'' if local else token}") from None
+
+
+def _keep_token_private() -> None:
+    """Ray writes the token of a cluster that it starts readable for all on this machine."""
+    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    if token.exists() and token.stat().st_uid == os.getuid() and token.stat().st_mode & 0o077:
+        token.chmod(0o600)
+
+
+def _services(local: bool) -> list[Service]:
+    """The two processes of Ray that a driver cannot do without: the head's and its own node's."""
+    context = ray.get_runtime_context()
+    host, _, port = context.gcs_address.rpartition(":")
+    own = context.get_node_id()
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    node = next(node for node in nodes if node["NodeID"] == own)
+    advice, patience = (_LOST_HERE, 3.0) if local else (_LOST_THERE, _GCS_PATIENCE)
+    return [
+        Service("Ray's head", host.strip("[]"), int(port), patience, advice),
+        Service("Ray's node", node["NodeManagerAddress"], node["NodeManagerPort"], 3.0, advice),
+    ]
+
+
+def cluster_resource(name: str) -> float:
+    """What all living nodes have of it together, `GPU` for example."""
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return float(sum(node["Resources"].get(name, 0) for node in nodes if node["Alive"]))
+
+
+def quiet_data_context(no_progress_seconds: float) -> None:
+    """Ray Data without its own bars (ours count images, not blocks), and with hangs turned into errors."""
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = no_progress_seconds
+
+
+@contextmanager
+def _quiet_native_stderr() -> Iterator[None]:
+    """Keeps what Ray's C++ side writes to file descriptor 2 off the terminal; Python's stderr stays there.
+
+    It warns, for one, about the constructor arguments of Ray Data's own actors. Nothing is lost: the same
+    lines stand in Ray's session logs.
+    """
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    python_stderr, sys.stderr = sys.stderr, os.fdopen(terminal, "w", buffering=1, closefd=False)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        sys.stderr = python_stderr
+        os.dup2(terminal, 2)
+        os.close(terminal)

@@ -1,0 +1,48 @@
+"""The short table a command ends with."""
+
+import json
+
+from rich.console import Console
+from rich.table import Column, Table
+
+from sharegpt4v.captions.layout import CaptionRun
+
+
+def print_summary(run: CaptionRun) -> None:
+    """Counts by source and reason from summary.json, on standard output."""
+    summary = json.loads((run.path / "summary.json").read_text(encoding="utf-8"))
+    print_counts(summary["by_source"], summary["by_reason"], ("captions", "rejects"))
+    rate = f", {summary['images_per_second']:,.1f} images/s" if summary["images_per_second"] else ""
+    print(
+        f"{summary['captions']:,} captions and {summary['rejects']:,} rejects of {summary['rows']:,} images "
+        f"in {summary['wall_seconds']:,.1f} s{rate}, model {summary['model']}"
+    )
+    if engine := summary.get("engine_statistics"):
+        print(
+            f"each engine decoded {engine['decode_tokens_per_second']:,.0f} tokens/s with "
+            f"{engine['slot_use']:.0%} of its slots in use, first tokens came after "
+            f"{engine['seconds_to_first_token']:,.1f} s ({engine['requests']:,} answers)"
+        )
+
+
+def print_counts(
+    by_source: dict[str, dict[str, int]], by_reason: dict[str, int], columns: tuple[str, ...]
+) -> None:
+    """One row a source with the named counts and a row of sums, then what was rejected and why."""
+    console = Console(highlight=False, markup=False)
+    sources = Table("source", *_right(columns))
+    for source, counts in sorted(by_source.items()):
+        sources.add_row(source, *(f"{counts.get(column, 0):,}" for column in columns))
+    sums = [sum(counts.get(column, 0) for counts in by_source.values()) for column in columns]
+    sources.add_section()
+    sources.add_row("all", *(f"{value:,}" for value in sums))
+    console.print(sources)
+    if by_reason:
+        reasons = Table("rejected because", *_right(("images",)))
+        for reason, count in by_reason.items():
+            reasons.add_row(reason, f"{count:,}")
+        console.print(reasons)
+
+
+def _right(names: tuple[str, ...]) -> list[Column]:
+    return [Column(name, justify="right") for name in names]

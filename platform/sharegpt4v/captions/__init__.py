@@ -1,0 +1,1 @@
+"""What a captioning run leaves on disk: outcomes, resume, finish, report and export."""

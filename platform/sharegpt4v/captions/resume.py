@@ -1,0 +1,132 @@
+"""What a run has already done, and what is still to do.
+
+Done is what stands in finished parts (captions/, rejects/) or in a readable file of work/outcomes. The result
+is one bit per manifest row.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from sharegpt4v.captions.layout import CaptionRun
+from sharegpt4v.captions.outcomes import outcome_files
+from sharegpt4v.records import MANIFEST, OUTCOME, PENDING
+
+Done = list[npt.NDArray[np.bool_]]
+"""For each manifest shard one flag per row."""
+
+ALL_REASONS = "all"
+
+
+@dataclass(frozen=True, slots=True)
+class RunProgress:
+    """Rows of the manifest, and how many of them already have an outcome of each kind.
+
+    reasons: rejects by reason, those to be tried again included.
+    """
+
+    rows: int
+    captions: int
+    rejects: int
+    reasons: Mapping[str, int] = field(default_factory=dict, compare=False)
+
+    @property
+    def done(self) -> int:
+        return self.captions + self.rejects
+
+
+def survey(run: CaptionRun, retry_rejects: str | None = None) -> tuple[Done, RunProgress]:
+    """Reads what is done; with retry_rejects (a reason, or `all`) those rejects count as not done."""
+    done = [np.zeros(pq.read_metadata(path).num_rows, dtype=np.bool_) for path in run.shards()]
+    rejected = [np.zeros_like(flags) for flags in done]
+    reasons: Counter[str] = Counter()
+    for number, path in enumerate(run.shards()):
+        kept, refused = run.captions / path.name, run.rejects / path.name
+        if kept.exists() or refused.exists():
+            ids = pq.read_table(path, columns=["id"])["id"]
+            if kept.exists():
+                done[number][_positions(pq.read_table(kept, columns=["id"])["id"], ids)] = True
+            if refused.exists():
+                table = pq.read_table(refused, columns=["id", "reason"])
+                reasons.update(table["reason"].to_pylist())
+                rejected[number][_positions(_still_rejected(table, retry_rejects)["id"], ids)] = True
+    for path in outcome_files(run):
+        table = pq.read_table(path, columns=[OUTCOME, "shard", "row", "reason"])
+        captions = table.filter(pc.equal(table[OUTCOME], "caption"))
+        refusals_of_all = table.filter(pc.equal(table[OUTCOME], "reject"))
+        reasons.update(refusals_of_all["reason"].to_pylist())
+        rejects = _still_rejected(refusals_of_all, retry_rejects)
+        for flagged, part in ((done, captions), (rejected, rejects)):
+            shards, rows = part["shard"].to_numpy(), part["row"].to_numpy()
+            for number in np.unique(shards):
+                flagged[number][rows[shards == number]] = True
+    captions_done = sum(int(flags.sum()) for flags in done)
+    for flags, refusals in zip(done, rejected, strict=True):
+        flags |= refusals
+    rows, total = sum(len(flags) for flags in done), sum(int(flags.sum()) for flags in done)
+    return done, RunProgress(rows, captions_done, total - captions_done, dict(reasons.most_common()))
+
+
+def write_pending(run: CaptionRun, done: Done, rows_per_commit: int) -> list[Path]:
+    """Writes what is not done into work/pending, one row group for each commit.
+
+    Returns its files; an empty list means that nothing is left to do.
+    """
+    run.pending.mkdir(parents=True, exist_ok=True)
+    for stale in run.pending.glob("*.parquet"):
+        stale.unlink()
+    written = []
+    columns = [name for name in PENDING.names if name in MANIFEST.names]
+    for number, (path, flags) in enumerate(zip(run.shards(), done, strict=True)):
+        rows = np.flatnonzero(~flags)
+        if len(rows) == 0:
+            continue
+        left = pq.read_table(path, columns=columns).take(pa.array(rows))
+        left = left.add_column(0, PENDING.field("row"), pa.array(rows, pa.int32()))
+        left = left.add_column(0, PENDING.field("shard"), pa.array(np.full(len(rows), number, np.int32)))
+        target = run.pending / path.name
+        pq.write_table(left.cast(PENDING), target, row_group_size=rows_per_commit)
+        written.append(target)
+    return written
+
+
+def row_groups(files: Sequence[Path]) -> list[dict[str, str | int]]:
+    """Every row group of these Parquet files in order, as file and row_group."""
+    return [
+        {"file": str(path), "row_group": number}
+        for path in files
+        for number in range(pq.read_metadata(path).num_row_groups)
+    ]
+
+
+def rows_per_commit(rows: int, image_size: int) -> int:
+    """Small enough that a kill costs little and progress shows, large enough that files stay few.
+
+    The pixels of one commit, image_size x image_size RGB, stay below 112 MiB: they are one block in flight,
+    and Ray Data means blocks to be of 128 MiB at most.
+    """
+    most = min(4096, (112 << 20) // (3 * image_size**2))
+    return max(1, min(most, max(8, rows // 32)))
+
+
+def _still_rejected(table: pa.Table, retry: str | None) -> pa.Table:
+    if retry is None:
+        return table
+    if retry == ALL_REASONS:
+        return table.slice(0, 0)
+    return table.filter(pc.not_equal(table["reason"], retry))
+
+
+def _positions(ids: pa.ChunkedArray, among: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    found = pc.index_in(ids, value_set=among.combine_chunks())
+    assert found.null_count == 0, "a finished part holds an id that its manifest shard does not"
+    return np.asarray(
+        found.to_numpy(zero_copy_only=False) if isinstance(found, pa.Array) else found.to_numpy()
+    )

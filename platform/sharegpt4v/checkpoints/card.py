@@ -1,0 +1,106 @@
+"""Where a model's weights are: the shipped toy, a transformers folder, or a URI fetched once per node.
+
+Needs no torch: the driver learns a model's name, digest and image shape from JSON files and bytes alone.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sharegpt4v.checkpoints.cache import cached
+from sharegpt4v.dialogue import ImageProtocol
+from sharegpt4v.errors import UserError
+
+TOY_CAPTIONER = Path(__file__).parent.parent / "toy" / "checkpoints" / "captioner"
+
+_PROTOCOLS: dict[str, ImageProtocol] = {
+    "share_captioner": "squash",  # reference, 4: resized to a square, aspect not kept
+    "llava": "pad",  # reference, 5: SFT and inference pad with the mean colour
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """What a pipeline must know before any weight is loaded.
+
+    name: for people. digest: 12 hex digits over configuration, tokenizer and weight bytes.
+    image_size: pixels a side. protocol: how the model expects images to become square.
+    """
+
+    folder: Path
+    name: str
+    digest: str
+    image_size: int
+    protocol: ImageProtocol
+
+    @property
+    def id(self) -> str:
+        return f"{self.name}@{self.digest}"
+
+
+def read_card(model: str) -> ModelCard:
+    """The card of `toy`, a folder, or a URI (which is fetched). Raises UserError when it is no model."""
+    folder = model_folder(model)
+    config = _read_config(folder, model)
+    kind = config.get("model_type")
+    if kind not in _PROTOCOLS:
+        raise UserError(f"{model} holds a {kind!r} model; known captioners: {', '.join(_PROTOCOLS)}")
+    name = "toy-captioner" if folder == TOY_CAPTIONER else model.rstrip("/").rsplit("/", 1)[-1]
+    if not any(folder.glob("*.safetensors")):
+        raise UserError(f"--model {model} holds no *.safetensors: copy or convert the weights again")
+    size = config["vision_config"]["image_size"]
+    # A checkpoint says itself how it was trained where that differs from its family's way.
+    protocol = config.get("image_protocol", _PROTOCOLS[kind])
+    return ModelCard(folder, name, _digest(folder), int(size), protocol)
+
+
+def model_folder(model: str) -> Path:
+    """The local folder of a model; a URI is fetched into this node's cache first, once."""
+    if model == "toy":
+        return TOY_CAPTIONER
+    if not model:
+        raise UserError("this preset ships no weights: give --model FOLDER with a converted Share-Captioner")
+    if "://" not in model:
+        return Path(model)
+    return cached(f"models/{hashlib.sha256(model.encode()).hexdigest()[:24]}", partial(_fetch, model))
+
+
+def _fetch(uri: str, folder: Path) -> None:
+    import fsspec  # here: engines use this module too, and they need no fsspec for a local folder
+
+    try:
+        filesystem, path = fsspec.core.url_to_fs(uri)
+        if not filesystem.isdir(path):
+            raise UserError(f"--model {uri} is not a folder there")
+        filesystem.get(path.rstrip("/") + "/", str(folder) + "/", recursive=True)
+    except (OSError, ImportError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"cannot fetch --model {uri}: {error}") from None
+
+
+def _read_config(folder: Path, model: str) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"--model {model}: cannot read {folder / 'config.json'} ({error.strerror}); "
+            f"give a transformers folder, or leave --model away for the toy captioner"
+        ) from None
+    except ValueError as error:
+        raise UserError(f"--model {model}: config.json is not JSON ({error})") from None
+    assert isinstance(config, dict)
+    return config
+
+
+def _digest(folder: Path) -> str:
+    digest = hashlib.sha256()
+    files = [*folder.glob("*.json"), *folder.glob("*.safetensors"), *folder.glob("tokenizer.model")]
+    for path in sorted(files):
+        digest.update(path.name.encode())
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:12]

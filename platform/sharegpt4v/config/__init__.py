@@ -1,0 +1,1 @@
+"""Configurations: frozen pydantic models, one file per command; importable without torch or Ray."""

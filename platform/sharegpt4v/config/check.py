@@ -1,0 +1,23 @@
+"""Configuration of `sharegpt4v check`."""
+
+from pathlib import Path
+
+from pydantic import Field
+
+from sharegpt4v.config.base import CommandConfig
+
+
+class CheckConfig(CommandConfig):
+    """`sharegpt4v check`: look at every image of a manifest without a model."""
+
+    images: str = Field(description="folder of images or manifest, as for caption")
+    out: Path | None = Field(
+        None, description="folder for rejects/ and summary.json; default: nothing is written"
+    )
+    root: str | None = Field(None, description="where the manifest's image paths start; default: its folder")
+    limit: int | None = Field(None, ge=1, description="only the first N images")
+    dedupe_image: bool = Field(False, description="take each image of a conversation file once")
+    strict: bool = Field(
+        False, description="exit code 1 when any image is missing, broken, oversized or a duplicate"
+    )
+    address: str | None = Field(None, description="Ray cluster to run on; default: start one on this machine")

@@ -1,0 +1,29 @@
+"""Configuration of `sharegpt4v convert`."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from sharegpt4v.config.base import CommandConfig
+
+
+class ConvertConfig(CommandConfig):
+    """`sharegpt4v convert`: a released checkpoint into one that others load, and LLaVA's back again."""
+
+    checkpoint: Path = Field(
+        description="released ShareGPT4V, LLaVA-1.5 or Share-Captioner, or a transformers LLaVA folder"
+    )
+    out: Path = Field(description="folder to write; it must be new or empty")
+    to: Literal["transformers", "released"] = Field(
+        "transformers", description="layout to write; released is for LLaVA alone"
+    )
+    vision_tower: Path | None = Field(
+        None, description="CLIPVisionModel folder of a released checkpoint that comes without its tower"
+    )
+    tokenizer: Path | None = Field(
+        None, description="folder with tokenizer.json or tokenizer.model; default: the checkpoint's"
+    )
+    shard_gb: float = Field(
+        5.0, gt=0, allow_inf_nan=False, description="size of an output file at most, in 10^9 bytes"
+    )

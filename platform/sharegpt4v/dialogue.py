@@ -1,0 +1,96 @@
+"""What models, engines, servers and scorers exchange: images, turns, requests and completions."""
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from sharegpt4v.errors import UserError
+
+ImageProtocol = Literal["pad", "crop", "squash"]
+"""How an image of any shape becomes the model's square; images/protocols.py does it."""
+
+Image = npt.NDArray[np.uint8]
+"""(H, W, 3) uint8 RGB at the model's own size; the device normalises."""
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How one answer is decoded.
+
+    temperature 0 is greedy and ignores top_p and top_k. repetition_penalty counts generated tokens
+    only, never the prompt's (the released captioner does the same, reference: 1.5). seed None draws
+    one from the request's id, so that the same request always samples the same answer.
+    stop: texts that end the answer and are not part of it. min_new_tokens: no end token before them.
+    Raises UserError for a value that no decoding can follow.
+    """
+
+    max_new_tokens: int = 500  # the release's length cap
+    min_new_tokens: int = 0
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0  # 0: no limit
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        # Each is asked for so that NaN does not pass either.
+        wanted = {
+            "max_new_tokens": (self.max_new_tokens >= 1, "1 or more"),
+            "min_new_tokens": (
+                0 <= self.min_new_tokens <= self.max_new_tokens,
+                f"0 to max_new_tokens, which is {self.max_new_tokens}",
+            ),
+            "temperature": (0 <= self.temperature <= 100, "0, which is greedy, to 100"),
+            "top_p": (0 <= self.top_p <= 1, "from 0 to 1"),
+            "top_k": (self.top_k >= 0, "0, which is no limit, or more"),
+            "repetition_penalty": (0 < self.repetition_penalty <= 100, "above 0, 100 at most"),
+            "stop": (not isinstance(self.stop, str) and all(self.stop), "texts of a letter at least"),
+        }
+        for name, (holds, expected) in wanted.items():
+            if not holds:
+                raise UserError(f"{name} is {getattr(self, name)!r}, expected {expected}")
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One turn of a dialogue; the text is plain text whatever control strings it holds."""
+
+    role: Literal["user", "assistant"]
+    text: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Request:
+    """One dialogue to be answered. Images belong to the first user turn, in order.
+
+    timeout: seconds from submit after which it fails. stream: pieces come while they are generated; otherwise
+    the whole text is one piece.
+    """
+
+    id: str
+    turns: tuple[Turn, ...]
+    images: tuple[Image, ...] = ()
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    timeout: float | None = None
+    stream: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """text: the answer without end token. tokens: generated tokens, end token included."""
+
+    text: str
+    tokens: int
+    finish_reason: FinishReason
+
+
+def sampling_seed(request_id: str, attempt: int) -> int:
+    """63-bit seed = hash(id, attempt): a resumed run samples what an uninterrupted one would have."""
+    digest = hashlib.blake2b(f"{attempt}:{request_id}".encode("utf-8", "surrogatepass"), digest_size=8)
+    return int.from_bytes(digest.digest(), "big") >> 1

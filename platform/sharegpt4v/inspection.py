@@ -1,0 +1,183 @@
+"""What looking at every image found: counts by source and kind, and each finding as a reject row.
+
+Which images are there twice is only known once all were seen. Until then the rows wait in a scratch file,
+and memory holds 16 bytes an image: a million images that are all missing cost no more than sound ones.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from sharegpt4v.records import MANIFEST, REJECTS
+
+KINDS = ("missing", "broken", "oversized", "duplicate")
+"""What a finding is to people; several reasons may come to one kind."""
+
+DIGEST_BYTES = 16
+"""Of the SHA-256. Two different images among 1.2 million share them with a chance of 2e-27."""
+
+INSPECTED = pa.schema(
+    [
+        *[MANIFEST.field(name) for name in ("id", "image", "source")],
+        pa.field(
+            "digest", pa.binary(DIGEST_BYTES), nullable=False
+        ),  # of the file; zeros where it is not read
+        pa.field("reason", pa.string()),  # null: nothing is wrong with this image by itself
+        pa.field("message", pa.string()),
+    ]
+)
+"""What looking at one image alone tells."""
+
+EXAMPLES = 5
+
+_OVERSIZED = frozenset({"too_large", "bad_aspect", "bomb"})
+_WAITING = pa.schema([column for column in INSPECTED if column.name != "digest"])
+_BATCH_ROWS = 8_192
+
+Positions = npt.NDArray[np.int64]
+
+
+@dataclass(slots=True)
+class InspectionSummary:
+    """by_source: source to counts of images, ok and each of KINDS. by_reason: reason to findings.
+
+    examples: the first findings, as rows of records.REJECTS.
+    """
+
+    by_source: dict[str, Counter[str]] = field(default_factory=dict)
+    by_reason: Counter[str] = field(default_factory=Counter)
+    examples: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def findings(self) -> int:
+        return self.by_reason.total()
+
+
+class Inspection:
+    """Takes INSPECTED rows in manifest order: of equal images the first is the original."""
+
+    def __init__(self, scratch: Path) -> None:
+        """scratch: a folder for the waiting rows; its owner removes it."""
+        self._waiting = scratch / "inspected.arrow"
+        options = pa.ipc.IpcWriteOptions(compression="zstd")
+        self._writer = pa.ipc.new_file(self._waiting, _WAITING, options=options)
+        self._digests: list[npt.NDArray[np.uint64]] = []  # shape (rows, 2)
+        self._sound: list[npt.NDArray[np.bool_]] = []
+
+    def add(self, table: pa.Table) -> None:
+        """Rows of INSPECTED that follow those of the call before."""
+        self._writer.write_table(table.select(_WAITING.names).cast(_WAITING), max_chunksize=_BATCH_ROWS)
+        digests = b"".join(table["digest"].to_pylist())
+        self._digests.append(np.frombuffer(digests, np.uint64).reshape(-1, 2))
+        self._sound.append(pc.is_null(table["reason"]).to_numpy())
+
+    def settle(self, rejects: Path) -> InspectionSummary:
+        """Finds the duplicates, counts, and writes every finding to a Parquet file of records.REJECTS.
+
+        rejects: appears whole or not at all, in manifest order. To be called once, at the end.
+        """
+        self._writer.close()
+        originals = self._originals()
+        twins = np.unique(originals[originals >= 0])
+        ids = self._ids(twins)
+        found, start = InspectionSummary(), 0
+        with _whole_file(rejects) as writer:
+            for batch in self._batches():
+                part = originals[start : start + batch.num_rows]
+                start += batch.num_rows
+                table = _with_duplicates(pa.table(batch), part, twins, ids)
+                _count(found, table)
+                wrong = _as_rejects(table.filter(pc.is_valid(table["reason"])))
+                found.examples += wrong.slice(0, EXAMPLES - len(found.examples)).to_pylist()
+                writer.write_table(wrong)
+        return found
+
+    def _originals(self) -> Positions:
+        """For each row that is sound but not the first of its bytes, the position of that first; else -1."""
+        sound = np.flatnonzero(np.concatenate([np.zeros(0, np.bool_), *self._sound]))
+        digests = np.concatenate([np.zeros((0, 2), np.uint64), *self._digests])
+        self._digests.clear()
+        originals = np.full(len(digests), -1, np.int64)
+        high, low = digests[sound].T
+        order = np.lexsort((low, high))  # stable: equal digests stay in manifest order
+        fresh = np.ones(len(order), np.bool_)
+        fresh[1:] = (np.diff(high[order]) != 0) | (np.diff(low[order]) != 0)
+        ordered = sound[order]
+        first = ordered[fresh][np.cumsum(fresh) - 1]
+        originals[ordered[~fresh]] = first[~fresh]
+        return originals
+
+    def _ids(self, wanted: Positions) -> pa.Array:
+        """The ids of rows, `wanted` in ascending order."""
+        ids, start = [pa.array([], pa.string())], 0
+        for batch in self._batches():
+            first, last = np.searchsorted(wanted, (start, start + batch.num_rows))
+            ids.append(batch["id"].take(pa.array(wanted[first:last] - start)))
+            start += batch.num_rows
+        return pa.concat_arrays(ids)  # a take from many chunks would join them each time
+
+    def _batches(self) -> Iterator[pa.RecordBatch]:
+        with pa.OSFile(str(self._waiting)) as file, pa.ipc.open_file(file) as reader:
+            for number in range(reader.num_record_batches):
+                yield reader.get_batch(number)
+
+
+def _with_duplicates(table: pa.Table, originals: Positions, twins: Positions, ids: pa.Array) -> pa.Table:
+    """The same rows, those with an original now with a reason. ids: of the rows `twins`, ascending."""
+    repeated = np.flatnonzero(originals >= 0)
+    if not len(repeated):
+        return table
+    names = ids.take(pa.array(np.searchsorted(twins, originals[repeated]))).to_pylist()
+    mask = pa.array(originals >= 0)
+    for column, values in (
+        ("reason", ["duplicate"] * len(names)),
+        ("message", [f"the same bytes as {name!r}" for name in names]),
+    ):
+        filled = pc.replace_with_mask(table[column], mask, pa.array(values, pa.string()))
+        table = table.set_column(table.schema.get_field_index(column), column, filled)
+    return table
+
+
+def _count(found: InspectionSummary, table: pa.Table) -> None:
+    groups = table.group_by(["source", "reason"]).aggregate([([], "count_all")])
+    for source, reason, count in zip(*(column.to_pylist() for column in groups.columns), strict=True):
+        counts = found.by_source.setdefault(source, Counter())
+        counts["images"] += count
+        counts[_kind(reason) if reason else "ok"] += count
+        if reason:
+            found.by_reason[reason] += count
+
+
+def _kind(reason: str) -> str:
+    if reason in KINDS:
+        return reason
+    return "oversized" if reason in _OVERSIZED else "broken"
+
+
+def _as_rejects(table: pa.Table) -> pa.Table:
+    rows = len(table)
+    columns = {name: table[name] for name in _WAITING.names}
+    columns |= {"stage": pa.array(["check"] * rows, pa.string()), "attempt": pa.array([0] * rows, pa.int32())}
+    return pa.table([columns[name] for name in REJECTS.names], schema=REJECTS)
+
+
+@contextmanager
+def _whole_file(path: Path) -> Iterator[pq.ParquetWriter]:
+    """A Parquet file of records.REJECTS that has its name only once it is complete."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with pq.ParquetWriter(temporary, REJECTS, compression="zstd") as writer:
+            yield writer
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,161 @@
+"""What is done and what is left, from every mixture of finished parts and sessions' files."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from sharegpt4v.captions.finish import compact
+from sharegpt4v.captions.layout import CaptionRun
+from sharegpt4v.captions.outcomes import commit_outcomes, outcome_files
+from sharegpt4v.captions.resume import RunProgress, rows_per_commit, survey, write_pending
+from sharegpt4v.records import OUTCOMES, PENDING
+from tests.captions.sessions import add_shard, begin, caption, commit, reject
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> CaptionRun:
+    return begin(tmp_path, ["c", "a", "d"], ["b", "e"])
+
+
+def _left(run: CaptionRun, retry: str | None = None) -> list[str]:
+    done, _ = survey(run, retry)
+    return [key for path in write_pending(run, done, 2) for key in pq.read_table(path)["id"].to_pylist()]
+
+
+def test_a_new_run_has_everything_to_do(run: CaptionRun) -> None:
+    assert survey(run)[1] == RunProgress(rows=5, captions=0, rejects=0)
+    assert _left(run) == ["c", "a", "d", "b", "e"]
+
+
+def test_pending_rows_carry_their_place_and_come_in_groups_of_a_commit(run: CaptionRun) -> None:
+    commit(run, 0, "x", caption(run, "a"))
+    done, _ = survey(run)
+    first, second = write_pending(run, done, rows_per_commit=1)
+    table = pq.read_table(first)
+    assert table.schema == PENDING
+    assert table.select(["shard", "row", "id", "image"]).to_pylist() == [
+        {"shard": 0, "row": 0, "id": "c", "image": "c.jpg"},
+        {"shard": 0, "row": 2, "id": "d", "image": "d.jpg"},
+    ]
+    assert pq.read_metadata(first).num_row_groups == 2
+    assert pq.read_table(second)["shard"].to_pylist() == [1, 1]
+
+
+def test_one_file_may_hold_rows_of_several_shards(run: CaptionRun) -> None:
+    commit(run, 0, "x", caption(run, "d"), reject(run, "b"), caption(run, "e"))
+    assert survey(run)[1] == RunProgress(rows=5, captions=2, rejects=1)
+    assert _left(run) == ["c", "a"]
+
+
+def test_an_image_with_both_outcomes_counts_once_as_a_caption(run: CaptionRun) -> None:
+    commit(run, 0, "x", reject(run, "a"))
+    commit(run, 1, "y", caption(run, "a"), caption(run, "a"))
+    assert survey(run)[1] == RunProgress(rows=5, captions=1, rejects=0)
+
+
+def test_a_torn_or_empty_file_counts_for_nothing_and_stays(run: CaptionRun) -> None:
+    kept = commit(run, 0, "whole", caption(run, "a"))
+    torn = commit(run, 0, "torn", caption(run, "b"))
+    torn.write_bytes(torn.read_bytes()[:-9])
+    empty = torn.with_name("empty.parquet")
+    empty.touch()
+    assert list(outcome_files(run)) == [kept]
+    assert _left(run) == ["c", "d", "b", "e"]
+    # It may be a file that another process is writing this moment.
+    assert torn.exists() and empty.exists()
+
+
+def test_files_of_later_sessions_come_later(run: CaptionRun) -> None:
+    paths = [commit(run, number, name, caption(run, "a")) for number, name in ((10, "a"), (2, "z"), (2, "b"))]
+    assert list(outcome_files(run)) == [paths[2], paths[1], paths[0]]
+
+
+def test_a_commit_that_is_repeated_takes_the_place_of_the_first(run: CaptionRun) -> None:
+    folder = run.outcomes / "0000"
+    folder.mkdir(parents=True)
+    for keys in ("ca", "b", "ca", "c"):
+        commit_outcomes(pa.Table.from_pylist([caption(run, key) for key in keys], OUTCOMES), folder)
+    assert [path.name for path in outcome_files(run)] == [
+        "00000-000000000-000001.parquet",
+        "00000-000000000-000002.parquet",
+        "00001-000000000-000001.parquet",
+    ]
+    assert _left(run) == ["d", "e"]
+
+
+def test_a_commit_is_there_whole_or_not_at_all(run: CaptionRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = run.outcomes / "0000"
+    table = pa.Table.from_pylist([caption(run, "c")], OUTCOMES)
+    with pytest.raises(FileNotFoundError):
+        commit_outcomes(
+            table, folder
+        )  # not made here: on a node that does not share the folder it would hide
+    folder.mkdir(parents=True)
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        commit_outcomes(table, folder)
+    assert [path.suffix for path in folder.iterdir()] != [".parquet"]
+    assert _left(run) == ["c", "a", "d", "b", "e"]
+
+
+def test_finished_parts_count_as_done(run: CaptionRun) -> None:
+    commit(run, 0, "x", *[caption(run, key) for key in "cabe"], reject(run, "d"))
+    compact(run)
+    assert not run.outcomes.exists()
+    assert survey(run)[1] == RunProgress(rows=5, captions=4, rejects=1)
+    assert _left(run) == []
+
+
+def test_new_shards_are_pending_behind_finished_ones(run: CaptionRun) -> None:
+    commit(run, 0, "x", *[caption(run, key) for key in "cadbe"])
+    compact(run)
+    add_shard(run, ["f", "g"])
+    commit(run, 1, "y", caption(run, "g"))
+    assert survey(run)[1] == RunProgress(rows=7, captions=6, rejects=0)
+    assert _left(run) == ["f"]
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_rejects_are_taken_up_again_by_reason_or_all(run: CaptionRun, finished: bool) -> None:
+    commit(run, 0, "x", caption(run, "c"), reject(run, "a"), reject(run, "d", "truncated"))
+    commit(run, 0, "y", caption(run, "b"), reject(run, "e"))
+    if finished:
+        compact(run)
+    assert _left(run) == []
+    assert _left(run, "missing") == ["a", "e"]
+    assert _left(run, "truncated") == ["d"]
+    assert _left(run, "all") == ["a", "d", "e"]
+    assert survey(run, "missing")[1] == RunProgress(rows=5, captions=2, rejects=1)
+
+
+def test_a_reject_that_was_captioned_since_is_not_taken_up(run: CaptionRun) -> None:
+    commit(run, 0, "x", reject(run, "a"))
+    commit(run, 1, "y", caption(run, "a"))
+    assert "a" not in _left(run, "all")
+
+
+def test_pending_files_of_an_earlier_session_go(run: CaptionRun) -> None:
+    assert _left(run) and len(list(run.pending.iterdir())) == 2
+    commit(run, 0, "x", *[caption(run, key) for key in "cad"])
+    assert _left(run) == ["b", "e"]
+    assert [path.name for path in run.pending.iterdir()] == ["part-00001.parquet"]
+
+
+def test_commits_are_small_for_small_runs_and_bounded_for_large_ones() -> None:
+    assert [rows_per_commit(rows, 96) for rows in (1, 200, 6_400, 1_200_000)] == [8, 8, 200, 4096]
+    assert rows_per_commit(1_200_000, 448) == 195  # 117 MB of pixels
+
+
+def test_the_survey_counts_rejects_by_reason_also_those_to_be_tried_again(run: CaptionRun) -> None:
+    commit(run, 0, "x", reject(run, "a"), caption(run, "b"))
+    for retry in (None, "all"):
+        _, progress = survey(run, retry)
+        assert list(progress.reasons.values()) == [1]

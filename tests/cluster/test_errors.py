@@ -1,0 +1,43 @@
+"""What ended a dataset, in one line, through all that Ray wraps around it."""
+
+import errno
+import pickle
+
+import pytest
+from ray.exceptions import RayTaskError
+
+from cluster.errors import plain_errors
+from sharegpt4v.errors import RunFailed
+from sharegpt4v.images import StorageError
+
+NOTE = (
+    "Failed to apply UDF transform after 1/1 attempts (total backoff 0.0s).\n"
+    "To change retry attempts, backoff, or which errors are retried, configure the context."
+)
+
+
+def _said(error: Exception) -> str:
+    """As it comes out of a worker: pickled, with its traceback, as the cause of a task's error."""
+    arrived = pickle.loads(pickle.dumps(error))
+    wrapped = RayTaskError("step", "Traceback ...", arrived)  # type: ignore[no-untyped-call]
+    with pytest.raises(RunFailed) as failed, plain_errors("try again"):
+        raise wrapped.as_instanceof_cause()  # type: ignore[no-untyped-call]
+    return str(failed.value)
+
+
+def test_a_full_disk_is_named_with_its_place_where_that_is_known() -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    full.args = (*full.args, NOTE)  # as Ray Data does, which makes it the file name once it is pickled
+    assert _said(full) == "the disk is full (while writing): free some space; try again"
+    there = OSError(errno.ENOSPC, "No space left on device", "/data/run")
+    assert _said(there) == "the disk is full (/data/run): free some space; try again"
+
+
+def test_other_errors_keep_their_own_words_alone() -> None:
+    assert (
+        _said(StorageError(f"/run is not there on node7\n{NOTE}")) == "/run is not there on node7; try again"
+    )
+    assert _said(ValueError(f"no\nsuch thing\n{NOTE}")) == "ValueError: no such thing; try again"
+    refused = PermissionError(errno.EACCES, "Permission denied")
+    refused.args = (*refused.args, NOTE)
+    assert _said(refused) == "PermissionError: [Errno 13] Permission denied; try again"

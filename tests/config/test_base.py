@@ -1,0 +1,76 @@
+"""Configurations: layers, unknown keys, and one-line errors."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sharegpt4v.config.base import load_yaml, resolve
+from sharegpt4v.config.caption import CAPTION_PRESETS, CaptionConfig
+from sharegpt4v.errors import UserError
+
+NEEDED: dict[str, Any] = {"images": "photos", "out": "run"}
+
+
+def test_later_layers_win_and_nested_keys_merge() -> None:
+    config = resolve(
+        CaptionConfig,
+        NEEDED,
+        {"decoding": {"max_new_tokens": 7, "temperature": 0.5}},
+        {"decoding": {"max_new_tokens": 9}},
+    )
+    assert (config.decoding.max_new_tokens, config.decoding.temperature) == (9, 0.5)
+
+
+@pytest.mark.parametrize("preset", sorted(CAPTION_PRESETS))
+def test_every_preset_is_a_valid_configuration(preset: str) -> None:
+    resolve(CaptionConfig, NEEDED, CAPTION_PRESETS[preset])
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        ({"imges": "x"}, "unknown key imges; did you mean images?"),
+        (
+            {"decoding": {"max_tokens": 5}},
+            "unknown key decoding.max_tokens; did you mean decoding.max_new_tokens?",
+        ),
+        ({"max_reject_rate": 1.5}, "max_reject_rate = 1.5 is refused"),
+        (
+            {"decoding": {"min_new_tokens": 9, "max_new_tokens": 8}},
+            "decoding.min_new_tokens = 9 is refused: --decoding.max-new-tokens is 8",
+        ),
+        ({"actors": "8:2"}, "the smaller number comes first: 2:8"),
+        ({"actors": "many"}, "expected auto, a number such as 2, or MIN:MAX"),
+        ({"engine": "tensorrt"}, "engine = 'tensorrt' is refused"),
+    ],
+)
+def test_a_wrong_value_is_one_line_that_names_it(layer: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        resolve(CaptionConfig, NEEDED, layer)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_field_names_its_flag() -> None:
+    with pytest.raises(UserError, match="give --images"):
+        resolve(CaptionConfig, {"out": "run"})
+
+
+def test_a_configuration_is_frozen() -> None:
+    config = resolve(CaptionConfig, NEEDED)
+    with pytest.raises(ValueError, match="frozen"):
+        config.images = "other"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("- a\n- b\n", "holds list"), ("a: [1", "is not YAML"), (None, "cannot read --config")],
+)
+def test_a_broken_file_is_one_line(tmp_path: Path, text: str | None, message: str) -> None:
+    path = tmp_path / "c.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UserError, match=message) as caught:
+        load_yaml(path)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,90 @@
+"""Decode called as a plain object: one row an image, in order, whatever happens to it."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipelines.steps.decoding import Decode, decoded_schema
+from pipelines.steps.ledger import Ledger
+from pipelines.steps.pixel_memory import pixel_memory
+from sharegpt4v.images import ImageReader, StorageError, prepare
+from tests.commands import write_images
+from tests.pipelines.steps.pending_rows import pending_rows
+
+SIZE = 8
+
+
+def _pixels(table: pa.Table) -> Any:
+    return table["pixels"].chunk(0).to_numpy_ndarray()
+
+
+def test_decode_keeps_the_order_and_gives_one_row_an_image(tmp_path: Path) -> None:
+    write_images(tmp_path, ["b.jpg", "a.jpg"])
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:-50])
+    decode = Decode(ImageReader(str(tmp_path)), SIZE, "squash", False, Ledger(1.0))
+    pending = pending_rows("b.jpg", "gone.jpg", "cut.jpg", "a.jpg")
+    out = decode(pending)
+    assert out.schema == decoded_schema(SIZE)
+    for name in ("shard", "row", "id", "image", "source"):
+        assert out[name].to_pylist() == pending[name].to_pylist()
+    assert out["reason"].to_pylist() == [None, "missing", "truncated", None]
+    pixels = _pixels(out)
+    for row, name in ((0, "b.jpg"), (3, "a.jpg")):
+        data = (tmp_path / name).read_bytes()
+        prepared = prepare(data, SIZE, "squash")
+        assert (pixels[row] == prepared.pixels).all()
+        assert (
+            (out["width"][row].as_py(), out["height"][row].as_py())
+            == (prepared.width, prepared.height)
+            == (24, 24)
+        )
+        assert out["image_sha256"][row].as_py() == hashlib.sha256(data).hexdigest()
+    assert pixels.dtype == np.uint8 and pixels.shape == (4, SIZE, SIZE, 3)
+    assert not pixels[1:3].any()
+
+
+def test_what_memory_held_before_shows_nowhere(tmp_path: Path) -> None:
+    """Decoders use their memory again: not while a batch is looked at, and never as pixels of a reject."""
+    write_images(tmp_path, ["a.jpg", "b.jpg", "c.jpg"])
+    decode = Decode(ImageReader(str(tmp_path)), SIZE, "squash", False, Ledger(1.0))
+    first = decode(pending_rows("a.jpg", "b.jpg"))
+    expected = _pixels(first).copy()
+    second = decode(pending_rows("c.jpg", "c.jpg"))
+    assert (_pixels(first) == expected).all() and (_pixels(second) != expected).any()
+    del second
+    pixel_memory((2, SIZE, SIZE, 3))[:] = 7  # what the next batch finds there
+    rejected = decode(pending_rows("gone.jpg", "a.jpg"))
+    assert not _pixels(rejected)[0].any() and (_pixels(rejected)[1] == expected[0]).all()
+
+
+def test_a_file_that_is_read_but_not_decoded_keeps_its_digest(tmp_path: Path) -> None:
+    (tmp_path / "page.jpg").write_bytes(b"<html>not found</html>")
+    out = Decode(ImageReader(str(tmp_path)), SIZE, "pad", False, Ledger(1.0))(
+        pending_rows("page.jpg", "gone")
+    )
+    assert out["image_sha256"].to_pylist() == [hashlib.sha256(b"<html>not found</html>").hexdigest(), ""]
+
+
+def test_a_failing_storage_is_no_reject_of_decode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> bytes:
+        raise StorageError("'a.jpg': 5 tries failed")
+
+    monkeypatch.setattr(ImageReader, "read", fail)
+    with pytest.raises(StorageError):
+        Decode(ImageReader(str(tmp_path)), SIZE, "pad", False, Ledger(1.0))(pending_rows("a.jpg"))
+
+
+def test_an_image_that_killed_its_decoder_is_not_touched_again(tmp_path: Path) -> None:
+    write_images(tmp_path, ["a.jpg", "poison.jpg"])
+    ledger = Ledger(1.0)
+    for worker in ("first", "second", "third"):
+        ledger.begin(worker, ["decode:id of poison.jpg"])
+        ledger.begin_alone(worker, "decode:id of poison.jpg")
+    decode = Decode(ImageReader(str(tmp_path)), SIZE, "pad", False, ledger)
+    out = decode(pending_rows("poison.jpg", "a.jpg"))
+    assert out["reason"].to_pylist() == ["killed_worker", None]
+    assert out["image_sha256"][0].as_py() == ""

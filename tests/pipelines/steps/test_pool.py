@@ -1,0 +1,50 @@
+"""How many captioners run, and which pools are refused before anybody waits for them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.steps.pool import CALLS_PER_ACTOR, actor_pool
+from sharegpt4v.config.caption import CaptionConfig
+from sharegpt4v.errors import UserError
+
+
+def _config(**fields: Any) -> CaptionConfig:
+    return CaptionConfig(images="photos", out=Path("run"), **fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "gpus", "expected"),
+    [
+        ({}, 0, (2, 2)),
+        ({"gpus_per_actor": 1}, 8, (8, 8)),
+        ({"gpus_per_actor": 0.5}, 2, (4, 4)),
+        ({"actors": "3"}, 0, (3, 3)),
+        ({"actors": "1:4"}, 0, (1, 4)),
+        # A cluster that scales from nothing has no GPU yet.
+        ({"gpus_per_actor": 1, "address": "head:6379"}, 0, (1, 1)),
+    ],
+)
+def test_the_size_of_the_pool(fields: dict[str, Any], gpus: float, expected: tuple[int, int]) -> None:
+    pool = actor_pool(_config(**fields), gpus, cpus=16)
+    assert (pool.min_size, pool.max_size) == expected
+    assert (
+        pool.max_tasks_in_flight_per_actor is None and pool.max_concurrent_calls_per_actor == CALLS_PER_ACTOR
+    )
+
+
+def test_more_gpus_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = _config(gpus_per_actor=1, actors="2")
+    with pytest.raises(UserError, match="2 actors of 1 GPUs need 2, this machine has 1: set --gpus"):
+        actor_pool(config, gpus=1, cpus=16)
+    assert actor_pool(config, gpus=2, cpus=16).min_size == 2
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")  # a job's cluster may grow
+    assert actor_pool(config, gpus=1, cpus=16).min_size == 2
+
+
+def test_actors_that_leave_no_cpu_to_decode_with() -> None:
+    config = _config(actors="2:9", cpus_per_actor=2)
+    with pytest.raises(UserError, match="2 actors of 2 CPUs leave none of 4 to decode with: lower --actors"):
+        actor_pool(config, gpus=0, cpus=4)
+    assert actor_pool(config, gpus=0, cpus=5).max_size == 9
