@@ -230,12 +230,12 @@ def test_rejects_show_examples_of_each_reason(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "stand_in"), [("toy-captioner@1", True), ("fake@0", True), ("share-captioner@2", False)]
+    ("model", "warns"), [("toy-captioner@1", True), ("fake@0", True), ("share-captioner@2", False)]
 )
-def test_only_a_toy_or_fake_model_is_called_a_stand_in(tmp_path: Path, model: str, toy_warning: bool) -> None:
+def test_only_a_toy_or_fake_model_is_called_a_stand_in(tmp_path: Path, model: str, warns: bool) -> None:
     page = write_report(write_run(tmp_path / "run", [caption("a", "b")], model=model), root=None).read_text()
 
-    assert ("Stand-in." in page) == toy_warning
+    assert ("Stand-in." in page) == warns
 
 
 def test_more_sources_than_a_table_holds_are_summed(tmp_path: Path) -> None:

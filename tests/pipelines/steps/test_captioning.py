@@ -248,7 +248,7 @@ def test_an_engine_that_stops_after_some_progress_is_hung(monkeypatch: pytest.Mo
 
 def test_a_hung_engine_ends_its_process() -> None:
     script = """
-from tests.pipelines import test_captioning as t
+from tests.pipelines.steps import test_captioning as t
 spec = t.EngineSpec("fake", "fake@0", fake=t.FakeOptions(image_size=t.SIZE, faults={"hang": "b"}))
 t.Caption(spec, t.RULES, t.Ledger(1.0), hang_seconds=0.2)(t._decoded("a", "b", "c"))
 """

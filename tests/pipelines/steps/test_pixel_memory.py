@@ -23,7 +23,7 @@ def test_memory_is_used_again_when_nothing_refers_to_it() -> None:
 
 
 def test_a_worker_does_not_sit_on_a_batch_out_of_the_common(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.pixel_memory._MOST_KEPT", 100)
+    monkeypatch.setattr("pipelines.steps.pixel_memory._MOST_KEPT", 100)
     pixel_memory(SHAPE)[:] = 8
     assert not (pixel_memory(SHAPE) == 8).any()
 
