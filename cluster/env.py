@@ -10,7 +10,7 @@ EXCLUDES = ["/.git/", "/.venv/", "/runs/", "/toy-images/", "/dist/", "**/__pycac
 
 
 def runtime_env() -> dict[str, Any]:
-    """For `ray.init(runtime_env=)` from a driver on this machine.
+    """Returns the runtime environment for `ray.init(runtime_env=)` from a driver on this machine.
 
     working_dir carries pipelines, serve and cluster; the library goes as a module because platform/ is a
     source root and not a package. `cluster/runtime_env.yaml` says the same for `ray job submit`.

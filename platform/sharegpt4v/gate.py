@@ -1,4 +1,4 @@
-"""The caption quality gate: texts a captioner should not have written.
+"""Refuses captions that a captioner should not have written.
 
 Each rule has a code that rejects are counted by. The gate sees one caption at a time and no image;
 it catches what is wrong on its face, not what is untrue.
@@ -47,7 +47,7 @@ class Verdict:
 
 
 def check_caption(caption: str, finish_reason: str, rules: GateRules) -> Verdict | None:
-    """None when the caption may be written; else the first rule it breaks.
+    """Returns None when the caption may be written, else the first rule it breaks.
 
     Order matters: a refusal is usually short, too, and its own name tells more.
     """
@@ -72,7 +72,7 @@ def check_caption(caption: str, finish_reason: str, rules: GateRules) -> Verdict
 
 
 def _repeated_phrase(text: str) -> str | None:
-    """A phrase said over and over: five words four times, or a text that deflates to almost nothing."""
+    """Finds a repeated phrase: five words four times, or a text that compresses to almost nothing."""
     words = text.lower().split()
     if len(words) >= 20:
         phrases = Counter(zip(words, words[1:], words[2:], words[3:], words[4:], strict=False))
@@ -86,11 +86,11 @@ def _repeated_phrase(text: str) -> str | None:
 
 
 def _plainly_latin(text: str) -> bool:
-    """Nearly every caption: no letter but ASCII ones, and at least one of those."""
+    """Returns whether all letters are ASCII and there is one, as in nearly every caption."""
     return text.isascii() and _LETTER.search(text) is not None
 
 
 def _foreign_share(text: str) -> float:
-    """Share of letters past Latin Extended-B (U+024F); accents and diacritics count as Latin."""
+    """Returns the share of letters past Latin Extended-B (U+024F); accents and diacritics count as Latin."""
     letters = len(_LETTER.findall(text))
     return len(_FOREIGN_LETTER.findall(text)) / letters if letters else 1.0

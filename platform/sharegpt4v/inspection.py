@@ -1,4 +1,4 @@
-"""What looking at every image found: counts by source and kind, and each finding as a reject row.
+"""Collects what an inspection of every image found: counts by source and kind, each finding as a reject row.
 
 Which images are there twice is only known once all were seen. Until then the rows wait in a scratch file,
 and memory holds 16 bytes an image: a million images that are all missing cost no more than sound ones.
@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from sharegpt4v.records import MANIFEST, REJECTS
 
 KINDS = ("missing", "broken", "oversized", "duplicate")
-"""What a finding is to people; several reasons may come to one kind."""
+"""Kinds of findings in reports; several reasons belong to one kind."""
 
 DIGEST_BYTES = 16
 """Of the SHA-256. Two different images among 1.2 million share them with a chance of 2e-27."""
@@ -36,7 +36,7 @@ INSPECTED = pa.schema(
         pa.field("message", pa.string()),
     ]
 )
-"""What looking at one image alone tells."""
+"""One row an image, before duplicates are known."""
 
 EXAMPLES = 5
 
@@ -67,7 +67,7 @@ class Inspection:
     """Takes INSPECTED rows in manifest order: of equal images the first is the original."""
 
     def __init__(self, scratch: Path) -> None:
-        """scratch: a folder for the waiting rows; its owner removes it."""
+        """Opens the scratch file. scratch: a folder for rows until settle(); the caller removes it."""
         self._waiting = scratch / "inspected.arrow"
         options = pa.ipc.IpcWriteOptions(compression="zstd")
         self._writer = pa.ipc.new_file(self._waiting, _WAITING, options=options)
@@ -75,7 +75,7 @@ class Inspection:
         self._sound: list[npt.NDArray[np.bool_]] = []
 
     def add(self, table: pa.Table) -> None:
-        """Rows of INSPECTED that follow those of the call before."""
+        """Adds rows of INSPECTED that follow those of the previous call."""
         self._writer.write_table(table.select(_WAITING.names).cast(_WAITING), max_chunksize=_BATCH_ROWS)
         digests = b"".join(table["digest"].to_pylist())
         self._digests.append(np.frombuffer(digests, np.uint64).reshape(-1, 2))
@@ -103,7 +103,7 @@ class Inspection:
         return found
 
     def _originals(self) -> Positions:
-        """For each row that is sound but not the first of its bytes, the position of that first; else -1."""
+        """Returns, for each sound row whose bytes an earlier row has, that row's position; -1 elsewhere."""
         sound = np.flatnonzero(np.concatenate([np.zeros(0, np.bool_), *self._sound]))
         digests = np.concatenate([np.zeros((0, 2), np.uint64), *self._digests])
         self._digests.clear()
@@ -118,7 +118,7 @@ class Inspection:
         return originals
 
     def _ids(self, wanted: Positions) -> pa.Array:
-        """The ids of rows, `wanted` in ascending order."""
+        """Reads the ids of the rows `wanted`, in ascending order."""
         ids, start = [pa.array([], pa.string())], 0
         for batch in self._batches():
             first, last = np.searchsorted(wanted, (start, start + batch.num_rows))
@@ -133,7 +133,7 @@ class Inspection:
 
 
 def _with_duplicates(table: pa.Table, originals: Positions, twins: Positions, ids: pa.Array) -> pa.Table:
-    """The same rows, those with an original now with a reason. ids: of the rows `twins`, ascending."""
+    """Gives rows that repeat an earlier image their reason. ids: of the rows `twins`, ascending."""
     repeated = np.flatnonzero(originals >= 0)
     if not len(repeated):
         return table
@@ -173,7 +173,7 @@ def _as_rejects(table: pa.Table) -> pa.Table:
 
 @contextmanager
 def _whole_file(path: Path) -> Iterator[pq.ParquetWriter]:
-    """A Parquet file of records.REJECTS that has its name only once it is complete."""
+    """Opens a Parquet file of records.REJECTS that gets its name only once it is complete."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with pq.ParquetWriter(temporary, REJECTS, compression="zstd") as writer:

@@ -19,7 +19,7 @@ class Prompt:
 
     @classmethod
     def of_user(cls, text: str) -> "Prompt":
-        """A prompt given on the command line; its version is a digest of its text."""
+        """Makes a prompt of a user's own text; its version is a digest of the text."""
         if not text.strip():
             raise UserError("the prompt is empty; leave --prompt away for the captioner's own prompt")
         return cls(f"custom@{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}", text)

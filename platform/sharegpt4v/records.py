@@ -61,7 +61,7 @@ PENDING = pa.schema(
     ]
 )
 """What a session has still to do. (shard, row) follows each image to its outcome, so that the audit
-is a bit per manifest row and the finished output stands in manifest order."""
+is a bit per manifest row and the finished output is in manifest order."""
 
 OUTCOMES = pa.schema(
     [

@@ -56,7 +56,7 @@ def load(image: ImageFile.ImageFile, data: bytes) -> None:
 
 
 def orientation(image: ImageFile.ImageFile) -> int:
-    """EXIF orientation 1-8 of a loaded image; 1 where there is none or it is damaged."""
+    """Returns the EXIF orientation 1-8 of a loaded image; 1 where there is none or it is damaged."""
     exif = image.info.get("exif")
     if not isinstance(exif, bytes):
         return 1
@@ -78,7 +78,7 @@ def orientation(image: ImageFile.ImageFile) -> int:
 
 
 def to_rgb_or_grey(image: Image.Image) -> Image.Image:
-    """A loaded image in mode RGB or L; alpha is laid on white, 16 bits keep their high byte."""
+    """Converts a loaded image to mode RGB or L: alpha over white, the high byte of 16 bits."""
     if image.mode.startswith("I"):
         return _grey_from_16_bits(image)
     if image.has_transparency_data:
@@ -102,7 +102,7 @@ def _grey_from_16_bits(image: Image.Image) -> Image.Image:
 
 @contextmanager
 def _rejecting(data: bytes, kind: str) -> Iterator[None]:
-    """Hostile bytes make Pillow raise almost anything (OSError, SyntaxError, EOFError, ValueError, ...)."""
+    """Turns whatever hostile bytes make Pillow raise (OSError, SyntaxError, ValueError, ...) into Rejected."""
     try:
         yield
     except Rejected:

@@ -93,7 +93,7 @@ class ImageLimits:
 
 
 def check_file(data: bytes, limits: ImageLimits) -> Format:
-    """The format of `data` by its first bytes, whatever the file was called.
+    """Returns the format of `data` by its first bytes, whatever the file was called.
 
     Checks the byte count and, where a decoder would be lenient or allocate early (PNG, GIF, WebP),
     the container. Raises Rejected: empty, too_large, unsupported_format, not_an_image, truncated,

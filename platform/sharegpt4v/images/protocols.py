@@ -149,13 +149,13 @@ class _Stored:
         return _resample(canvas, (size, size), (start, 0, stop, size))
 
     def _resize(self, size: int, left: float, top: float, right: float, bottom: float) -> Image.Image:
-        """A box in pixels of the file to size x size."""
+        """Resizes a box in pixels of the file to size x size."""
         box = (left / self.scale, top / self.scale, right / self.scale, bottom / self.scale)
         return _resample(self.image, (size, size), box)
 
 
 def _lead(extra: int, reverse: bool) -> int:
-    """What comes first along a stored axis, where the upright picture has the smaller half first."""
+    """Returns the part of `extra` that leads along a stored axis; upright, the smaller half leads."""
     return extra - extra // 2 if reverse else extra // 2
 
 

@@ -49,7 +49,7 @@ class ImageReader:
         self._checked: set[str] = set()
 
     def read(self, image: str, container: str = "", offset: int = 0, size: int = -1) -> bytes:
-        """The bytes of an image: a path below the root, a URI, or `size` bytes at `offset` of a tar shard.
+        """Reads an image's bytes: a path below the root, a URI, or `size` bytes at `offset` of a tar shard.
 
         size -1 means to the end. A shard (`container`) obeys the root like an image; without a root it is
         a path or URI as given. Raises Rejected: missing, unreadable, outside_root, empty, too_large,
@@ -82,7 +82,7 @@ class ImageReader:
         return Rejected("too_large", f"{name!r} has {count} bytes, the limit is {self._max_bytes:,}")
 
     def _locate(self, name: str, shard: bool) -> str:
-        """The path or URI to open. Raises Rejected (missing, outside_root, unreadable)."""
+        """Resolves the path or URI to open. Raises Rejected (missing, outside_root, unreadable)."""
         if not name or "\0" in name:
             raise Rejected("missing", f"{name!r} is not a file name")
         if _is_uri(name):
@@ -176,7 +176,7 @@ def _with_retries(name: str, read: Callable[[], bytes]) -> bytes:
 
 
 def _judge(name: str, error: Exception) -> Rejected | None:
-    """The reject for an error that stays however often one tries; None for one that may pass."""
+    """Returns the reject for a permanent error, None for one that a retry may cure."""
     status = _status(error)
     code = error.errno if isinstance(error, OSError) else None
     if code in _MISSING or isinstance(error, FileNotFoundError) or status in (404, 410):
@@ -189,7 +189,7 @@ def _judge(name: str, error: Exception) -> Rejected | None:
 
 
 def _status(error: BaseException | None) -> int | None:
-    """The HTTP status in an error of any of fsspec's back-ends, or in what it came from."""
+    """Finds the HTTP status in an error of any fsspec back-end, or in its causes."""
     while error is not None:
         response = getattr(error, "response", None)
         if isinstance(response, dict):  # botocore

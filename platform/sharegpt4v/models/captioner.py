@@ -75,7 +75,7 @@ _START_SHARPNESS = 1.3
 
 
 def sincos_positions(side: int, width: int) -> Tensor:
-    """(side * side, width) float32: fixed 2-D positions, row by row; x in the first half, y in the second."""
+    """Returns fixed 2-D positions, (side * side, width) float32: x in the first half, y in the second."""
     frequencies = 10_000.0 ** -(torch.arange(width // 4, dtype=torch.float32) / (width // 4))
     angles = torch.arange(side, dtype=torch.float32)[:, None] * frequencies
     axis = torch.cat([angles.sin(), angles.cos()], dim=1)
@@ -83,7 +83,7 @@ def sincos_positions(side: int, width: int) -> Tensor:
 
 
 def resize_positions(table: Tensor, side: int) -> Tensor:
-    """(n * n, W) -> (side * side, W), bicubic: how queries and keys on different grids share one space."""
+    """Interpolates (n * n, W) -> (side * side, W), bicubic: queries and keys on two grids share one space."""
     source = round(table.shape[0] ** 0.5)
     grid = table.reshape(1, source, source, -1).permute(0, 3, 1, 2)
     resized = nn.functional.interpolate(grid, size=(side, side), mode="bicubic", align_corners=False)
@@ -126,7 +126,7 @@ class Resampler(nn.Module):
         """Lets every query of an untrained resampler look at its own place in the image.
 
         keys: positions of the patches (K, W). With random projections attention starts out even, and
-        training stands still until queries have told places apart. So the first rows of each head's query
+        training stalls until queries distinguish positions. So the first rows of each head's query
         and key projections read the directions in which positions differ most. Ours; the release says
         nothing of its initialisation.
         """
@@ -139,7 +139,7 @@ class Resampler(nn.Module):
             initialization.copy_(self.attn.in_proj_bias[first : first + 4], -rows @ mean)
 
     def forward(self, patches: Tensor) -> Tensor:
-        """(B, K, vision width) -> (B, N, width)."""
+        """Attends N queries to image features: (B, K, vision width) -> (B, N, width)."""
         values = self.ln_kv(self.kv_proj(patches))
         # Loading at half precision leaves computed buffers at full.
         query_positions, key_positions = self.query_positions.to(values), self.key_positions.to(values)
@@ -205,7 +205,7 @@ class ShareCaptioner(PreTrainedModel):
         return table
 
     def image_features(self, pixel_values: Tensor) -> Tensor:
-        """Embeddings of images, ready to stand in the prompt.
+        """Computes the embeddings that replace the image placeholders of a prompt.
 
         pixel_values: (B, 3, H, W) float, CLIP-normalised, H and W as in the vision configuration.
         Returns (B, image_tokens, text width): 256 for the released layout, 1 + 64 + 1 for the paper's.

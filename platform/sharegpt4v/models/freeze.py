@@ -23,7 +23,7 @@ def freeze(
 
     align: the projector. pretrain: projector, language model and the vision blocks from `first_block` on
     (the number of blocks, 24, leaves the tower frozen). sft: projector and language model.
-    Patch and position embeddings and pre_layrnorm never train. Neither does what stands behind the
+    Patch and position embeddings and pre_layrnorm never train. Neither does what follows the
     feature layer (block 23 and post_layernorm of CLIP-L): it gets no gradient, and DDP and ZeRO wait in
     vain for gradients that were announced. Returns the names that train, in the model's order.
 
@@ -44,7 +44,7 @@ def freeze(
 
 
 def blocks_with_gradient(model: LlavaForConditionalGeneration) -> int:
-    """How many vision blocks the loss can reach: 23 of 24 with the features of hidden_states[-2]."""
+    """Counts the vision blocks that the loss can reach: 23 of 24 with the features of hidden_states[-2]."""
     config = model.config
     layers = config.vision_feature_layer
     states = config.vision_config.num_hidden_layers + 1  # hidden_states[0] are the embeddings

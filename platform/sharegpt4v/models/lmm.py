@@ -12,7 +12,7 @@ from sharegpt4v.models.toy import toy_lmm_config
 
 
 def vicuna_config(width: int, intermediate: int, layers: int, heads: int) -> LlamaConfig:
-    """Vicuna v1.5 (Llama-2 shape) with `<image>` and `<pad>` added, the table padded to 32064 rows."""
+    """Returns Vicuna v1.5 (Llama-2 shape), `<image>` and `<pad>` added, the table padded to 32064 rows."""
     return LlamaConfig(
         vocab_size=32064,
         hidden_size=width,
@@ -28,7 +28,7 @@ def vicuna_config(width: int, intermediate: int, layers: int, heads: int) -> Lla
 
 
 def llava_config(text: LlamaConfig) -> LlavaConfig:
-    """The multimodal model around a language model: 576 image tokens, the features of hidden_states[-2]."""
+    """Adds CLIP ViT-L/14-336 to a language model: 576 image tokens, the features of hidden_states[-2]."""
     vision = CLIPVisionConfig(
         hidden_size=1024,
         intermediate_size=4096,
@@ -57,7 +57,7 @@ PRESETS: dict[str, Callable[[], LlavaConfig]] = {
 
 
 def share_gpt4v_config(preset: str) -> LlavaConfig:
-    """Configuration of ShareGPT4V-7B, -13B or the toy model (a twentieth of a percent of the 7B).
+    """Returns the configuration of ShareGPT4V-7B, -13B or the toy model.
 
     Raises UserError for another name.
     """

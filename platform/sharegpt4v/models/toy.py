@@ -16,7 +16,7 @@ IMAGE = 3  # <image>
 
 
 def toy_text_config(eos_token_id: int | list[int], attention_bias: bool) -> LlamaConfig:
-    """Three Llama layers, 128 wide; room for the longest captions of the hardest scenes."""
+    """Returns three Llama layers, 128 wide, with a context for the longest captions of the hardest scenes."""
     return LlamaConfig(
         vocab_size=VOCAB_SIZE,
         hidden_size=128,
@@ -34,7 +34,7 @@ def toy_text_config(eos_token_id: int | list[int], attention_bias: bool) -> Llam
 
 
 def toy_captioner_config(sampler: ImageSampler = "resampler") -> ShareCaptionerConfig:
-    """Share-Captioner in either layout: 36 queries over 64 patches."""
+    """Returns Share-Captioner in either layout: 36 queries over 64 patches."""
     vision = Blip2VisionConfig(
         hidden_size=96,
         intermediate_size=256,
@@ -64,7 +64,7 @@ def toy_captioner_config(sampler: ImageSampler = "resampler") -> ShareCaptionerC
 
 
 def toy_lmm_config() -> LlavaConfig:
-    """ShareGPT4V with 36 image tokens."""
+    """Returns ShareGPT4V with 36 image tokens."""
     vision = CLIPVisionConfig(
         hidden_size=96,
         intermediate_size=256,

@@ -1,4 +1,4 @@
-"""python -m sharegpt4v.toy COMMAND: makes what the toy world consists of."""
+"""Makes the toy world's images and trains its models: `python -m sharegpt4v.toy COMMAND`."""
 
 import argparse
 import sys
@@ -15,7 +15,7 @@ from sharegpt4v.toy.sources import OBJECTS_BY_DIFFICULTY
 
 
 class Command(NamedTuple):
-    """help: one line. add_flags: declares its flags. run: does it; raises UserError."""
+    """One subcommand. add_flags: declares its flags. run: executes it and may raise UserError."""
 
     help: str
     add_flags: Callable[[argparse.ArgumentParser], None]
@@ -23,7 +23,7 @@ class Command(NamedTuple):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 0, or 2 with one line on stderr for what the user can put right."""
+    """Returns exit code 0, or 2 after one line on stderr about what the user can correct."""
     parser = argparse.ArgumentParser(prog="python -m sharegpt4v.toy", description="The toy world.")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, command in COMMANDS.items():
@@ -59,8 +59,8 @@ def _write_images(args: argparse.Namespace) -> None:
 
 def _train_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", choices=("captioner", "lmm"), help="train only this one (both)")
-    parser.add_argument("--steps", type=int, help="batches to train on (what the shipped weights took)")
-    parser.add_argument("--out", type=Path, help="takes one folder a model (the shipped weights' own)")
+    parser.add_argument("--steps", type=int, help="batches to train on (default: as the shipped ones)")
+    parser.add_argument("--out", type=Path, help="gets a subfolder a model (default: the shipped ones)")
 
 
 def _train(args: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""What lies behind the objects: plain walls with a light on them, skies and grounds, painted canvases."""
+"""Backgrounds of scenes: lit plain walls, sky above ground, and painted canvases."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -23,7 +23,7 @@ RGB = tuple[int, int, int]
 
 
 def background_image(name: str, variant: int, size: tuple[int, int]) -> Image.Image:
-    """RGB at `size`; callers copy it before they draw."""
+    """Returns a shared RGB image of `size`: copy it before drawing on it."""
     # Small ones come by the hundred thousand in training; a large one takes up to 20 MB, so none is kept.
     stretch = _kept if size[0] * size[1] <= _KEPT_PIXELS else _stretched
     return stretch(name, variant, size)
@@ -51,7 +51,7 @@ def _plain(colour: RGB) -> Image.Image:
 
 
 def _lit(image: Image.Image, rng: Random, strength: float = 16) -> Image.Image:
-    """Brighter towards one side, darker towards the other, by `strength` of 255."""
+    """Brightens one side and darkens the opposite one, by `strength` of 255."""
     ramp = np.linspace(-strength, strength, image.width)
     across, down = rng.choice(((1.0, 0.0), (0.7, 0.7), (0.0, 1.0), (-0.7, 0.7), (-1.0, 0.0)))
     light = across * ramp[None, :, None] + down * ramp[:, None, None]
@@ -59,7 +59,7 @@ def _lit(image: Image.Image, rng: Random, strength: float = 16) -> Image.Image:
 
 
 def _horizon(sky: RGB, ground: RGB, rng: Random) -> Image.Image:
-    """The sky brightens towards the horizon, the ground towards the viewer."""
+    """Draws sky above ground: the sky brightens towards the horizon, the ground towards the viewer."""
     line = rng.uniform(0.4, 0.6)
     y = (np.arange(_SIDE) + 0.5) / _SIDE
     above = np.array(sky) + 14 * (y[:, None] / line - 0.5)
@@ -83,7 +83,7 @@ def _bricks(rng: Random) -> Image.Image:
 
 
 def _facets(rng: Random) -> Image.Image:
-    """Cubist: the canvas cut into triangles of greys and browns."""
+    """Draws the cubist canvas: triangles of greys and browns."""
     image = _plain((176, 164, 148))
     draw = ImageDraw.Draw(image)
     step = _SIDE // 4
@@ -97,7 +97,7 @@ def _facets(rng: Random) -> Image.Image:
 
 
 def _dots(rng: Random) -> Image.Image:
-    """Pointillist: dots of pale colours on a cream ground, a regular sowing so that none run together."""
+    """Draws the pointillist canvas: pale dots on cream, one in each cell of a grid so that none touch."""
     image = _plain((250, 240, 212))
     draw = ImageDraw.Draw(image)
     for x in range(0, _SIDE, 32):
@@ -109,7 +109,7 @@ def _dots(rng: Random) -> Image.Image:
 
 
 def _strokes(rng: Random) -> Image.Image:
-    """Impressionist: long slanted strokes in misty blues, greens and lilacs."""
+    """Draws the impressionist canvas: long slanted strokes in pale blues, greens and lilacs."""
     image = _plain((172, 190, 206))
     draw = ImageDraw.Draw(image)
     for _ in range(170):
@@ -120,7 +120,7 @@ def _strokes(rng: Random) -> Image.Image:
 
 
 def _cuts(rng: Random) -> Image.Image:
-    """Woodcut: dark lines cut across pale paper."""
+    """Draws the woodcut canvas: dark lines across pale paper."""
     image = _plain((230, 222, 204))
     draw = ImageDraw.Draw(image)
     offset = rng.randrange(32)

@@ -1,4 +1,4 @@
-"""The captions of a scene: pure functions of its truth, in one fixed order and a small grammar."""
+"""Writes the captions of a scene: pure functions of its truth, in a fixed order and a small grammar."""
 
 from collections.abc import Iterator, Sequence
 
@@ -21,7 +21,7 @@ from sharegpt4v.toy.sources import (
 
 
 def detailed_caption(scene: Scene) -> str:
-    """Everything in the image: its kind, the count, every object in reading order, and one relation."""
+    """Describes everything in the image: its kind, the count, every object in reading order, one relation."""
     things = scene.objects
     text = _opening(scene, _counted(len(things)))
     if things:
@@ -33,7 +33,7 @@ def detailed_caption(scene: Scene) -> str:
 
 
 def brief_caption(scene: Scene) -> str:
-    """One short sentence on what strikes first; true, and far from everything."""
+    """Describes the most prominent thing in one short sentence; true, but far from complete."""
     if scene.words:
         return f'A sign that says "{scene.words[0].text}".'
     if scene.landmark:
@@ -46,7 +46,7 @@ def brief_caption(scene: Scene) -> str:
 
 
 def stated_relation(scene: Scene) -> str:
-    """What a detailed caption says of its first object and its last: above, or else left of."""
+    """Returns the relation between the first and the last object that a detailed caption states."""
     first, last = 0, len(scene.objects) - 1
     return next(r.predicate for r in scene.relations() if (r.subject, r.object) == (first, last))
 
@@ -73,7 +73,7 @@ def _article(word: str) -> str:
 
 
 def name_of(thing: SceneObject) -> str:
-    """Colour and shape: enough to tell it from every other object of its scene."""
+    """Returns colour and shape, which no two objects of a scene share."""
     return f"{thing.colour} {thing.shape}"
 
 
@@ -90,7 +90,7 @@ def _listed(items: Sequence[str]) -> str:
 
 
 def phrases() -> Iterator[str]:
-    """Texts that hold every word of every caption as it stands there, for the tokenizer to list."""
+    """Yields texts that hold every word of every possible caption, for the tokenizer's vocabulary."""
     for count in range(len(COUNTS)):
         counted = _counted(count)
         yield from (f"A photo of {counted} on a {name} background:" for name in BACKGROUNDS)

@@ -1,4 +1,4 @@
-"""From a detailed caption back to the facts it states, so that captions can be scored against the truth."""
+"""Extracts the facts that a detailed caption states, so that captions can be scored against the truth."""
 
 import re
 from collections.abc import Iterable
@@ -27,7 +27,7 @@ landmark, landmark_side, count, object, size, place, relation."""
 
 
 def scene_facts(scene: Scene) -> frozenset[Fact]:
-    """The facts that a complete and true detailed caption of the scene states."""
+    """Returns the facts that a complete and true detailed caption of the scene states."""
     facts: set[Fact] = {("count", COUNTS[len(scene.objects)])}
     for word in scene.words:
         facts |= {("word", word.text), ("word_row", ROWS[word.row])}
@@ -48,7 +48,7 @@ def scene_facts(scene: Scene) -> frozenset[Fact]:
 
 
 def caption_facts(caption: str) -> frozenset[Fact]:
-    """The facts a caption states, true or not; text outside the grammar states none.
+    """Returns the facts a caption states, true or not; text outside the grammar states none.
 
     A model's caption may be wrong, cut or garbled: each fact is found on its own.
     """

@@ -26,18 +26,18 @@ class Grid:
         self.cell_height = (height - 2 * self.top) / GRID
 
     def box(self, row: float, column: float, rows: float, columns: float) -> Box:
-        """A block of the grid, measured in cells."""
+        """Returns the pixels of a block of the grid whose position and size are given in cells."""
         x0, y0 = self.left + column * self.cell_width, self.top + row * self.cell_height
         x1, y1 = x0 + columns * self.cell_width, y0 + rows * self.cell_height
         return Box(round(x0), round(y0), round(x1), round(y1))
 
     def middle(self, cell: int) -> tuple[float, float]:
-        """Of cell 3 * row + column."""
+        """Returns the centre of cell 3 * row + column."""
         row, column = divmod(cell, GRID)
         return self.left + (column + 0.5) * self.cell_width, self.top + (row + 0.5) * self.cell_height
 
     def square(self, x: float, y: float, side: float) -> Box:
-        """A square around (x, y), pushed inside the margin."""
+        """Returns a square around (x, y), moved inside the margin."""
         right, bottom = self.left + GRID * self.cell_width, self.top + GRID * self.cell_height
         x0 = round(min(max(x - side / 2, self.left), right - side))
         y0 = round(min(max(y - side / 2, self.top), bottom - side))

@@ -31,7 +31,7 @@ def write_images(
 def iter_write_images(
     out_dir: Path, count: int, *, seed: int = 0, difficulty: int = 1, sources: Sequence[str] | None = None
 ) -> Iterator[Scene]:
-    """write_images, giving each scene once its image is on disk, for progress bars."""
+    """Does what write_images does, and yields each scene once its image is on disk, for progress bars."""
     if count < 1:
         raise UserError(f"{count} images asked for; ask for one at least")
     names = tuple(sources or SOURCES)
@@ -51,7 +51,7 @@ def _written(out_dir: Path, scenes: Iterable[Scene]) -> Iterator[Scene]:
 
 
 def truth_record(scene: Scene) -> dict[str, object]:
-    """One line of TRUTH_FILE. id is the path below the root, as a folder read as a manifest has it."""
+    """Returns one record of TRUTH_FILE; its id is the path below the root, as for a folder of images."""
     return {
         "id": scene.path,
         "image": scene.path,

@@ -1,4 +1,4 @@
-"""From the truth to pixels: the same picture at full size and, drawn directly, at a model's size."""
+"""Renders scenes: the same picture at full size and, drawn directly, at a model's size."""
 
 from functools import lru_cache
 
@@ -24,7 +24,7 @@ _PAINT = 0.12
 
 
 def render(scene: Scene, size: tuple[int, int] | None = None) -> Image.Image:
-    """The scene as an RGB image of its own size, or of `size` (width, height) without keeping the aspect.
+    """Draws the scene as an RGB image of its own size, or of `size` (width, height), aspect not kept.
 
     A small size is drawn directly, far faster, and looks like the full image squashed bicubically: a mean
     difference below 3 of 255 at 48 px.
@@ -114,7 +114,7 @@ def _inset(box: tuple[float, float, float, float], by: float) -> tuple[float, fl
 
 @lru_cache(maxsize=32)
 def _letters(text: str) -> Image.Image:
-    """A mask of the word, cropped to its ink; large enough to be shrunk only on small images."""
+    """Draws a mask of the word, cropped to its ink, at a size that only very large images enlarge."""
     font = ImageFont.load_default(160)
     left, top, right, bottom = (round(edge) for edge in font.getbbox(text, stroke_width=6))
     mask = Image.new("L", (right - left, bottom - top))

@@ -97,7 +97,7 @@ class Scene:
         return dict(Counter(getattr(thing, attribute) for thing in self.objects))
 
     def relations(self) -> tuple[Relation, ...]:
-        """What holds between the cells of every two objects, the earlier in reading order first."""
+        """Lists the relations between every two objects, the earlier one in reading order first."""
         found: list[Relation] = []
         for first, one in enumerate(self.objects):
             for second in range(first + 1, len(self.objects)):
@@ -108,7 +108,7 @@ class Scene:
         return tuple(found)
 
     def to_json(self) -> dict[str, Any]:
-        """The record for json.dumps; counts and relations are written out for readers in other languages."""
+        """Returns the record for json.dumps, with counts and relations for readers without this class."""
         return {
             **asdict(self),
             "counts": {name: self.counts(name) for name in ("shape", "colour", "size")},
@@ -117,7 +117,7 @@ class Scene:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> "Scene":
-        """The scene that to_json wrote, before or after a trip through JSON text."""
+        """Returns the scene of a record made by to_json, parsed from JSON text or not."""
         landmark = record["landmark"]
         return cls(
             **{name: record[name] for name in ("seed", "index", "source", "difficulty", "width", "height")},
@@ -132,11 +132,11 @@ class Scene:
 
 
 def make_scene(seed: int, index: int, *, source: str | None = None, difficulty: int = 1) -> Scene:
-    """The scene number `index` of world `seed`, always the same.
+    """Returns scene number `index` of world `seed`; the same arguments give the same scene.
 
     source: a key of SOURCES; None draws one. difficulty 1: one to three objects, well apart; 2: three to
     five; 3: five to seven, smaller, off their places, overlapping, among clutter. Where a word or a landmark
-    takes their room there may be fewer, none beside an easy landmark.
+    takes their place there may be fewer, none beside an easy landmark.
     Raises UserError for another source or difficulty.
     """
     _check(source, difficulty)
@@ -200,7 +200,7 @@ def _free_cells(words: Sequence[WrittenWord], landmark: Landmark | None) -> list
 def _objects(
     rng: Random, grid: Grid, cells: Sequence[int], unit: float, difficulty: int
 ) -> tuple[SceneObject, ...]:
-    """One object a cell, as large as SIZES says of `unit` pixels."""
+    """Places at most one object in a cell, SIZES times `unit` pixels wide."""
     # No two objects share colour and shape, so that "the red circle" always means one thing.
     looks = rng.sample([(colour, shape) for colour in COLOURS for shape in SHAPES], len(cells))
     objects: list[SceneObject] = []
@@ -218,7 +218,7 @@ def _objects(
 
 
 def _clutter(rng: Random, grid: Grid) -> tuple[Box, ...]:
-    """Thin grey bars, a third to a whole cell long."""
+    """Places thin grey bars, a third of a cell to a whole cell long."""
     bars: list[Box] = []
     for _ in range(rng.randint(5, 9)):
         long, thin = rng.uniform(0.3, 1.0), 0.05

@@ -1,6 +1,6 @@
 """The closed lists the toy world is made of, and its sources, named and filed as the paper's are.
 
-A new word anywhere here enters the captions, and with them the toy tokenizer and the shipped weights.
+A new word anywhere here enters the captions, and with them the toy tokenizer and the shipped checkpoints.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ SIZES = {"small": 0.54, "large": 0.88}
 """Side of an object's box over the shorter side of its grid cell."""
 
 GRID = 3
-"""Objects stand in the cells of a 3 x 3 grid, at most one a cell; cell = 3 * row + column."""
+"""Objects are placed in the cells of a 3 x 3 grid, at most one a cell; cell = 3 * row + column."""
 
 PLACES = (
     "at the top left",

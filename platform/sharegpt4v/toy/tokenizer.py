@@ -34,7 +34,7 @@ _wrap: Callable[..., PreTrainedTokenizerFast] = PreTrainedTokenizerFast  # its _
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer with save_pretrained, the same every time; it adds no control tokens of its own accord.
+    """Builds the tokenizer, the same every time; `encode` adds no control tokens.
 
     Ids: SPECIAL_TOKENS, then the 256 bytes, then words in the order in which the toy world lists them.
     """
@@ -64,7 +64,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def _texts() -> Iterator[str]:
-    """Every text whose words are tokens; answers come with a space in front of them, too (vicuna_v1)."""
+    """Yields every text whose words become tokens, also behind a space, as answers are in vicuna_v1."""
     for text in (UNIFIED_CAPTION.text, *phrases()):
         yield text
         yield " " + text
