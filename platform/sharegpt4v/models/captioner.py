@@ -222,7 +222,7 @@ class ShareCaptioner(PreTrainedModel):
         return torch.cat([start, self.projection(sampled), end], dim=1)
 
     def embed(self, input_ids: Tensor, pixel_values: Tensor | None) -> Tensor:
-        """(B, T) ids and (images, 3, H, W) pixels -> (B, T, D); images fill the IMAGE_SLOT ids in order.
+        """Embeds (B, T) ids and (images, 3, H, W) pixels -> (B, T, D); images fill the placeholders in order.
 
         Raises UserError when slots and image embeddings differ in number.
         """
@@ -255,7 +255,7 @@ class ShareCaptioner(PreTrainedModel):
 
 
 def share_captioner_7b(sampler: ImageSampler = "resampler") -> ShareCaptionerConfig:
-    """The full-size configuration: about 8.4 B parameters with the resampler.
+    """Returns the full-size configuration: about 8.4 B parameters with the resampler.
 
     Sizes: released InternLM-XComposer and Share-Captioner. The resampler's width and heads are read from
     the tensors when released weights are converted; 4096 and 32 are the values that give 8.4 B.
