@@ -102,7 +102,7 @@ def _grey_from_16_bits(image: Image.Image) -> Image.Image:
 
 @contextmanager
 def _rejecting(data: bytes, kind: str) -> Iterator[None]:
-    """Turns whatever hostile bytes make Pillow raise (OSError, SyntaxError, ValueError) into Rejected.
+    """Turns whatever hostile bytes make Pillow raise (OSError, SyntaxError, ValueError) into Rejected."""
     try:
         yield
     except Rejected:
