@@ -108,6 +108,8 @@ def _take_in(config: CaptionConfig, run: CaptionRun) -> Manifest:
         config.root,
         run.manifest,
         limit=config.limit,
+        sample=config.sample,
+        source=config.source,
         dedupe_image=config.dedupe_image,
         progress=_say_read,
     )

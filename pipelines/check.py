@@ -93,6 +93,8 @@ def check(config: CheckConfig, runtime_env: dict[str, Any] | None = None) -> int
             config.root,
             scratch / "manifest",
             limit=config.limit,
+            sample=config.sample,
+            source=config.source,
             dedupe_image=config.dedupe_image,
         )
         findings = Inspection(scratch)

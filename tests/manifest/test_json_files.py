@@ -48,11 +48,14 @@ def test_released_caption_file_is_a_manifest_as_it_is(tmp_path: Path, write: Any
         ("gqa/images/1.jpg", "gqa"),
         ("ocr_vqa/images/1.jpg", "ocr_vqa"),
         ("vg/VG_100K_2/1.jpg", "vg"),
-        ("cocoa/1.jpg", "unknown"),
+        ("cocoa/1.jpg", "cocoa"),
+        ("00453/1.jpg", "unknown"),
+        ("s3://bucket/cats/1.jpg", "unknown"),
+        ("/data/cats/1.jpg", "unknown"),
         ("1.jpg", "unknown"),
     ],
 )
-def test_missing_source_is_told_from_the_image_root(tmp_path: Path, image: str, source: str) -> None:
+def test_missing_source_comes_from_the_first_folder(tmp_path: Path, image: str, source: str) -> None:
     (row,) = read_rows(write_jsonl(tmp_path / "m.jsonl", [{"image": image}]))
     assert row["source"] == source
 

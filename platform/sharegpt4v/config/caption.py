@@ -90,7 +90,13 @@ class CaptionConfig(CommandConfig):
     hang_seconds: float = Field(
         600.0, gt=0, description="an engine that makes no token for so long is taken for hung and replaced"
     )
-    limit: int | None = Field(None, ge=1, description="only the first N images, for a first look")
+    limit: int | None = Field(None, ge=1, description="only the first N images")
+    sample: int | None = Field(
+        None, ge=1, description="so many images spread evenly over all sources, for a first look"
+    )
+    source: str | None = Field(
+        None, min_length=1, description="source of images that name none; default: their first folder"
+    )
     dedupe_image: bool = Field(False, description="take each image of a conversation file once")
     max_reject_rate: float = Field(
         0.05, ge=0, le=1, description="share of rejects that stops the run, judged from the 1,000th image on"

@@ -16,6 +16,12 @@ class CheckConfig(CommandConfig):
     )
     root: str | None = Field(None, description="where the manifest's image paths start; default: its folder")
     limit: int | None = Field(None, ge=1, description="only the first N images")
+    sample: int | None = Field(
+        None, ge=1, description="so many images spread evenly over all sources, for a first look"
+    )
+    source: str | None = Field(
+        None, min_length=1, description="source of images that name none; default: their first folder"
+    )
     dedupe_image: bool = Field(False, description="take each image of a conversation file once")
     strict: bool = Field(
         False, description="exit code 1 when any image is missing, broken, oversized or a duplicate"

@@ -91,6 +91,11 @@ def _digests(ids: pa.Array | pa.ChunkedArray) -> tuple[Digests, Digests]:
     return words[:, 0].copy(), words[:, 1].copy()
 
 
+def leading_words(ids: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.uint64]:
+    """Returns the high 64 bits of each id's digest: an order of ids that is the same on every machine."""
+    return _digests(ids)[0]
+
+
 def _digest_bytes(ids: pa.Array) -> bytes:
     """16 bytes for each id, joined."""
     if ids.null_count:

@@ -16,6 +16,7 @@ from sharegpt4v.manifest.locate import locate
 from sharegpt4v.manifest.parquet import stream_columns
 from sharegpt4v.manifest.read import read_batches
 from sharegpt4v.manifest.rows import path_id
+from sharegpt4v.manifest.sample import spread
 from sharegpt4v.manifest.writer import ShardWriter, shards
 from sharegpt4v.records import MANIFEST
 
@@ -57,6 +58,8 @@ def normalise(
     *,
     limit: int | None = None,
     shard_rows: int = 50_000,
+    sample: int | None = None,
+    source: str | None = None,
     dedupe_image: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> Manifest:
@@ -64,22 +67,19 @@ def normalise(
 
     A manifest that is there already is joined: new ids are appended as new shards, equal rows are passed
     over, rows whose id came back with another image or source are refused, and ids that vanished stay. limit
-    takes only the first rows; a later call without it joins the rest. dedupe_image takes each image once,
+    takes only the first rows, sample so many spread over all sources; a later call without them joins the
+    rest. source: of rows that name none. dedupe_image takes each image once,
     under its path as id, and drops records without one. progress is called with the number of records read so
     far. Raises UserError; out_dir is then as it was.
     """
+    if sample is not None and limit is not None:
+        raise UserError("--limit takes the first images and --sample some of every source: give one of them")
     located = locate(path, root)
     intake = _Intake(path, out_dir, dedupe_image)
-    read = 0
+    rows = _input_rows(read_batches(located, source), intake, limit, progress or (lambda read: None))
     with ShardWriter(out_dir, shard_rows) as writer:
-        for batch in read_batches(located):
-            read += batch.num_rows
-            room = None if limit is None else limit - intake.taken
-            writer.write(intake.take(batch, room))
-            if progress is not None:
-                progress(read)
-            if intake.taken == limit:
-                break
+        for batch in rows if sample is None else spread(rows, sample):
+            writer.write(intake.join(batch))
         intake.refuse()
         writer.publish()
     return Manifest(
@@ -93,6 +93,19 @@ def normalise(
         repeats=intake.repeats,
         ignored=dict(located.ignored.most_common()),
     )
+
+
+def _input_rows(
+    batches: Iterator[pa.RecordBatch], intake: "_Intake", limit: int | None, progress: Callable[[int], None]
+) -> Iterator[pa.RecordBatch]:
+    """Yields the rows of the input that count, up to the limit."""
+    read = 0
+    for batch in batches:
+        read += batch.num_rows
+        yield intake.take(batch, None if limit is None else limit - intake.taken)
+        progress(read)
+        if intake.taken == limit:
+            return
 
 
 class _Intake:
@@ -116,10 +129,10 @@ class _Intake:
     def _known_ids(self) -> IdSet:
         return IdSet(batch["id"] for batch in _batches(self._folder, ["id"]))
 
-    def take(self, batch: pa.RecordBatch, room: int | None) -> pa.RecordBatch:
-        """The rows to append, of at most room rows taken. Problems are counted, for refuse() to raise."""
+    def take(self, batch: pa.RecordBatch, most: int | None) -> pa.RecordBatch:
+        """Returns the rows that count, each id once and `most` at most; refuse() raises what is wrong."""
         if not self._dedupe:
-            batch = batch.slice(0, room)
+            batch = batch.slice(0, most)
         if batch["image"].null_count:
             self.without_image += batch["image"].null_count
             batch = batch.filter(pc.is_valid(batch["image"]))
@@ -127,9 +140,13 @@ class _Intake:
             batch = batch.set_column(0, "id", path_id(batch["image"], batch["container"]))
         first = self._seen.add(batch["id"])
         self.repeats += self._note(batch, ~first)
-        batch = _where(batch, first).slice(0, room)
+        batch = _where(batch, first).slice(0, most)
         self.taken += batch.num_rows
         self.same_image_ids += int((~self._images.add(_keys(batch, LOCATION))).sum())
+        return batch
+
+    def join(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """Returns the rows that the folder does not hold yet, as rows of records.MANIFEST."""
         if len(self._known):
             batch = self._unknown(batch)
         self._count(batch)

@@ -50,21 +50,21 @@ def read_rows(path: str, root: str | None = None) -> Iterator[ManifestRow]:
         yield from batch.to_pylist()
 
 
-def read_batches(located: Located) -> Iterator[pa.RecordBatch]:
-    """Completed rows (rows.complete) of everything that was located."""
+def read_batches(located: Located, source: str | None = None) -> Iterator[pa.RecordBatch]:
+    """Yields completed rows (rows.complete) of all that was located. source: of rows that name none."""
     try:
         if located.folder:
-            yield from _completed(read_folder(located), located.name)
+            yield from _completed(read_folder(located), located.name, source)
         for file in located.files:
-            yield from _completed(_read_file(located, file), _name(located, file))
+            yield from _completed(_read_file(located, file), _name(located, file), source)
     except PermissionError as error:  # skipping what may not be read would lose images in silence
         raise UserError(f"{error.filename or located.name} may not be read: give this user access") from error
 
 
-def _completed(batches: Iterator[pa.RecordBatch], name: str) -> Iterator[pa.RecordBatch]:
+def _completed(batches: Iterator[pa.RecordBatch], name: str, source: str | None) -> Iterator[pa.RecordBatch]:
     first = 1
     for raw in batches:
-        yield complete(raw, name, first)
+        yield complete(raw, name, first, source)
         first += raw.num_rows
 
 

@@ -13,7 +13,7 @@ BATCH_ROWS = 8192
 """Rows read at a time: about 10 MB where each row carries a detailed caption."""
 
 RAW = pa.schema([field.with_nullable(True) for field in MANIFEST])
-"""What a reader yields: null stands for a field that its record does not have."""
+"""What a reader yields: null where a record lacks the field."""
 
 
 def raw_batch(**columns: pa.Array) -> pa.RecordBatch:
@@ -23,11 +23,12 @@ def raw_batch(**columns: pa.Array) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(arrays, schema=RAW)
 
 
-def complete(raw: pa.RecordBatch, name: str, first: int) -> pa.RecordBatch:
-    """Fill in what records may leave out; afterwards only `image` (a record without one) can be null.
+def complete(raw: pa.RecordBatch, name: str, first: int, source: str | None = None) -> pa.RecordBatch:
+    """Fills in what records may leave out; afterwards only `image` (a record without one) can be null.
 
-    A missing id becomes the relative path, a missing source is told from the path, "" counts as no image.
-    name and first: the manifest and the number of the batch's first record, for messages.
+    A missing id becomes the relative path, "" counts as no image. A missing source becomes `source`, or is
+    taken from the path (source_of). name and first: the manifest and the number of the batch's first record,
+    for messages.
     Raises UserError at an id that is empty, and at an id or a path with a NUL character.
     """
     for column in ("id", "image"):
@@ -38,7 +39,7 @@ def complete(raw: pa.RecordBatch, name: str, first: int) -> pa.RecordBatch:
     columns = {
         "id": pc.coalesce(raw["id"], path_id(image, container), ""),
         "image": image,
-        "source": pc.coalesce(raw["source"], source_of(pc.coalesce(image, ""))),
+        "source": pc.coalesce(raw["source"], source or source_of(pc.coalesce(image, ""))),
         "container": container,
         "offset": pc.coalesce(raw["offset"], 0),
         "size": pc.coalesce(raw["size"], -1),

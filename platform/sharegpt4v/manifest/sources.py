@@ -1,10 +1,11 @@
-"""Which data set an image comes from, told by the first folder of its path (reference.md 6)."""
+"""Names the data set that an image comes from by the first folder of its path."""
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 UNKNOWN = "unknown"
 
+# Image roots of the released files (reference.md, 6).
 SOURCE_OF_FOLDER = {
     "coco": "coco",
     "sam": "sam",
@@ -21,7 +22,14 @@ SOURCE_OF_FOLDER = {
 
 
 def source_of(image: pa.Array) -> pa.Array:
-    """Source names for a column of image paths: `coco` for coco/train2017/1.jpg, `unknown` elsewhere."""
+    """Returns the source of each image path: `coco` for coco/train2017/1.jpg, `lcs` for llava/a.jpg.
+
+    Other paths give their first folder, `cats` for cats/1.jpg; `unknown` where there is none or it is just a
+    number, and for URIs.
+    """
+    first = pc.struct_field(pc.extract_regex(image, r"^(?P<folder>[^/.:][^/:]*)/"), "folder")
+    named = pc.and_kleene(pc.is_valid(first), pc.invert(pc.match_substring_regex(first, r"^\d+$")))
+    others = pc.if_else(pc.fill_null(named, False), first, UNKNOWN)
     conditions = [pc.starts_with(image, pattern=f"{folder}/") for folder in SOURCE_OF_FOLDER]
     struct = pc.make_struct(*conditions, field_names=list(SOURCE_OF_FOLDER))
-    return pc.case_when(struct, *SOURCE_OF_FOLDER.values(), UNKNOWN)
+    return pc.case_when(struct, *SOURCE_OF_FOLDER.values(), others)
