@@ -26,6 +26,7 @@ from pipelines.steps.ledger import FIRST_JUDGEMENT, RemoteLedger
 from pipelines.steps.pool import actor_pool
 from pipelines.steps.progress import ProgressBar
 from pipelines.steps.table import print_summary
+from sharegpt4v.atomic import write_atomic
 from sharegpt4v.captions.finish import commits, compact, roll_forward, summarise
 from sharegpt4v.captions.layout import CaptionRun
 from sharegpt4v.captions.report import write_report
@@ -253,7 +254,7 @@ def _finish(config: CaptionConfig, run: CaptionRun, facts: dict[str, Any]) -> in
             file=sys.stderr,
         )
         return EXIT_PROBLEM
-    run.success.touch()
+    write_atomic(run.success, "")
     print(f"report: {report}")
     return 0
 

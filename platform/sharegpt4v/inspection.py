@@ -4,10 +4,8 @@ Which images are there twice is only known once all were seen. Until then the ro
 and memory holds 16 bytes an image: a million images that are all missing cost no more than sound ones.
 """
 
-import os
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from sharegpt4v.atomic import atomic_path
 from sharegpt4v.records import MANIFEST, REJECTS
 
 KINDS = ("missing", "broken", "oversized", "duplicate")
@@ -91,7 +90,10 @@ class Inspection:
         twins = np.unique(originals[originals >= 0])
         ids = self._ids(twins)
         found, start = InspectionSummary(), 0
-        with _whole_file(rejects) as writer:
+        with (
+            atomic_path(rejects) as temporary,
+            pq.ParquetWriter(temporary, REJECTS, compression="zstd") as writer,
+        ):
             for batch in self._batches():
                 part = originals[start : start + batch.num_rows]
                 start += batch.num_rows
@@ -169,15 +171,3 @@ def _as_rejects(table: pa.Table) -> pa.Table:
     columns = {name: table[name] for name in _WAITING.names}
     columns |= {"stage": pa.array(["check"] * rows, pa.string()), "attempt": pa.array([0] * rows, pa.int32())}
     return pa.table([columns[name] for name in REJECTS.names], schema=REJECTS)
-
-
-@contextmanager
-def _whole_file(path: Path) -> Iterator[pq.ParquetWriter]:
-    """Opens a Parquet file of records.REJECTS that gets its name only once it is complete."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with pq.ParquetWriter(temporary, REJECTS, compression="zstd") as writer:
-            yield writer
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -99,7 +99,7 @@ def test_a_commit_is_there_whole_or_not_at_all(run: CaptionRun, monkeypatch: pyt
     def killed(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(os, "replace", killed)
+    monkeypatch.setattr(os, "rename", killed)
     with pytest.raises(KeyboardInterrupt):
         commit_outcomes(table, folder)
     assert [path.suffix for path in folder.iterdir()] != [".parquet"]

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sharegpt4v.atomic import write_atomic
+from sharegpt4v.atomic import publish, sync, write_atomic
 from sharegpt4v.captions.layout import CaptionRun
 from sharegpt4v.captions.outcomes import outcome_files
 from sharegpt4v.engine.stats import EngineStats
@@ -65,7 +65,7 @@ def roll_forward(run: CaptionRun) -> None:
         fresh = compacted / final.name
         if fresh.exists():
             shutil.rmtree(final, ignore_errors=True)
-            fresh.rename(final)
+            publish(fresh, final)
     shutil.rmtree(run.outcomes, ignore_errors=True)
     shutil.rmtree(run.pending, ignore_errors=True)
     shutil.rmtree(compacted)
@@ -100,7 +100,8 @@ def compact(run: CaptionRun) -> Counts:
             f"{_manifest_rows(run) - counts.rows} images have no outcome yet "
             f"({', '.join(map(repr, missing[:3]))}, ...): run the same command again"
         )
-    (compacted / _MARKER).touch()
+    sync(compacted)  # the marker vouches for the parts, and the outcomes go when it is there
+    write_atomic(compacted / _MARKER, "")
     roll_forward(run)
     return counts
 

@@ -4,14 +4,13 @@ A file stands under its name only when it is whole. One that a power cut tore ca
 ends with its footer: it is passed over, and its images are done again.
 """
 
-import os
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sharegpt4v.atomic import atomic_path
 from sharegpt4v.captions.layout import CaptionRun
 
 
@@ -23,9 +22,8 @@ def commit_outcomes(outcomes: pa.Table, folder: Path) -> Path:
     """
     shard, row = outcomes["shard"][0].as_py(), outcomes["row"][0].as_py()
     path = folder / f"{shard:05}-{row:09}-{len(outcomes):06}.parquet"
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    pq.write_table(outcomes, temporary)
-    os.replace(temporary, path)
+    with atomic_path(path) as temporary:
+        pq.write_table(outcomes, temporary)
     return path
 
 

@@ -1,10 +1,13 @@
 """Caches model folders on this node: each is made once, whole or not at all."""
 
-import fcntl
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+
+from filelock import FileLock
+
+from sharegpt4v.atomic import publish
 
 
 def cached(name: str, make: Callable[[Path], object]) -> Path:
@@ -14,11 +17,11 @@ def cached(name: str, make: Callable[[Path], object]) -> Path:
     """
     target = Path(os.environ.get("SHAREGPT4V_CACHE", "~/.cache/sharegpt4v")).expanduser() / name
     target.parent.mkdir(parents=True, exist_ok=True)
-    with open(target.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    # No marker file in place of a lock that the storage lacks: it would outlive a kill.
+    with FileLock(target.with_suffix(".lock"), fallback_to_soft=False):
         if not target.exists():
             unfinished = target.with_suffix(".partial")
             shutil.rmtree(unfinished, ignore_errors=True)
             make(unfinished)
-            unfinished.rename(target)
+            publish(unfinished, target)
     return target

@@ -1,6 +1,5 @@
 """The folder that a conversion writes: under another name until it is complete, by one process at a time."""
 
-import fcntl
 import os
 import shutil
 import stat
@@ -8,6 +7,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import lock_descriptor
+
+from sharegpt4v.atomic import publish
 from sharegpt4v.errors import UserError
 
 _MARK = ".sharegpt4v-convert"
@@ -61,7 +63,7 @@ def unfinished(out: Path) -> Iterator[Path]:
             if out.exists():
                 partial.chmod(stat.S_IMODE(out.stat().st_mode))
                 out.rmdir()
-            partial.rename(out)  # with its mark: whoever opens it now finds it locked
+            publish(partial, out)  # with its mark: whoever opens it now finds it locked
         except BaseException:
             if partial.exists():
                 _clear(partial)
@@ -86,9 +88,8 @@ def _locked(partial: Path, out: Path) -> Iterator[None]:
         raise UserError(f"cannot write {partial}: {error.strerror}; give another --out") from None
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise busy from None
+            if not lock_descriptor(file.fileno(), blocking=False):
+                raise busy
         except OSError as error:
             raise UserError(f"{mark} cannot be locked: {error.strerror}; give another --out") from None
         # It may have been finished, or given up, between the opening and the lock.

@@ -8,6 +8,7 @@ from typing import Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sharegpt4v.atomic import publish
 from sharegpt4v.records import MANIFEST
 
 
@@ -57,7 +58,7 @@ class ShardWriter:
         self._close()
         self._folder.mkdir(parents=True, exist_ok=True)
         for shard in shards(self._temporary):
-            shard.rename(self._folder / shard.name)
+            publish(shard, self._folder / shard.name)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

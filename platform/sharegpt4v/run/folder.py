@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Self
 
 from sharegpt4v.errors import UserError
+from sharegpt4v.run.lock import LOCK_FILE
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +20,7 @@ class RunFolder:
         """Create the folder where needed. Raises UserError when it cannot be written or is something else."""
         make_writable(path)
         names = {entry.name for entry in path.iterdir()}
-        if names and not names & {"run.yaml", "lock.json"}:  # a run's first file is its lock
+        if names and not names & {"run.yaml", LOCK_FILE}:  # a run's first file is its lock
             raise UserError(
                 f"--out {path} holds other files ({sorted(names)[0]}, ...): give an empty or new folder"
             )

@@ -1,62 +1,89 @@
 """One run folder, one driver: a lock that the operating system drops when its holder dies."""
 
-import fcntl
+import errno
 import json
+import logging
 import os
 import socket
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import Self
+
+from filelock import FileLock, Timeout
 
 from sharegpt4v.errors import UserError
 
+LOCK_FILE = "lock.json"
+"""In the run folder: locked, and names the last process that held it. It stays when the run ends."""
+
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP}
+"""Errors of storage without locks: NFS without its lock daemon, Lustre mounted noflock, some FUSE mounts."""
+
+log = logging.getLogger(__name__)
+
 
 class RunLock:
-    """Context manager over `<run>/lock.json`, locked with flock.
+    """Context manager that keeps a run folder for this process, with flock through filelock.
 
-    The lock goes with the process, even after kill -9, so no lock is ever stale; the file's text only
-    says who holds it. On network storage flock must be supported (NFSv4, Lustre, CephFS are).
+    The lock goes with the process, even after kill -9; a forked child does not inherit it. Nodes see each
+    other's locks on NFS, CephFS and Lustre mounted with flock; with local_lock, nolock or localflock
+    every node sees its own alone. On storage without locks a warning is logged and the run goes on
+    unguarded: a second run there costs work, and money where captions are paid for.
+    Raises UserError when another run holds the folder, naming it, and when the lock file cannot be written.
     """
 
     def __init__(self, run: Path) -> None:
-        self._path = run / "lock.json"
-        self._file: IO[str] | None = None
+        self._path = run / LOCK_FILE
+        # No marker file in place of a lock that the storage lacks: it would outlive a kill.
+        # Not per thread: whichever thread leaves the block gives the lock back.
+        self._lock = FileLock(
+            self._path,
+            blocking=False,
+            thread_local=False,
+            fallback_to_soft=False,
+            preserve_lock_file=True,
+            on_acquired=_write_holder,
+        )
 
-    def __enter__(self) -> "RunLock":
-        file = open(self._path, "a+", encoding="utf-8")
+    def __enter__(self) -> Self:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = _describe(file.read())
-            file.close()
+            self._lock.acquire()
+        except Timeout:  # before OSError, which it is as well
             raise UserError(
-                f"{self._path.parent} is in use by another run ({holder}): wait for it, or give another --out"
+                f"{self._path.parent} is in use by another run ({_holder(self._path)}): "
+                f"wait for it, or give another --out"
             ) from None
         except OSError as error:
-            file.close()
-            raise UserError(
-                f"{self._path} cannot be locked ({error.strerror}): put --out on storage with file locks"
-            ) from None
-        file.truncate(0)
-        json.dump({"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}, file)
-        file.flush()
-        self._file = file
+            if error.errno not in _NO_LOCKS:
+                raise UserError(
+                    f"cannot lock {self._path} ({error.strerror}): make it writable, or give another --out"
+                ) from None
+            log.warning(
+                "%s has no file locks (%s): make sure yourself that no second run uses %s",
+                self._path.parent,
+                error.strerror,
+                self._path.parent,
+            )
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._file is not None
-        # The file stays: removing it would let two processes lock two different files of this name.
-        self._file.close()
+        self._lock.release()  # does nothing where there was no lock to take
 
 
-def _describe(text: str) -> str:
+def _write_holder(descriptor: int) -> None:
+    holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, json.dumps(holder).encode(), 0)
+
+
+def _holder(path: Path) -> str:
+    """The process that the lock file names, for people."""
     try:
-        holder = json.loads(text)
+        holder = json.loads(path.read_text(encoding="utf-8"))
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder["since"]))
         return f"process {holder['pid']} on {holder['host']} since {since}"
-    except (ValueError, KeyError, TypeError):
-        return "its holder is still writing its name"
+    except (OSError, ValueError, KeyError, TypeError):  # OSError: SMB locks keep others from reading, too
+        return "it has not written its name yet"

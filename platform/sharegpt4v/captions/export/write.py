@@ -4,13 +4,12 @@ Every format is streamed, so memory does not grow with the run, and appears unde
 whole: it is written beside its place and renamed.
 """
 
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from sharegpt4v.atomic import atomic_path
 from sharegpt4v.captions import parts
 from sharegpt4v.captions.export import hf, llava, webdataset
 from sharegpt4v.errors import UserError
@@ -51,18 +50,13 @@ def export_run(run: Path, target: Format, out: Path, *, root: str | None) -> Exp
     if not captions:
         raise UserError(f"{run} holds no captions, so there is nothing to export; its report.html says why")
     _refuse_existing(out)
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        WRITERS[target](run, partial, root)
-        _refuse_existing(out)
-        os.rename(partial, out)
+        with atomic_path(out) as partial:
+            WRITERS[target](run, partial, root)
+            _refuse_existing(out)
     except OSError as error:
         raise UserError(f"cannot export {run} to {out}: {error}; mend that, then export again") from error
-    finally:
-        if partial.is_dir():
-            shutil.rmtree(partial)
-        partial.unlink(missing_ok=True)
     files = [path for path in ([out] if out.is_file() else out.rglob("*")) if path.is_file()]
     return ExportSummary(target, out, captions, len(files), sum(path.stat().st_size for path in files))
 
