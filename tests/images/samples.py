@@ -1,5 +1,6 @@
 """Pictures that several tests encode, and the shortest way to look at an outcome."""
 
+import importlib.util
 import io
 import struct
 import zlib
@@ -13,6 +14,9 @@ from sharegpt4v.dialogue import ImageProtocol
 from sharegpt4v.errors import Rejected
 from sharegpt4v.images import prepare
 
+HAS_HEIF = importlib.util.find_spec("pillow_heif") is not None
+"""Whether the extra `heic` is installed."""
+
 
 def picture(width: int = 97, height: int = 64, seed: int = 0) -> Image.Image:
     """Smooth coloured blobs: no two corners alike, gentle enough for lossy formats."""
@@ -23,6 +27,15 @@ def picture(width: int = 97, height: int = 64, seed: int = 0) -> Image.Image:
 def encode(image: Image.Image, kind: str, **options: object) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def heic(image: Image.Image, **options: object) -> bytes:
+    """HEIC as phones write it."""
+    import pillow_heif
+
+    buffer = io.BytesIO()
+    pillow_heif.from_pillow(image).save(buffer, **options)
     return buffer.getvalue()
 
 

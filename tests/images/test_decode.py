@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 
 from sharegpt4v.dialogue import ImageProtocol
+from sharegpt4v.errors import Rejected
 from sharegpt4v.images import inspect, prepare
 from tests.commands import PHOTOS
-from tests.images.samples import encode, picture, pixels, png, png_chunk
+from tests.images.samples import HAS_HEIF, encode, heic, picture, pixels, png, png_chunk
 
 INVERSE = {
     1: None,
@@ -204,3 +205,28 @@ def test_real_photographs_are_read() -> None:
                 inspect(data[: len(data) * percent // 100])
         with Image.open(photo) as image:
             assert inspect(data) == image.size
+
+
+@pytest.mark.skipif(not HAS_HEIF, reason="HEIC needs the extra `heic` (pillow-heif)")
+@pytest.mark.parametrize("orientation", [1, 6, 8])
+def test_a_photograph_of_a_phone_is_upright(orientation: int) -> None:
+    upright = picture(96, 64)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = heic(_turned(orientation, upright), quality=95, exif=exif.tobytes())
+    assert prepare(data, 48, "squash").width == 96
+    assert np.abs(pixels(data) - pixels(encode(upright, "PNG"))).mean() < 6
+
+
+def test_an_avif_with_alpha_is_laid_on_white() -> None:
+    image = picture(64, 64).convert("RGBA")
+    image.putalpha(0)
+    assert pixels(encode(image, "AVIF", quality=95)).min() > 245
+
+
+def test_heic_without_its_plugin_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    data = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0\0\0\x10meta" + b"\0" * 8
+    with pytest.raises(Rejected, match="pip install pillow-heif") as caught:
+        prepare(data, 48, "pad")
+    assert caught.value.reason == "unsupported_format"

@@ -8,7 +8,7 @@ from PIL import Image
 
 from sharegpt4v.errors import Rejected
 from sharegpt4v.images import ImageLimits, inspect, prepare
-from tests.images.samples import encode, picture, png, png_chunk, reason
+from tests.images.samples import HAS_HEIF, encode, heic, picture, png, png_chunk, reason
 
 PLAIN = picture()
 FILES = {
@@ -23,6 +23,9 @@ FILES = {
     "lossless webp": encode(PLAIN, "WEBP", lossless=True),
     "animated webp": encode(PLAIN, "WEBP", save_all=True, append_images=[picture(seed=1)]),
     "bmp": encode(PLAIN, "BMP"),
+    "avif": encode(PLAIN, "AVIF"),
+    "animated avif": encode(PLAIN, "AVIF", save_all=True, append_images=[picture(seed=1)]),
+    **({"heic": heic(PLAIN)} if HAS_HEIF else {}),
 }
 
 
@@ -96,13 +99,12 @@ def test_the_message_never_quotes_an_unknown_file() -> None:
         (encode(PLAIN, "EPS"), "EPS"),
         (encode(PLAIN, "PDF"), "PDF"),
         (encode(PLAIN, "JPEG2000"), "JPEG 2000"),
-        (encode(PLAIN, "AVIF"), "AVIF"),
         (encode(PLAIN, "ICO"), "ICO"),
         (encode(PLAIN, "PPM"), "PPM"),
         (b"SIMPLE  =                    T" + b" " * 80, "FITS"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
         (b"<?xml version='1.0'?>\n<!-- drawn -->\n<svg/>", "SVG"),
-        (b"\0\0\0\x18ftypheic" + b"\0" * 40, "HEIC"),
+        (b"\0\0\0\x18ftypisom" + b"\0" * 40, "another codec"),
     ],
 )
 def test_other_formats_are_refused_by_name(data: bytes, name: str) -> None:

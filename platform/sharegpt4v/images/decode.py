@@ -1,5 +1,6 @@
 """From bytes to an RGB or grey Pillow image, with every failure turned into a named reject."""
 
+import importlib.util
 import io
 import struct
 from collections.abc import Callable, Iterator
@@ -8,6 +9,7 @@ from typing import IO
 
 import numpy as np
 from PIL import Image, ImageFile
+from PIL.AvifImagePlugin import AvifImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
@@ -27,6 +29,18 @@ class _Jpeg(JpegImageFile):
         return
 
 
+def _open_heif(file: IO[bytes]) -> ImageFile.ImageFile:
+    if importlib.util.find_spec("pillow_heif") is None:
+        raise Rejected(
+            "unsupported_format",
+            "HEIC needs pillow-heif: pip install pillow-heif, or convert it to JPEG",
+        )
+    from pillow_heif import HeifImageFile
+
+    opener: Callable[[IO[bytes]], ImageFile.ImageFile] = HeifImageFile
+    return opener(file)
+
+
 # Pillow's classes are used directly: Image.open would print a warning from 89 million pixels on and
 # ask whatever other plugins the process has registered. MPO is a JPEG with more JPEGs behind it.
 _OPENERS: dict[Format, Callable[[IO[bytes]], ImageFile.ImageFile]] = {
@@ -35,6 +49,8 @@ _OPENERS: dict[Format, Callable[[IO[bytes]], ImageFile.ImageFile]] = {
     "WEBP": WebPImageFile,
     "GIF": GifImageFile,
     "BMP": BmpImageFile,
+    "AVIF": AvifImageFile,
+    "HEIF": _open_heif,
 }
 
 

@@ -10,9 +10,15 @@ from typing import Literal
 
 from sharegpt4v.errors import Rejected
 
-Format = Literal["JPEG", "PNG", "WEBP", "GIF", "BMP"]
+Format = Literal["JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF", "HEIF"]
 
-SUPPORTED = "JPEG, PNG, WebP, GIF or BMP"
+SUPPORTED = "JPEG, PNG, WebP, GIF, BMP or AVIF"
+
+_BRANDS: dict[bytes, Format] = {
+    **dict.fromkeys((b"avif", b"avis"), "AVIF"),
+    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"), "HEIF"),
+}
+"""Brands of ISO media files (ISO/IEC 23008-12) that name the codec of a still image or a sequence."""
 
 _MAGIC: tuple[tuple[bytes, Format], ...] = (
     (b"\xff\xd8\xff", "JPEG"),
@@ -110,6 +116,8 @@ def check_file(data: bytes, limits: ImageLimits) -> Format:
             limits.check_size(*_walk_gif(data))
         elif kind == "WEBP":
             limits.check_size(*_walk_webp(data))
+        elif kind in ("AVIF", "HEIF"):
+            _walk_boxes(data, kind)
     except (struct.error, IndexError) as error:
         raise Rejected("truncated", f"{kind} data ends after {len(data):,} bytes, inside a block") from error
     return kind
@@ -129,10 +137,21 @@ def _identify(data: bytes) -> Format:
             return kind
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
+    if data[4:8] == b"ftyp" and len(data) < _SMALLEST:
+        raise Rejected("truncated", f"ISO media data of {len(data)} bytes is cut inside its header")
+    if data[4:8] == b"ftyp" and (brand := _brand(data)):
+        return brand
     refused = _name_refused(data)
     if refused:
         raise Rejected("unsupported_format", f"{refused} is not read, convert it to {SUPPORTED}")
     raise Rejected("not_an_image", f"{_describe(data)} is not a {SUPPORTED} file")
+
+
+def _brand(data: bytes) -> Format | None:
+    """Returns the format of an ISO media file: its major brand, else the first compatible one we know."""
+    end = min(int.from_bytes(data[:4], "big"), 512)
+    brands = [data[8:12], *(data[at : at + 4] for at in range(16, end, 4))]
+    return next((_BRANDS[brand] for brand in brands if brand in _BRANDS), None)
 
 
 def _is_bmp(data: bytes) -> bool:
@@ -144,9 +163,7 @@ def _name_refused(data: bytes) -> str | None:
         if data.startswith(magic):
             return name
     if data[4:8] == b"ftyp":
-        return {b"avif": "AVIF", b"avis": "AVIF", b"heic": "HEIC", b"mif1": "HEIF"}.get(
-            data[8:12], "an ISO media file (HEIF or video)"
-        )
+        return "an ISO media file with another codec (a video, for example)"
     head = data[:4096].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if head.startswith(b"<svg") or (
         head.startswith((b"<?xml", b"<!--", b"<!doctype svg")) and b"<svg" in head
@@ -232,3 +249,23 @@ def _walk_webp(data: bytes) -> tuple[int, int]:
         (bits,) = struct.unpack_from("<I", data, 21)
         return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
     raise Rejected("corrupt", "WebP data starts with an unknown chunk")
+
+
+def _walk_boxes(data: bytes, kind: str) -> None:
+    """Follows the top-level boxes to the end of the file: one that reaches beyond it means a cut file."""
+    position = 0
+    names = set()
+    while position < len(data):
+        size, name = struct.unpack_from(">I4s", data, position)
+        if size == 1:
+            (size,) = struct.unpack_from(">Q", data, position + 8)
+        elif size == 0:  # the last box, up to the end
+            size = len(data) - position
+        if size < 8:
+            raise Rejected("corrupt", f"{kind} box at byte {position:,} has {size} bytes")
+        names.add(name)
+        position += size
+    if position > len(data):
+        raise Rejected("truncated", f"{kind} data ends after {len(data):,} of {position:,} bytes")
+    if b"meta" not in names and b"moov" not in names:
+        raise Rejected("truncated", f"{kind} data of {len(data):,} bytes ends before its description")

@@ -68,7 +68,7 @@ def prepare(
     image = open_image(data, limits)
     width, height = image.size
     scale = 1.0
-    if fast:
+    if fast and image.format == "JPEG":  # HEIF would hand out an embedded thumbnail
         shrink = size / (max(width, height) if protocol == "pad" else min(width, height))
         drafted = image.draft(None, (math.ceil(width * shrink), math.ceil(height * shrink)))
         scale = width / drafted[1][2] if drafted else 1.0

@@ -24,7 +24,10 @@ SHARD_SAMPLES = 10_000
 SHARD_BYTES = 1_000_000_000
 """A shard is closed before it grows beyond either."""
 
-EXTENSIONS: dict[Format, str] = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp"}
+EXTENSIONS: dict[Format, str] = {
+    **{"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp"},
+    **{"AVIF": "avif", "HEIF": "heic"},
+}
 """What the bytes are, whatever the file was called, to the extension that readers decode by."""
 
 READERS = 8
