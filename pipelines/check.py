@@ -36,7 +36,7 @@ from sharegpt4v.manifest.writer import shards
 from sharegpt4v.run.folder import make_writable
 
 _ROWS_PER_BLOCK = 256
-_ROWS_AT_ONCE = 8_192  # handed to the findings; few calls, for the sake of the driver
+_ROWS_AT_ONCE = 8_192  # a call of Inspection.add; few calls, since the driver makes them
 
 
 def main(argv: Sequence[str] | None = None, runtime_env: dict[str, Any] | None = None) -> int:
@@ -97,17 +97,20 @@ def check(config: CheckConfig, runtime_env: dict[str, Any] | None = None) -> int
             source=config.source,
             dedupe_image=config.dedupe_image,
         )
-        findings = Inspection(scratch)
+        inspection = Inspection(scratch)
         with ray_session(config.address, runtime_env):
-            look(manifest, findings)
-        rejects = (config.out or scratch) / "rejects" / "part-00000.parquet"
+            look(manifest, inspection)
+        rejects, duplicates = (
+            (config.out or scratch) / name / "part-00000.parquet" for name in ("rejects", "duplicates")
+        )
         rejects.parent.mkdir(exist_ok=True)
-        found = findings.settle(rejects)
+        duplicates.parent.mkdir(exist_ok=True)
+        found = inspection.settle(rejects, duplicates)
     _report(config, manifest, found)
-    return EXIT_PROBLEM if config.strict and found.findings else 0
+    return EXIT_PROBLEM if config.strict and found.by_reason else 0
 
 
-def look(manifest: Manifest, findings: Inspection) -> None:
+def look(manifest: Manifest, inspection: Inspection) -> None:
     """Inspects every image of a manifest on the cluster that Ray is connected to.
 
     Raises StorageError when an image can neither be read nor be called missing.
@@ -135,7 +138,7 @@ def look(manifest: Manifest, findings: Inspection) -> None:
     with ProgressBar("checked", ledger.tally, manifest.rows, 0), plain_errors("mend that, then check again"):
         for table in images.iter_batches(batch_size=_ROWS_AT_ONCE, batch_format="pyarrow"):
             assert isinstance(table, pa.Table)
-            findings.add(table)
+            inspection.add(table)
 
 
 def _claim(out: Path) -> None:
@@ -146,18 +149,17 @@ def _claim(out: Path) -> None:
 
 
 def _report(config: CheckConfig, manifest: Manifest, found: InspectionSummary) -> None:
-    columns = ("images", "ok", *KINDS)
+    columns = ("images", "usable", *KINDS, "duplicate")
     by_source = {
         source: {column: counts[column] for column in columns}
         for source, counts in sorted(found.by_source.items())
     }
     by_reason = dict(sorted(found.by_reason.items(), key=lambda item: (-item[1], item[0])))
     print_counts(by_source, by_reason, columns)
-    for reject in found.examples:
-        print(f"  {reject['id']!r}: {reject['message']}")
-    more = found.findings - len(found.examples)
-    if more:
-        print(f"  and {more:,} more" + (f" in {config.out}/rejects" if config.out else "; --out keeps all"))
+    for reason in by_reason:
+        example = found.examples[reason]
+        print(f"  {reason}, for example {example['id']!r}: {example['message']}")
+    print(_verdict(found, config.out))
     if manifest.ignored:
         print("passed over: " + ", ".join(f"{count:,} {kind}" for kind, count in manifest.ignored.items()))
     if config.out is None:
@@ -167,9 +169,23 @@ def _report(config: CheckConfig, manifest: Manifest, found: InspectionSummary) -
         "root": manifest.root,
         "by_source": by_source,
         "by_reason": by_reason,
+        "duplicates": found.count("duplicate"),
         "ignored": manifest.ignored,
     }
     write_atomic(config.out / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+
+
+def _verdict(found: InspectionSummary, out: Path | None) -> str:
+    """Says in one line what `caption` would make of these images."""
+    images, usable, repeats = (found.count(name) for name in ("images", "usable", "duplicate"))
+    line = f"{usable:,} of {images:,} images can be captioned"
+    if repeats:
+        line += f", {repeats:,} of them with the same bytes as an earlier one (each gets a caption)"
+    if usable < images:
+        kinds = ", ".join(f"{count:,} {kind}" for kind in KINDS if (count := found.count(kind)))
+        line += f"; {images - usable:,} cannot: {kinds}"
+        line += f", all listed in {out}/rejects" if out else "; --out keeps the list"
+    return line
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 from sharegpt4v.atomic import atomic_path
 from sharegpt4v.records import MANIFEST, REJECTS
 
-KINDS = ("missing", "broken", "oversized", "duplicate")
-"""Kinds of findings in reports; several reasons belong to one kind."""
+KINDS = ("missing", "broken", "oversized")
+"""Kinds of images that captioning rejects; several reasons belong to one kind."""
 
 DIGEST_BYTES = 16
 """Of the SHA-256. Two different images among 1.2 million share them with a chance of 2e-27."""
@@ -37,7 +37,13 @@ INSPECTED = pa.schema(
 )
 """One row an image, before duplicates are known."""
 
-EXAMPLES = 5
+DUPLICATES = pa.schema(
+    [
+        *[MANIFEST.field(name) for name in ("id", "image", "source")],
+        pa.field("original", pa.string(), nullable=False),  # id of the first image with the same bytes
+    ]
+)
+"""Images that repeat an earlier one. They are usable: captioning describes them like any other."""
 
 _OVERSIZED = frozenset({"too_large", "bad_aspect", "bomb"})
 _WAITING = pa.schema([column for column in INSPECTED if column.name != "digest"])
@@ -48,18 +54,18 @@ Positions = npt.NDArray[np.int64]
 
 @dataclass(slots=True)
 class InspectionSummary:
-    """by_source: source to counts of images, ok and each of KINDS. by_reason: reason to findings.
+    """by_source: source to counts of images, usable, each of KINDS, and duplicate (part of usable).
 
-    examples: the first findings, as rows of records.REJECTS.
+    by_reason: reject reason to images. examples: reason to its first image, a row of records.REJECTS.
     """
 
     by_source: dict[str, Counter[str]] = field(default_factory=dict)
     by_reason: Counter[str] = field(default_factory=Counter)
-    examples: list[dict[str, Any]] = field(default_factory=list)
+    examples: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    @property
-    def findings(self) -> int:
-        return self.by_reason.total()
+    def count(self, column: str) -> int:
+        """Returns images of all sources: `images`, `usable`, `duplicate` or one of KINDS."""
+        return sum(counts[column] for counts in self.by_source.values())
 
 
 class Inspection:
@@ -80,10 +86,10 @@ class Inspection:
         self._digests.append(np.frombuffer(digests, np.uint64).reshape(-1, 2))
         self._sound.append(pc.is_null(table["reason"]).to_numpy())
 
-    def settle(self, rejects: Path) -> InspectionSummary:
-        """Finds the duplicates, counts, and writes every finding to a Parquet file of records.REJECTS.
+    def settle(self, rejects: Path, duplicates: Path) -> InspectionSummary:
+        """Finds the duplicates, counts, and writes the Parquet files of records.REJECTS and DUPLICATES.
 
-        rejects: appears whole or not at all, in manifest order. To be called once, at the end.
+        Both appear whole or not at all, in manifest order. To be called once, at the end.
         """
         self._writer.close()
         originals = self._originals()
@@ -91,17 +97,22 @@ class Inspection:
         ids = self._ids(twins)
         found, start = InspectionSummary(), 0
         with (
-            atomic_path(rejects) as temporary,
-            pq.ParquetWriter(temporary, REJECTS, compression="zstd") as writer,
+            atomic_path(rejects) as rejects_path,
+            atomic_path(duplicates) as duplicates_path,
+            pq.ParquetWriter(rejects_path, REJECTS, compression="zstd") as rejects_writer,
+            pq.ParquetWriter(duplicates_path, DUPLICATES, compression="zstd") as duplicates_writer,
         ):
             for batch in self._batches():
                 part = originals[start : start + batch.num_rows]
                 start += batch.num_rows
-                table = _with_duplicates(pa.table(batch), part, twins, ids)
+                table = pa.table(batch).append_column("original", _names(part, twins, ids))
                 _count(found, table)
                 wrong = _as_rejects(table.filter(pc.is_valid(table["reason"])))
-                found.examples += wrong.slice(0, EXAMPLES - len(found.examples)).to_pylist()
-                writer.write_table(wrong)
+                for reason in set(pc.unique(wrong["reason"]).to_pylist()) - found.examples.keys():
+                    found.examples[reason] = wrong.filter(pc.equal(wrong["reason"], reason)).to_pylist()[0]
+                rejects_writer.write_table(wrong)
+                repeats = table.filter(pc.is_valid(table["original"])).select(DUPLICATES.names)
+                duplicates_writer.write_table(repeats.cast(DUPLICATES))
         return found
 
     def _originals(self) -> Positions:
@@ -134,28 +145,23 @@ class Inspection:
                 yield reader.get_batch(number)
 
 
-def _with_duplicates(table: pa.Table, originals: Positions, twins: Positions, ids: pa.Array) -> pa.Table:
-    """Gives rows that repeat an earlier image their reason. ids: of the rows `twins`, ascending."""
-    repeated = np.flatnonzero(originals >= 0)
-    if not len(repeated):
-        return table
-    names = ids.take(pa.array(np.searchsorted(twins, originals[repeated]))).to_pylist()
-    mask = pa.array(originals >= 0)
-    for column, values in (
-        ("reason", ["duplicate"] * len(names)),
-        ("message", [f"the same bytes as {name!r}" for name in names]),
-    ):
-        filled = pc.replace_with_mask(table[column], mask, pa.array(values, pa.string()))
-        table = table.set_column(table.schema.get_field_index(column), column, filled)
-    return table
+def _names(originals: Positions, twins: Positions, ids: pa.Array) -> pa.Array:
+    """Returns the id of each row's original, null where it has none. ids: of the rows `twins`, ascending."""
+    places = pa.array(np.searchsorted(twins, originals), mask=originals < 0)
+    return ids.take(places)
 
 
 def _count(found: InspectionSummary, table: pa.Table) -> None:
-    groups = table.group_by(["source", "reason"]).aggregate([([], "count_all")])
-    for source, reason, count in zip(*(column.to_pylist() for column in groups.columns), strict=True):
+    columns = [table["source"], table["reason"], pc.is_valid(table["original"])]
+    keyed = pa.table(columns, names=["source", "reason", "repeats"])
+    groups = keyed.group_by(keyed.column_names).aggregate([([], "count_all")])
+    for group in groups.to_pylist():
+        source, reason, count = group["source"], group["reason"], group["count_all"]
         counts = found.by_source.setdefault(source, Counter())
         counts["images"] += count
-        counts[_kind(reason) if reason else "ok"] += count
+        counts[_kind(reason) if reason else "usable"] += count
+        if group["repeats"]:
+            counts["duplicate"] += count
         if reason:
             found.by_reason[reason] += count
 

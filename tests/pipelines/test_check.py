@@ -7,7 +7,6 @@ from contextlib import nullcontext
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -100,22 +99,26 @@ def on_ray() -> Iterator[None]:
         yield
 
 
-def _look(path: str | Path, tmp_path: Path, root: str | None = None) -> list[dict[str, Any]]:
+Pairs = list[tuple[str, str]]
+
+
+def _look(path: str | Path, tmp_path: Path, root: str | None = None) -> tuple[Pairs, Pairs]:
+    """Rejects with their reasons, and duplicates with their originals."""
     manifest = normalise(str(path), root, tmp_path / "manifest")
-    findings = Inspection(tmp_path)
-    look(manifest, findings)
-    found = findings.settle(tmp_path / "rejects.parquet")
-    assert sum(counts["images"] for counts in found.by_source.values()) == manifest.rows
-    rejects: list[dict[str, Any]] = pq.read_table(tmp_path / "rejects.parquet").to_pylist()
-    return rejects
-
-
-def _reasons(rejects: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    return [(row["id"], row["reason"]) for row in rejects]
+    inspection = Inspection(tmp_path)
+    look(manifest, inspection)
+    found = inspection.settle(tmp_path / "rejects.parquet", tmp_path / "duplicates.parquet")
+    assert found.count("images") == manifest.rows
+    rejects = pq.read_table(tmp_path / "rejects.parquet").to_pylist()
+    duplicates = pq.read_table(tmp_path / "duplicates.parquet").to_pylist()
+    return (
+        [(row["id"], row["reason"]) for row in rejects],
+        [(row["id"], row["original"]) for row in duplicates],
+    )
 
 
 @pytest.mark.parametrize("kind", ["json", "jsonl", "parquet"])
-def test_findings_stand_in_the_order_of_any_manifest(
+def test_findings_are_in_the_order_of_any_manifest(
     on_ray: None, images: Path, tmp_path: Path, kind: str
 ) -> None:
     """Several blocks are in work at once and end in any order; rows come back as the manifest has them."""
@@ -129,14 +132,13 @@ def test_findings_stand_in_the_order_of_any_manifest(
         path.write_text("\n".join(map(json.dumps, records)))
     else:
         pq.write_table(pa.Table.from_pylist(records), path)
-    rejects = _look(path, tmp_path, root=str(images))
-    assert _reasons(rejects) == [
-        (str(names.index("0007.jpg")), "duplicate"),
+    rejects, duplicates = _look(path, tmp_path, root=str(images))
+    assert rejects == [
         (str(names.index("0300.jpg")), "missing"),
         ("700", "outside_root"),
         ("701", "outside_root"),
     ]
-    assert rejects[0]["message"] == f"the same bytes as '{names.index('0600.jpg')}'"
+    assert duplicates == [(str(names.index("0007.jpg")), str(names.index("0600.jpg")))]
 
 
 def test_tar_shards(on_ray: None, images: Path, tmp_path: Path) -> None:
@@ -146,13 +148,13 @@ def test_tar_shards(on_ray: None, images: Path, tmp_path: Path) -> None:
         with tarfile.open(folder / f"{number:05}.tar", "w") as tar:
             for name in names:
                 tar.add(images / name, name)
-    assert _reasons(_look(folder, tmp_path)) == [("00001.tar/0007.jpg", "duplicate")]
+    assert _look(folder, tmp_path) == ([], [("00001.tar/0007.jpg", "00000.tar/0600.jpg")])
 
 
 def test_a_manifest_and_its_images_on_a_server(on_ray: None, web: str, images: Path, tmp_path: Path) -> None:
     records = [{"image": f"{web}/0001.jpg"}, {"image": "0002.jpg"}, {"image": "0300.jpg"}]
     (images / "list.json").write_text(json.dumps(records))
-    assert _reasons(_look(f"{web}/list.json", tmp_path, root=web)) == [("0300.jpg", "missing")]
+    assert _look(f"{web}/list.json", tmp_path, root=web) == ([("0300.jpg", "missing")], [])
 
 
 def test_a_storage_that_keeps_failing_ends_the_run_with_its_own_words(
@@ -175,25 +177,29 @@ def test_the_command_finds_every_bad_file_and_none_that_is_only_odd(tmp_path: Pa
     assert "Traceback" not in done.stderr
 
     found = {row["id"]: row["reason"] for row in rows(out, "rejects").to_pylist()}
-    expected = {f"coco/{name}": reason for name, reason in BAD.items()} | {"sam/twin.jpg": "duplicate"}
-    assert found == expected
+    assert found == {f"coco/{name}": reason for name, reason in BAD.items()}
+    assert rows(out, "duplicates").select(["id", "original"]).to_pylist() == [
+        {"id": "sam/twin.jpg", "original": "sam/grey.jpg"}
+    ]
     assert list(found) == sorted(found)  # the order of a folder's manifest
     summary = json.loads((out / "summary.json").read_text())
     assert summary["by_source"]["sam"] == {
         "images": len(odd) + 1,
-        "ok": len(odd),
+        "usable": len(odd) + 1,
         "missing": 0,
         "broken": 0,
         "oversized": 0,
         "duplicate": 1,
     }
-    assert summary["by_source"]["coco"]["ok"] == 0
+    assert summary["by_source"]["coco"]["usable"] == 0
     assert summary["by_reason"]["truncated"] == 3
     cells = [line.split("│")[1:-1] for line in done.stdout.splitlines() if line.startswith("│")]
     table = {row[0].strip(): [cell.strip() for cell in row[1:]] for row in cells}
-    assert table["all"] == [str(len(found) + len(odd)), str(len(odd)), "1", "14", "5", "1"]
-    assert "'coco/area.png': 10001x10000: 100,010,000 pixels, the limit is 100,000,000" in done.stdout
-    assert f"and {len(found) - 5} more in {out}/rejects" in done.stdout
+    assert table["all"] == [str(len(found) + len(odd) + 1), str(len(odd) + 1), "1", "14", "5", "1"]
+    assert "too_large, for example 'coco/area.png': 10001x10000: 100,010,000 pixels" in done.stdout
+    verdict = f"{len(odd) + 1} of {len(odd) + 1 + len(BAD)} images can be captioned, 1 of them with the same"
+    assert verdict in done.stdout
+    assert f"{len(BAD)} cannot: 1 missing, 14 broken, 5 oversized, all listed in {out}/rejects" in done.stdout
     assert "passed over: 1 .txt" in done.stdout
 
 
@@ -201,10 +207,10 @@ def test_the_command_finds_every_bad_file_and_none_that_is_only_odd(tmp_path: Pa
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """The command with its one step called here, for what it does around it."""
 
-    def look_here(manifest: Manifest, findings: Inspection) -> None:
+    def look_here(manifest: Manifest, inspection: Inspection) -> None:
         step = Inspect(ImageReader(manifest.root), Ledger(1.0))
         for shard in shards(manifest.folder):
-            findings.add(step(pq.read_table(shard)))
+            inspection.add(step(pq.read_table(shard)))
 
     monkeypatch.setattr(pipelines.check, "ray_session", lambda *_: nullcontext())
     monkeypatch.setattr(pipelines.check, "look", look_here)
@@ -229,9 +235,20 @@ def test_without_out_the_table_says_how_to_keep_the_findings(
 ) -> None:
     for index in range(8):
         (tmp_path / f"{index}.jpg").touch()
+    write_images(tmp_path, ["good.jpg"])
     assert check(["--images", str(tmp_path)]) == 0
     out = capsys.readouterr().out
-    assert "'4.jpg': " in out and "'5.jpg': " not in out and "and 3 more; --out keeps all" in out
+    assert "empty, for example '0.jpg': " in out and "'1.jpg'" not in out
+    assert "1 of 9 images can be captioned; 8 cannot: 8 broken; --out keeps the list" in out
+
+
+def test_duplicates_are_usable_as_they_are_for_caption(
+    without_ray: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_images(tmp_path, ["a.jpg"])
+    (tmp_path / "b.jpg").write_bytes((tmp_path / "a.jpg").read_bytes())
+    assert check(["--images", str(tmp_path), "--strict"]) == 0
+    assert "2 of 2 images can be captioned, 1 of them with the same bytes" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ class CheckConfig(CommandConfig):
 
     images: str = Field(description="folder of images or manifest, as for caption")
     out: Path | None = Field(
-        None, description="folder for rejects/ and summary.json; default: nothing is written"
+        None, description="folder for rejects/, duplicates/ and summary.json; default: nothing is written"
     )
     root: str | None = Field(None, description="where the manifest's image paths start; default: its folder")
     limit: int | None = Field(None, ge=1, description="only the first N images")
@@ -23,7 +23,5 @@ class CheckConfig(CommandConfig):
         None, min_length=1, description="source of images that name none; default: their first folder"
     )
     dedupe_image: bool = Field(False, description="take each image of a conversation file once")
-    strict: bool = Field(
-        False, description="exit code 1 when any image is missing, broken, oversized or a duplicate"
-    )
+    strict: bool = Field(False, description="exit code 1 when any image is missing, broken or oversized")
     address: str | None = Field(None, description="Ray cluster to run on; default: start one on this machine")
