@@ -31,11 +31,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Appends one line of JSON a skipped test to the file of --skipped-to: its file, and the reason."""
+    """Appends one line of JSON a skipped test to the file of --skipped-to: its file, and the reason.
+
+    Not in xdist's workers (they have a workerinput): the main process gets their reports, too.
+    """
     path = config.getoption("--skipped-to")
-    if path is None or hasattr(
-        config, "workerinput"
-    ):  # a worker of xdist: its reports reach the main process, too
+    if path is None or hasattr(config, "workerinput"):
         return
     with Path(path).open("a", encoding="utf-8") as lines:
         for report in terminalreporter.stats.get("skipped", []):
@@ -48,7 +49,7 @@ def table(path: Path) -> Table:
     """The skipped tests that runs of pytest have appended to `path`, counted by file and reason."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     counts = Counter((row["reason"], row["file"]) for row in rows)
-    shown = Table("tests", "in", "skipped because", title=f"{len(rows)} tests were skipped")
+    shown = Table("tests", "in", "skipped because", title=f"tests that were skipped: {len(rows)}")
     for (reason, file), count in sorted(counts.items()):
         shown.add_row(str(count), file, reason)
     return shown
