@@ -9,6 +9,8 @@ import pytest
 from tests.commands import rows, sharegpt4v
 from tests.undisturbed import IMAGES, arguments, make_images
 
+pytest_plugins = ["tests.skips"]
+
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:

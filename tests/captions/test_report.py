@@ -60,6 +60,7 @@ def status(dom: str) -> str:
     return found[1]
 
 
+@pytest.mark.browser
 @pytest.mark.parametrize(
     ("fragment", "count"),
     [
@@ -84,6 +85,7 @@ def test_the_browser_shows_the_view_that_the_address_names(
     assert nothing and ("hidden" in nothing[0]) == (count > 0)
 
 
+@pytest.mark.browser
 def test_clicks_and_typing_are_kept_in_the_address(mixed: Path, root: Path, tmp_path: Path) -> None:
     page = write_report(mixed, root=str(root))
     user = """<script>
@@ -102,6 +104,7 @@ def test_clicks_and_typing_are_kept_in_the_address(mixed: Path, root: Path, tmp_
     assert re.findall(r'data-source="([^"]*)" aria-pressed="true"', dom) == ["coco"]
 
 
+@pytest.mark.browser
 def test_a_long_caption_can_be_unfolded(tmp_path: Path) -> None:
     page = write_report(write_run(tmp_path / "run", [caption("a", "word " * 400)]), root=None)
     click = '<script>document.querySelector(".card button").click()</script>'
@@ -112,6 +115,7 @@ def test_a_long_caption_can_be_unfolded(tmp_path: Path) -> None:
     assert re.search(r'aria-expanded="true"[^>]*>Show less<', opened(page, "", tmp_path))
 
 
+@pytest.mark.browser
 def test_hostile_captions_stay_text_in_the_browser(mixed: Path, root: Path, tmp_path: Path) -> None:
     dom = opened(write_report(mixed, root=str(root)), "", tmp_path)
 

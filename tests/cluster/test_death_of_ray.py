@@ -9,6 +9,8 @@ from tests.cluster.processes import kill_one
 from tests.commands import committed, sharegpt4v, start, wait_for_commits
 from tests.undisturbed import arguments, assert_same_outcome
 
+pytestmark = pytest.mark.faults
+
 
 def _run_until_death(process_of_ray: str, images: Path, run: Path) -> str:
     """Kills it after two commits; returns the last line the command said, which must come in 20 s."""
@@ -27,7 +29,6 @@ def _run_until_death(process_of_ray: str, images: Path, run: Path) -> str:
     return said.strip().splitlines()[-1]
 
 
-@pytest.mark.slow
 def test_a_run_whose_raylet_died_says_so_and_goes_on_from_its_last_commit(
     images: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -43,7 +44,6 @@ def test_a_run_whose_raylet_died_says_so_and_goes_on_from_its_last_commit(
     assert_same_outcome(run, undisturbed)
 
 
-@pytest.mark.slow
 def test_a_run_whose_head_died_ends_before_ray_ends_it_without_a_word(images: Path, tmp_path: Path) -> None:
     line = _run_until_death("/gcs_server ", images, tmp_path / "run")
     assert "Ray's head at" in line and "what was committed is kept: run the same command again" in line

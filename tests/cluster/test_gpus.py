@@ -2,9 +2,13 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.cluster.nodes import nodes
 from tests.commands import sharegpt4v
 from tests.undisturbed import arguments, assert_same_outcome
+
+pytestmark = pytest.mark.workers
 
 
 def test_an_elastic_pool_of_gpu_actors_captions_the_same(

@@ -15,6 +15,8 @@ from tests.cluster.heads import Head, bare_python, head, token_environment
 from tests.commands import REPOSITORY, command
 from tests.undisturbed import arguments, assert_same_outcome
 
+pytestmark = pytest.mark.workers
+
 
 @pytest.fixture(scope="module")
 def user(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
@@ -63,7 +65,6 @@ def test_a_submitted_job_does_what_a_local_run_does(
     assert_same_outcome(run, undisturbed)
 
 
-@pytest.mark.slow
 def test_a_job_refuses_a_relative_out_which_would_vanish_with_its_working_directory(
     cluster: Head, user: dict[str, str], images: Path
 ) -> None:

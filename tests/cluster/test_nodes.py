@@ -14,6 +14,8 @@ from tests.cluster.processes import descendants, kill_one
 from tests.commands import committed, start, wait_for_commits
 from tests.undisturbed import arguments, assert_same_outcome
 
+pytestmark = pytest.mark.faults
+
 ACTOR = f"MapBatches({CaptionAndCommit.__name__})"
 DECODER = "MapBatches(Decode.__call__)"
 
@@ -25,7 +27,6 @@ def cluster() -> Iterator[Cluster]:
         yield started
 
 
-@pytest.mark.slow
 def test_a_run_survives_the_deaths_of_an_actor_a_decoder_and_a_node(
     cluster: Cluster, images: Path, undisturbed: Path, tmp_path: Path
 ) -> None:

@@ -24,9 +24,7 @@ from sharegpt4v.models.toy import toy_lmm_config
 from tests.commands import REPOSITORY, environment
 
 HAS_TRITON = find_spec("triton") is not None
-needs_triton = pytest.mark.skipif(
-    not HAS_TRITON, reason="Triton is not installed: pip install -c constraints.txt -e '.[kernels]'"
-)
+needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed: make test-kernels")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
 

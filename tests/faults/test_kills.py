@@ -10,6 +10,8 @@ from sharegpt4v.captions.outcomes import outcome_files
 from tests.commands import committed, kill, sharegpt4v, start, wait_for_commits
 from tests.undisturbed import COMMITS, arguments, assert_same_outcome
 
+pytestmark = pytest.mark.faults
+
 
 def _kill_and_compare(images: Path, run: Path, undisturbed: Path, kills: int, seed: int) -> None:
     """Each kill comes after a drawn number of commits; the first also tears one, as a power cut does."""
@@ -42,7 +44,6 @@ def test_three_kills_and_a_torn_file_cost_nothing(images: Path, undisturbed: Pat
     _kill_and_compare(images, tmp_path / "run", undisturbed, kills=3, seed=random.randrange(1_000_000))
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_twenty_kills_cost_nothing(images: Path, undisturbed: Path, tmp_path: Path) -> None:
     _kill_and_compare(images, tmp_path / "run", undisturbed, kills=20, seed=random.randrange(1_000_000))

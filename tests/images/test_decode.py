@@ -54,8 +54,10 @@ def test_exif_orientation_is_applied(
     got = prepare(data, 48, protocol)
     assert (got.width, got.height) == size
     difference = np.abs(got.pixels.astype(int) - expected.pixels)
+    # Pillow before 13 filters a file that lies on its side along rows and columns in the other order.
+    rounding = 1 if orientation >= 5 else 0
     # Blocks are averaged from six times the target on, and they start at the other end of a turned file.
-    assert difference.max() == 0 if max(size) < 6 * 48 else difference.mean() <= 0.5  # measured 0.42
+    assert difference.max() <= rounding if max(size) < 6 * 48 else difference.mean() <= 0.5  # measured 0.42
     assert inspect(data) == size
 
 
