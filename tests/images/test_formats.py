@@ -190,3 +190,9 @@ def test_a_jpeg_with_thousands_of_scans_is_a_bomb() -> None:
     data = FILES["progressive"]
     scan = data.rindex(b"\xff\xda")
     assert reason(data[:scan] + data[scan:-2] * 2000 + data[-2:]) == "bomb"
+
+
+def test_a_palette_image_without_its_palette_is_corrupt() -> None:
+    # Pillow decodes the indices and fails when they are turned into colours.
+    data = png(4, 4, 8, 3, b"".join(b"\0" + bytes(4) for _ in range(4)))
+    assert reason(data) == "corrupt"

@@ -5,7 +5,7 @@ protocols.py brings them to the model's square.
 """
 
 from sharegpt4v.images.formats import ImageLimits
-from sharegpt4v.images.protocols import PAD_COLOUR, Prepared, inspect, prepare
+from sharegpt4v.images.protocols import PAD_COLOUR, Prepared, inspect, prepare, prepare_image
 from sharegpt4v.images.storage import ImageReader, StorageError
 
 __all__ = [
@@ -16,4 +16,5 @@ __all__ = [
     "StorageError",
     "inspect",
     "prepare",
+    "prepare_image",
 ]

@@ -57,7 +57,7 @@ _OPENERS: dict[Format, Callable[[IO[bytes]], ImageFile.ImageFile]] = {
 def open_image(data: bytes, limits: ImageLimits) -> ImageFile.ImageFile:
     """Read the header only; the size is within the limits. Raises Rejected."""
     kind = check_file(data, limits)
-    with _rejecting(data, kind):
+    with rejecting(data, kind):
         image = _OPENERS[kind](io.BytesIO(data))
     limits.check_size(*image.size)
     if "progressive" in image.info:
@@ -67,11 +67,11 @@ def open_image(data: bytes, limits: ImageLimits) -> ImageFile.ImageFile:
 
 def load(image: ImageFile.ImageFile, data: bytes) -> None:
     """Decode the pixels (of the first frame) of an image that open_image gave. Raises Rejected."""
-    with _rejecting(data, image.format or ""):
+    with rejecting(data, image.format or ""):
         image.load()
 
 
-def orientation(image: ImageFile.ImageFile) -> int:
+def orientation(image: Image.Image) -> int:
     """Returns the EXIF orientation 1-8 of a loaded image; 1 where there is none or it is damaged."""
     exif = image.info.get("exif")
     if not isinstance(exif, bytes):
@@ -117,7 +117,7 @@ def _grey_from_16_bits(image: Image.Image) -> Image.Image:
 
 
 @contextmanager
-def _rejecting(data: bytes, kind: str) -> Iterator[None]:
+def rejecting(data: bytes, kind: str) -> Iterator[None]:
     """Turns whatever hostile bytes make Pillow raise (OSError, SyntaxError, ValueError) into Rejected."""
     try:
         yield

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from sharegpt4v.dialogue import ImageProtocol
-from sharegpt4v.images.decode import load, open_image, orientation, to_rgb_or_grey
+from sharegpt4v.images.decode import load, open_image, orientation, rejecting, to_rgb_or_grey
 from sharegpt4v.images.formats import ImageLimits
 
 PAD_COLOUR = (122, 116, 104)
@@ -73,7 +73,25 @@ def prepare(
         drafted = image.draft(None, (math.ceil(width * shrink), math.ceil(height * shrink)))
         scale = width / drafted[1][2] if drafted else 1.0
     load(image, data)
+    with rejecting(data, image.format or ""):  # a palette may be missing, which only its use finds out
+        return _square(image, size, protocol, scale, (width, height))
+
+
+def prepare_image(
+    image: Image.Image, size: int, protocol: ImageProtocol, *, limits: ImageLimits = _LIMITS
+) -> Prepared:
+    """Brings an image that Pillow has opened to size x size pixels, as `prepare` does. Raises Rejected."""
+    limits.check_size(*image.size)
+    with rejecting(b"", "image"):  # Pillow decodes when the pixels are used
+        return _square(image, size, protocol, 1.0, image.size)
+
+
+def _square(
+    image: Image.Image, size: int, protocol: ImageProtocol, scale: float, stored_size: tuple[int, int]
+) -> Prepared:
+    """Makes the square. scale, stored_size: of the file, where decoding was scaled."""
     turn = orientation(image)
+    width, height = stored_size
     # All geometry is in stored axes: turning 336 x 336 pixels costs nothing, turning 12 million does.
     stored = _Stored(to_rgb_or_grey(image), width, height, scale, turn in _RUNS_LEFT, turn in _RUNS_UP)
     square = {"pad": stored.pad, "crop": stored.crop, "squash": stored.squash}[protocol](size)

@@ -4,14 +4,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from sharegpt4v.manifest.ids import leading_words
 from sharegpt4v.manifest.rows import BATCH_ROWS
-
-Words = npt.NDArray[np.uint64]
 
 
 def spread(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
