@@ -57,12 +57,24 @@ class SamplingParams:
                 raise UserError(f"{name} is {getattr(self, name)!r}, expected {expected}")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Turn:
-    """One turn of a dialogue; the text is plain text whatever control strings it holds."""
+    """One turn of a dialogue; the text is plain text whatever control strings it holds.
+
+    images: what a user's turn is about, in order; templates put them before its text. Raises UserError for
+    an assistant's turn with images.
+    """
 
     role: Literal["user", "assistant"]
     text: str
+    images: tuple[Image, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.images and self.role == "assistant":
+            raise UserError(
+                f"an assistant's turn has {len(self.images)} images, and only a user's may have any: "
+                "move them to the question"
+            )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,0 +1,241 @@
+"""Dialogues to token ids and labels, for training and for every engine alike, without any weights.
+
+Ids and labels are built segment by segment: nothing has to be searched for in finished text, and control
+strings that a user writes stay plain text.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from sharegpt4v.dialogue import Turn
+from sharegpt4v.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+IGNORE_INDEX = -100
+"""Label of a position that takes no part in the loss, as torch's cross entropy has it."""
+
+VICUNA_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+"""System line of the vicuna_v1 template."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingIds:
+    """input_ids: (T,), an image as image_tokens times its id. labels: (T,), IGNORE_INDEX but for answers."""
+
+    input_ids: list[int]
+    labels: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What a model is trained to give: text, and the control tokens that end it."""
+
+    text: str
+    end: tuple[int, ...] = ()
+
+
+_Part = str | int | _Answer | None
+"""Of a dialogue: text, a control token, an answer, or None where an image belongs."""
+
+
+class _Run(NamedTuple):
+    ids: list[int]
+    kind: Literal["prompt", "image", "answer"]
+
+
+class Template(ABC):
+    """Turns dialogues into ids. A dialogue begins with the user, and user and assistant alternate.
+
+    image_token_id: what an image's positions hold. image_tokens: how many positions one image takes.
+    Raises UserError for a tokenizer that lacks one of the template's control tokens.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerFast", image_token_id: int, image_tokens: int) -> None:
+        self.tokenizer = tokenizer
+        self.image_token_id = image_token_id
+        self.image_tokens = image_tokens
+        self._bos = self._control(tokenizer.bos_token or "<s>")
+
+    def prompt(self, turns: Sequence[Turn]) -> list[int]:
+        """Returns the ids (T,) after which an answer is generated; a prompt ends with the user.
+
+        With the answer's own ids behind them they are the input_ids of `example`, so that a model is asked as
+        it was trained. Raises UserError for other roles.
+        """
+        _check_roles(turns, last="user")
+        return [token for run in self._runs(turns) for token in run.ids]
+
+    def segments(self, turns: Sequence[Turn]) -> list[list[int]]:
+        """Returns a prompt's ids without its images, cut where they belong: images + 1 lists.
+
+        Raises UserError as `prompt` does.
+        """
+        _check_roles(turns, last="user")
+        segments: list[list[int]] = [[]]
+        for run in self._runs(turns):
+            if run.kind == "image":
+                segments.append([])
+            else:
+                segments[-1] += run.ids
+        return segments
+
+    def example(self, turns: Sequence[Turn]) -> TrainingIds:
+        """Returns ids and labels of a dialogue to train on: every answer counts, with the tokens that end it.
+
+        It ends with the assistant. Raises UserError for other roles.
+        """
+        _check_roles(turns, last="assistant")
+        runs = list(self._runs(turns))
+        return TrainingIds(
+            [token for run in runs for token in run.ids],
+            [token if run.kind == "answer" else IGNORE_INDEX for run in runs for token in run.ids],
+        )
+
+    @abstractmethod
+    def _question(self, turn: Turn, first: bool) -> list[_Part]:
+        """What a user's turn consists of, up to where the answer begins."""
+
+    @abstractmethod
+    def _answer(self, text: str) -> _Answer:
+        """What an assistant's turn consists of."""
+
+    def _runs(self, turns: Sequence[Turn]) -> Iterator[_Run]:
+        """Encodes a dialogue. Texts side by side are encoded as one.
+
+        Sentencepiece marks where a text begins: apart, an answer would begin with a mark that it does not
+        have behind its `ASSISTANT:`.
+        """
+        parts: list[_Part] = [self._bos]
+        for number, turn in enumerate(turns):
+            parts += self._question(turn, number == 0) if turn.role == "user" else [self._answer(turn.text)]
+        text = ""
+        for part in parts:
+            if isinstance(part, str):
+                text += part
+                continue
+            lead = self._text(text)
+            yield _Run(lead, "prompt")
+            if isinstance(part, _Answer):
+                yield _Run([*self._following(text, lead, part.text), *part.end], "answer")
+            elif part is None:
+                yield _Run([self.image_token_id] * self.image_tokens, "image")
+            else:
+                yield _Run([part], "prompt")
+            text = ""
+        yield _Run(self._text(text), "prompt")
+
+    def _following(self, before: str, lead: list[int], text: str) -> list[int]:
+        """Ids of text as they come behind `before`, whose ids are `lead`.
+
+        Alone where the tokenizer merges the two: a prompt ends with `lead`, whatever is answered.
+        """
+        if not before:
+            return self._text(text)
+        both = self._text(before + text)
+        return both[len(lead) :] if both[: len(lead)] == lead else self._text(text)
+
+    def _text(self, text: str) -> list[int]:
+        """Ids of plain text: split_special_tokens takes no control tokens from it."""
+        if not text:
+            return []
+        whole = text.encode("utf-8", "replace").decode()  # half of a surrogate pair is no text for tokenizers
+        ids: list[int] = self.tokenizer.encode(whole, add_special_tokens=False, split_special_tokens=True)
+        return ids
+
+    def _control(self, token: str) -> int:
+        """Id of a control token. Raises UserError when the tokenizer does not have it."""
+        index = self.tokenizer.get_vocab().get(token)
+        if index is None:
+            where = self.tokenizer.name_or_path or "this model"
+            raise UserError(f"the tokenizer of {where} has no {token}; copy the one of the released model")
+        return int(index)
+
+    def _marker(self, marker: str) -> str | int:
+        """A template's marker: a control token where the tokenizer has it, else its text."""
+        return self._control(marker) if marker in self.tokenizer.get_vocab() else marker
+
+
+class VicunaV1(Template):
+    """Writes SFT and chat (reference, 5): BOS system line ` USER: ` image newline `question ASSISTANT:`.
+
+    Then ` answer</s>`, and without a space between `USER: ` image newline `question ASSISTANT:` of the next
+    round.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerFast", image_token_id: int, image_tokens: int) -> None:
+        super().__init__(tokenizer, image_token_id, image_tokens)
+        self._eos = self._control(tokenizer.eos_token or "</s>")
+
+    def _question(self, turn: Turn, first: bool) -> list[_Part]:
+        images: list[_Part] = [None, "\n"] * len(turn.images)
+        return [f"{VICUNA_SYSTEM} " if first else "", "USER: ", *images, f"{turn.text} ASSISTANT:"]
+
+    def _answer(self, text: str) -> _Answer:
+        return _Answer(f" {text}", (self._eos,))
+
+
+class Plain(Template):
+    """Writes alignment and pre-training (reference, 5): BOS image caption newline, without the question.
+
+    Loss on the caption and its newline; no end token. Raises UserError for a second round.
+    """
+
+    def _runs(self, turns: Sequence[Turn]) -> Iterator[_Run]:
+        if len(turns) > 2:
+            raise UserError(
+                f"template plain takes one question and its caption, the dialogue has {len(turns)} turns: "
+                "use vicuna_v1"
+            )
+        return super()._runs(turns)
+
+    def _question(self, turn: Turn, first: bool) -> list[_Part]:
+        return [None] * len(turn.images)
+
+    def _answer(self, text: str) -> _Answer:
+        return _Answer(f"{text}\n")
+
+
+class Captioner(Template):
+    """Writes as released (reference, 4): BOS `<|User|>:` image prompt `<TOKENS_UNUSED_0>` newline `<|Bot|>:`.
+
+    The answer ends with `<TOKENS_UNUSED_1>`. Later rounds follow it and a newline, as in InternLM's chats.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerFast", image_token_id: int, image_tokens: int) -> None:
+        super().__init__(tokenizer, image_token_id, image_tokens)
+        self._user = self._marker("<|User|>:")
+        self._bot = self._marker("<|Bot|>:")
+        self._end_of_turn = self._control("<TOKENS_UNUSED_0>")
+        self._end_of_answer = self._control("<TOKENS_UNUSED_1>")
+
+    def _question(self, turn: Turn, first: bool) -> list[_Part]:
+        images: list[_Part] = [None] * len(turn.images)
+        return ["" if first else "\n", self._user, *images, turn.text, self._end_of_turn, "\n", self._bot]
+
+    def _answer(self, text: str) -> _Answer:
+        return _Answer(text, (self._end_of_answer,))
+
+
+def _check_roles(turns: Sequence[Turn], last: Literal["user", "assistant"]) -> None:
+    roles = [turn.role for turn in turns]
+    alternate = ["user", "assistant"] * (len(roles) // 2 + 1)
+    if roles[-1:] != [last] or roles != alternate[: len(roles)]:
+        ends = "and ends with the user" if last == "user" else "with the user, ends with the assistant"
+        raise UserError(
+            f"a dialogue begins {ends} and alternates; its roles are {', '.join(roles) or 'none'}"
+        )
+
+
+TEMPLATES: dict[str, Callable[["PreTrainedTokenizerFast", int, int], Template]] = {
+    "vicuna_v1": VicunaV1,
+    "plain": Plain,
+    "captioner": Captioner,
+}
+"""By name; each takes a tokenizer, the image's token id and how many tokens it has."""
