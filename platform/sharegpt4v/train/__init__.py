@@ -1,0 +1,1 @@
+"""Training: from dialogues with their images to weights."""
