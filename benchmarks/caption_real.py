@@ -60,8 +60,8 @@ def bare(images: Path, manifest: Path, threads: int) -> tuple[float, float]:
         part = decode(table.slice(offset, plan.spec.capacity))
         pixels_of_all = part["pixels"].combine_chunks().to_numpy_ndarray()
         for key, pixels in zip(part["id"].to_pylist(), pixels_of_all, strict=True):
-            turns = (Turn("user", plan.rules.prompt.text),)
-            waiting.append(engine.submit(Request(key, turns, (pixels,), plan.rules.sampling)))
+            turns = (Turn("user", plan.rules.prompt.text, (pixels,)),)
+            waiting.append(engine.submit(Request(key, turns, plan.rules.sampling)))
     for handle in waiting:
         handle.result()
     seconds = time.perf_counter() - start

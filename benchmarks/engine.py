@@ -41,7 +41,7 @@ class PromptAdapter:
         self.device = torch.device("cpu")
         self.dtype = dtype
 
-    def prompt_tokens(self, turns: Sequence[Turn], images: int) -> int:
+    def prompt_tokens(self, turns: Sequence[Turn]) -> int:
         return int(turns[0].text)
 
     def embed(self, requests: Sequence[Request]) -> list[torch.Tensor]:
@@ -76,7 +76,7 @@ def make_requests(count: int, prompt_tokens: int, equal: bool = False) -> list[R
         Request(
             str(number),
             (Turn("user", str(prompt_tokens)),),
-            sampling=SamplingParams(max_new_tokens=length, min_new_tokens=length),
+            SamplingParams(max_new_tokens=length, min_new_tokens=length),
         )
         for number, length in enumerate(lengths)
     ]

@@ -31,6 +31,7 @@ from sharegpt4v.errors import UserError
 from sharegpt4v.models.adapter import Adapter, CaptionerAdapter, LmmAdapter
 from sharegpt4v.models.captioner import ImageSampler, ShareCaptioner, share_captioner_7b
 from sharegpt4v.models.lmm import share_gpt4v_config
+from sharegpt4v.models.load import captioner_template, lmm_template
 from sharegpt4v.models.toy import toy_captioner_config, toy_lmm_config
 from sharegpt4v.prompts import UNIFIED_CAPTION
 from sharegpt4v.toy.tokenizer import build_tokenizer
@@ -46,12 +47,14 @@ MEAN_TOKENS = 190
 
 def make_captioner(sampler: ImageSampler, toy: bool) -> Adapter:
     config = toy_captioner_config(sampler) if toy else share_captioner_7b(sampler)
-    return CaptionerAdapter(Path("random"), ShareCaptioner(config).eval(), build_tokenizer())
+    template = captioner_template(build_tokenizer(), config)
+    return CaptionerAdapter(Path("random"), ShareCaptioner(config).eval(), template)
 
 
 def make_lmm(toy: bool) -> Adapter:
     config = toy_lmm_config() if toy else share_gpt4v_config("7b")
-    return LmmAdapter(Path("random"), LlavaForConditionalGeneration(config).eval(), build_tokenizer())
+    template = lmm_template(build_tokenizer(), config)
+    return LmmAdapter(Path("random"), LlavaForConditionalGeneration(config).eval(), template)
 
 
 MODELS: dict[str, Callable[[bool], Adapter]] = {
@@ -68,8 +71,7 @@ def make_requests(count: int, image_size: int) -> list[Request]:
     return [
         Request(
             str(number),
-            (Turn("user", UNIFIED_CAPTION.text),),
-            (images[number % 8],),
+            (Turn("user", UNIFIED_CAPTION.text, (images[number % 8],)),),
             SamplingParams(max_new_tokens=length, min_new_tokens=length, repetition_penalty=1.5),
         )
         for number, length in enumerate(lengths)
@@ -111,7 +113,7 @@ def measure(name: str, options: argparse.Namespace, device: str, bandwidth: floa
         adapter = MODELS[name](options.toy)
     torch.set_default_dtype(torch.float32)
     requests = make_requests(options.images, adapter.image_size)
-    prompt = adapter.prompt_tokens(requests[0].turns, images=1)
+    prompt = adapter.prompt_tokens(requests[0].turns)
     # Closed whatever happens, or its memory would be missing for the next model.
     with closing(TorchEngine(adapter, f"{name}@random", options.slots, max_context=prompt + 401)) as engine:
         for handle in [engine.submit(request) for request in requests[: engine.capacity]]:

@@ -134,8 +134,7 @@ class Caption:
         return self._engine.submit(
             Request(
                 id=key,
-                turns=(Turn("user", self._rules.prompt.text),),
-                images=(pixels,),
+                turns=(Turn("user", self._rules.prompt.text, (pixels,)),),
                 sampling=replace(sampling, seed=sampling_seed(key, attempt)),
             )
         )

@@ -79,7 +79,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Request:
-    """One dialogue to be answered. Images belong to the first user turn, in order.
+    """One dialogue to be answered.
 
     timeout: seconds from submit after which it fails. stream: pieces come while they are generated; otherwise
     the whole text is one piece.
@@ -87,10 +87,14 @@ class Request:
 
     id: str
     turns: tuple[Turn, ...]
-    images: tuple[Image, ...] = ()
     sampling: SamplingParams = field(default_factory=SamplingParams)
     timeout: float | None = None
     stream: bool = False
+
+    @property
+    def images(self) -> tuple[Image, ...]:
+        """The images of all turns, in order."""
+        return tuple(image for turn in self.turns for image in turn.images)
 
 
 @dataclass(frozen=True, slots=True)

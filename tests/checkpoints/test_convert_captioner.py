@@ -40,7 +40,8 @@ def converted(tmp_path: Path, tensors: Tensors) -> CaptionerAdapter:
 
 @torch.inference_mode()
 def logits(adapter: CaptionerAdapter) -> Tensor:
-    ids = torch.tensor([[*BEFORE, *[adapter.image_token_id] * adapter.image_tokens, *AFTER]])
+    template = adapter.template
+    ids = torch.tensor([[*BEFORE, *[template.image_token_id] * template.image_tokens, *AFTER]])
     output: Tensor = adapter.model(ids, PIXELS).logits[0]
     return output
 
@@ -108,10 +109,10 @@ def test_folder_holds_all_that_the_pipeline_needs(sampler: ImageSampler, tmp_pat
     generation = json.loads((out / "generation_config.json").read_text())
     assert generation == {"bos_token_id": 1, "eos_token_id": [2], "pad_token_id": 2, "do_sample": False}
     assert adapter.protocol == "squash"
-    assert adapter.image_tokens == (QUERIES if sampler == "resampler" else QUERIES + 2)
-    before, after = adapter.segments([Turn("user", "ab tata?")], images=1)
-    assert before[0] == 1
-    assert 3 in after  # <TOKENS_UNUSED_0>, a control token of the sentencepiece model
+    assert adapter.template.image_tokens == (QUERIES if sampler == "resampler" else QUERIES + 2)
+    ids = adapter.template.prompt([Turn("user", "ab tata?")])
+    assert ids[0] == 1
+    assert 3 in ids  # <TOKENS_UNUSED_0>, a control token of the sentencepiece model
     assert sampler in (out / "README.md").read_text()
 
 

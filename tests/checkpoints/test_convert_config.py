@@ -165,7 +165,7 @@ def test_features_with_the_class_token_are_counted_with_it(tmp_path: Path) -> No
     tower = save_tower(tmp_path / "tower", tower_tensors())
     convert(plan_conversion(model, vision_tower=tower), tmp_path / "out", 10**9)
     adapter = load_adapter(tmp_path / "out")
-    assert adapter.image_tokens == 5
+    assert adapter.template.image_tokens == 5
     assert adapter.image_features(torch.zeros(1, 3, 28, 28)).shape == (1, 5, 64)
 
 

@@ -29,7 +29,7 @@ def make_image(adapter: Adapter, seed: int) -> Image:
 
 def make_request(adapter: Adapter, number: int, prompt: str = PROMPTS[0], **sampling: Any) -> Request:
     params = SamplingParams(**{"max_new_tokens": 12} | sampling)
-    return Request(f"r{number}", (Turn("user", prompt),), (make_image(adapter, number),), params)
+    return Request(f"r{number}", (Turn("user", prompt, (make_image(adapter, number),)),), params)
 
 
 def generate(adapter: Adapter, request: Request) -> list[int]:

@@ -78,7 +78,7 @@ def test_nobody_waits_for_ever_when_a_failed_step_cannot_be_taken_apart(adapter:
 
 def test_a_fake_answer_that_cannot_be_made_fails_its_request_alone() -> None:
     engine = FakeEngine(FakeOptions())
-    broken = Request("x", (Turn("user", "?"),), images=(Path("no pixels"),))  # type: ignore[arg-type]
+    broken = Request("x", (Turn("user", "?", (Path("no pixels"),)),))  # type: ignore[arg-type]
     handles = [engine.submit(broken), engine.submit(_request("y"))]
     with pytest.raises(EngineError, match="AttributeError"):
         handles[0].result(10)

@@ -49,7 +49,7 @@ def test_embedding_needs_no_value_from_the_device(family: str) -> None:
     requests = make_requests(3, adapter.image_size)
     prompts = adapter.embed(requests)
     assert [prompt.device for prompt in prompts] == [META] * 3
-    assert {len(prompt) for prompt in prompts} == {adapter.prompt_tokens(requests[0].turns, images=1)}
+    assert {len(prompt) for prompt in prompts} == {adapter.prompt_tokens(requests[0].turns)}
 
 
 @torch.inference_mode()

@@ -16,7 +16,7 @@ from sharegpt4v.engine.handle import EngineClosed, EngineError
 def _request(key: str, shade: int = 0, temperature: float = 0.0, seed: int = 1) -> Request:
     image = np.full((8, 8, 3), shade, np.uint8)
     sampling = SamplingParams(temperature=temperature, seed=seed)
-    return Request(key, (Turn("user", "?"),), (image,), sampling)
+    return Request(key, (Turn("user", "?", (image,)),), sampling)
 
 
 def test_the_answer_depends_on_the_pixels_and_not_on_the_id() -> None:

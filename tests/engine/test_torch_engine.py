@@ -62,7 +62,8 @@ def test_an_end_token_ends_the_answer_and_is_counted(adapter: Adapter) -> None:
 
 def test_one_unusable_request_fails_alone(adapter: Adapter, engine: TorchEngine) -> None:
     good = [make_request(adapter, seed) for seed in range(3)]
-    bad = replace(make_request(adapter, 9), images=(np.zeros((5, 5, 3), np.uint8),))
+    small = (np.zeros((5, 5, 3), np.uint8),)
+    bad = replace(make_request(adapter, 9), turns=(Turn("user", PROMPTS[0], small),))
     swapped = replace(make_request(adapter, 8), turns=(Turn("assistant", "Hello."),))
     handles = [engine.submit(request) for request in (good[0], bad, good[1], swapped, good[2])]
     with pytest.raises(EngineError):
@@ -145,7 +146,7 @@ def speaking() -> Iterator[TorchEngine]:
 def _scene(engine: TorchEngine, **sampling: Any) -> Request:
     size = engine.image_size
     image = np.array(render(make_scene(5, 2, source="coco", difficulty=1), (size, size)))
-    return Request("scene", (Turn("user", PROMPTS[0]),), (image,), SamplingParams(**sampling))
+    return Request("scene", (Turn("user", PROMPTS[0], (image,)),), SamplingParams(**sampling))
 
 
 def test_pieces_come_while_the_answer_grows_and_join_to_it(speaking: TorchEngine) -> None:
@@ -185,7 +186,7 @@ def test_only_the_engine_computes_with_several_threads(monkeypatch: pytest.Monke
     engine = build_engine(EngineSpec("torch", "toy@0", str(TOY_CAPTIONER), capacity=2, threads=2))
     try:
         image = np.zeros((engine.image_size, engine.image_size, 3), np.uint8)
-        request = Request("r0", (Turn("user", PROMPTS[0]),), (image,), SamplingParams(max_new_tokens=3))
+        request = Request("r0", (Turn("user", PROMPTS[0], (image,)),), SamplingParams(max_new_tokens=3))
         assert engine.submit(request).result(60).tokens
         assert {number for owner, number in threads if owner is engine} == {2}
         assert torch.get_num_threads() == 1

@@ -7,6 +7,7 @@ from unittest import mock
 import pytest
 import torch
 
+from sharegpt4v.dialogue import Request, Turn
 from sharegpt4v.engine import slots
 from sharegpt4v.engine.failures import is_out_of_memory
 from sharegpt4v.engine.handle import EngineClosed, EngineError, Handle
@@ -232,9 +233,9 @@ def test_an_object_that_is_no_request_fails_alone(adapter: Adapter) -> None:
 def test_a_tokenizer_beyond_the_table_fails_its_request_before_the_device_does(adapter: Adapter) -> None:
     """On a GPU an index out of range ends the process."""
     rows = adapter.language_model.get_input_embeddings().num_embeddings
-    with mock.patch.object(adapter, "segments", return_value=[[1, rows]]):
+    with mock.patch.object(adapter.template, "segments", return_value=[[1, rows]]):
         with pytest.raises(UserError, match=f"a table of {rows} rows and its tokenizer gives {rows}"):
-            adapter.embed([replace(make_request(adapter, 1), images=())])
+            adapter.embed([Request("text", (Turn("user", "?"),))])
 
 
 def test_half_of_a_surrogate_pair_in_a_prompt_is_answered(adapter: Adapter) -> None:

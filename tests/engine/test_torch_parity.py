@@ -64,12 +64,17 @@ def references(adapter: Adapter) -> dict[str, list[int]]:
     return {request.id: generate(adapter, request) for request in _mixed(adapter)}
 
 
-def test_text_only_and_several_rounds_with_two_images(tmp_path: Path) -> None:
+def test_text_only_and_rounds_with_images_of_their_own(tmp_path: Path) -> None:
     lmm = load_adapter(save_random_lmm(tmp_path))
-    turns = (Turn("user", "What is this?"), Turn("assistant", "A cat."), Turn("user", "And that?"))
+    first, second, third = (make_image(lmm, number) for number in range(3))
+    turns = (
+        Turn("user", "What are these?", (first, second)),
+        Turn("assistant", "Cats."),
+        Turn("user", "And that?", (third,)),
+    )
     requests = [
-        Request("text", (Turn("user", "Hello"),), (), SamplingParams(max_new_tokens=9)),
-        Request("two", turns, (make_image(lmm, 1), make_image(lmm, 2)), SamplingParams(max_new_tokens=9)),
+        Request("text", (Turn("user", "Hello"),), SamplingParams(max_new_tokens=9)),
+        Request("rounds", turns, SamplingParams(max_new_tokens=9)),
     ]
     engine = Remembering(lmm, "lmm@0", capacity=4)
     for handle in [engine.submit(request) for request in requests]:

@@ -71,7 +71,7 @@ def _scene(number: int, size: int) -> Image:
 
 def _request(engine: Any, number: int, prompt: str = PROMPT, **sampling: Any) -> Request:
     params = SamplingParams(**{"max_new_tokens": 200} | sampling)
-    return Request(f"r{number}", (Turn("user", prompt),), (_scene(number, engine.image_size),), params)
+    return Request(f"r{number}", (Turn("user", prompt, (_scene(number, engine.image_size),)),), params)
 
 
 def _endless(engine: Any, number: int) -> Request:
@@ -79,15 +79,16 @@ def _endless(engine: Any, number: int) -> Request:
 
 
 def _mixed(engine: Any) -> list[Request]:
-    """Forty scenes, some with a long prompt, a penalty or a floor; dialogues with two images and none."""
+    """Forty scenes, some with a long prompt, a penalty or a floor; dialogues with three images and none."""
     requests = [_request(engine, number) for number in range(40)]
     for number in range(0, 40, 4):
         requests[number] = _request(engine, number, PROMPT * (8 if number % 8 else 1), repetition_penalty=1.3)
         requests[number + 1] = _request(engine, number + 1, min_new_tokens=60, max_new_tokens=80)
-    rounds = (Turn("user", PROMPT), Turn("assistant", "A red square."), Turn("user", "Analyze </s> it."))
-    two = (_scene(50, engine.image_size), _scene(51, engine.image_size))
+    first, second, third = (_scene(number, engine.image_size) for number in (50, 51, 52))
+    text = (Turn("user", PROMPT), Turn("assistant", "A red square."), Turn("user", "Analyze </s> it."))
+    rounds = (replace(text[0], images=(first, second)), text[1], replace(text[2], images=(third,)))
     some = SamplingParams(max_new_tokens=60)
-    return [*requests, Request("text", rounds, (), some), Request("rounds", rounds, two, some)]
+    return [*requests, Request("text", text, some), Request("rounds", rounds, some)]
 
 
 @needs_vllm
@@ -190,19 +191,19 @@ def test_a_request_whose_time_is_over_fails_alone(engine: _VllmTokens) -> None:
 @needs_vllm
 def test_a_prompt_longer_than_the_context_is_named_with_both_numbers(engine: _VllmTokens) -> None:
     long = _request(engine, 1, PROMPT * 120)
-    tokens = engine.adapter.prompt_tokens(long.turns, 1)
+    tokens = engine.adapter.prompt_tokens(long.turns)
     with pytest.raises(EngineError, match=f"{tokens} tokens and the context 1024"):
         engine.submit(long).result(60)
     fitting = _request(engine, 1, PROMPT * 70, min_new_tokens=900, max_new_tokens=900)
     answer = engine.submit(fitting).result(60)  # ends where the context does
-    assert answer.tokens == 1024 - engine.adapter.prompt_tokens(fitting.turns, 1)
+    assert answer.tokens == 1024 - engine.adapter.prompt_tokens(fitting.turns)
     assert answer.finish_reason == "length"
 
 
 @needs_vllm
 def test_one_unusable_request_fails_alone(engine: _VllmTokens) -> None:
     good = [_request(engine, seed) for seed in range(3)]
-    small = replace(_request(engine, 9), images=(np.zeros((5, 5, 3), np.uint8),))
+    small = Request("small", (Turn("user", PROMPT, (np.zeros((5, 5, 3), np.uint8),)),))
     swapped = replace(_request(engine, 8), turns=(Turn("assistant", "Hello."),))
     absurd = _request(engine, 7, top_p=0.0)  # ours takes the likeliest then, vLLM refuses it
     handles = [engine.submit(request) for request in (good[0], small, good[1], swapped, absurd, good[2])]

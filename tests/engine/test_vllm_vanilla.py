@@ -71,7 +71,7 @@ def test_vanilla_vllm_chats_with_a_checkpoint_of_ours_as_the_torch_engine_does(t
     url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
     text, _ = _vanilla(model=str(tmp_path / "out"), url=url, text=PROMPT, tokens=200)
     engine = TorchEngine(load_adapter(SHIPPED / "lmm"), "lmm@0", capacity=1)
-    request = Request("r", (Turn("user", PROMPT),), (pixels,), SamplingParams(max_new_tokens=200))
+    request = Request("r", (Turn("user", PROMPT, (pixels,)),), SamplingParams(max_new_tokens=200))
     assert text.strip() == engine.submit(request).result(60).text
     engine.close()
 
@@ -84,9 +84,9 @@ def test_vanilla_vllm_runs_a_converted_release(tmp_path: Path, monkeypatch: pyte
     convert(plan_conversion(model, vision_tower=tower), tmp_path / "out", 300_000)
     adapter = load_adapter(tmp_path / "out")
     image = np.full((28, 28, 3), (200, 30, 90), np.uint8)
-    request = Request("r", (Turn("user", "tata"),), (image,), SamplingParams(max_new_tokens=12))
-    first, second = adapter.segments(request.turns, 1)
-    ids = [*first, adapter.image_token_id, *second]
+    request = Request("r", (Turn("user", "tata", (image,)),), SamplingParams(max_new_tokens=12))
+    first, second = adapter.template.segments(request.turns)
+    ids = [*first, adapter.template.image_token_id, *second]
     _, tokens = _vanilla(model=str(tmp_path / "out"), ids=ids, size=28, tokens=12)
     engine = Remembering(adapter, "x@0", capacity=1)
     engine.submit(request).result(60)

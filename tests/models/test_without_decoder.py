@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from sharegpt4v.dialogue import Turn
 from sharegpt4v.errors import UserError
 from sharegpt4v.models.load import load_adapter, load_without_decoder
 from tests.engine.requests import make_request
@@ -19,11 +18,10 @@ def test_llava_comes_up_from_its_configuration_alone(tmp_path: Path) -> None:
         weights.unlink()
     adapter = load_without_decoder(folder, torch.bfloat16, "cpu")
     assert {parameter.device.type for parameter in adapter.model.parameters()} == {"meta"}
-    turns = (Turn("user", "What is this?"),)
-    assert adapter.segments(turns, 1) == whole.segments(turns, 1)
-    for name in ("dtype", "image_size", "image_tokens", "image_token_id", "protocol", "eos_token_ids"):
-        assert getattr(adapter, name) == getattr(whole, name), name
     request = make_request(whole, 1)
+    assert adapter.template.prompt(request.turns) == whole.template.prompt(request.turns)
+    for name in ("dtype", "image_size", "protocol", "eos_token_ids"):
+        assert getattr(adapter, name) == getattr(whole, name), name
     with pytest.raises(UserError, match="uint8"):
         adapter.check_image(request.images[0][:-1])
 

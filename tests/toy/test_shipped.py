@@ -18,7 +18,6 @@ from sharegpt4v.toy.shipped import SHIPPED, TOY_MODELS, make_and_judge, make_wei
 from sharegpt4v.toy.sources import SOURCES
 from sharegpt4v.toy.tokenizer import build_tokenizer
 from sharegpt4v.toy.train import (
-    NO_LABEL,
     UNSEEN_WORLD,
     Scenes,
     TrainingRecipe,
@@ -43,7 +42,7 @@ def unseen(world: int = WORLD, difficulty: int = 1) -> list[Scene]:
 def greedy_captions(adapter: Adapter, prompt: str, scenes: list[Scene]) -> list[str]:
     size = (adapter.image_size, adapter.image_size)
     pixels = np.stack([np.array(render(scene, size)) for scene in scenes])
-    requests = [Request("scene", (Turn("user", prompt),), (image,)) for image in pixels]
+    requests = [Request("scene", (Turn("user", prompt, (image,)),)) for image in pixels]
     embeddings = torch.stack(adapter.embed(requests))
     ids = adapter.language_model.generate(
         inputs_embeds=embeddings,
@@ -89,18 +88,19 @@ def test_shipped_folder_has_one_weight_file_and_what_other_tools_look_for(name: 
     assert [file for file in files if file.endswith(".safetensors")] == ["model.safetensors"]
 
 
-def test_labels_cover_the_answer_and_nothing_else() -> None:
+def test_samples_are_scenes_with_their_captions_in_the_adapters_template() -> None:
     adapter = shipped("captioner")
-    pixels, ids, labels = Scenes(adapter, "Analyze", 5, WORLD, (1,), per_batch=5)[3]
-    answer = adapter.answer_ids(detailed_caption(make_scene(WORLD, 3, source=tuple(SOURCES)[3])))
-    assert pixels.shape == (48, 48, 3) and pixels.dtype == torch.uint8
-    assert ids[-len(answer) :] == [label for label in labels if label != NO_LABEL] == answer
-    assert ids.count(adapter.image_token_id) == adapter.image_tokens
+    sample = Scenes(adapter, "Analyze", 5, WORLD, (1,), per_batch=5)[3]
+    scene = make_scene(WORLD, 3, source=tuple(SOURCES)[3])
+    [image] = sample.images
+    assert np.array_equal(image, np.array(render(scene, (48, 48))))
+    turns = (Turn("user", "Analyze", (image,)), Turn("assistant", detailed_caption(scene)))
+    assert sample.ids == adapter.template.example(turns)
 
 
 def test_difficulty_changes_from_batch_to_batch_and_not_within() -> None:
     scenes = Scenes(shipped("captioner"), "Analyze", 40, WORLD, (1, 3), per_batch=10)
-    lengths = [len(scenes[i][1]) for i in range(40)]
+    lengths = [len(scenes[i].ids.labels) for i in range(40)]
     assert min(lengths[10:20]) > max(lengths[0:10])
     assert min(lengths[30:40]) > max(lengths[20:30])
 

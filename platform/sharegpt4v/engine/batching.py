@@ -81,7 +81,7 @@ class BatchingEngine(ThreadedEngine):
 
     def _prompt_tokens(self, handle: Handle) -> int:
         """Raises EngineError when the context has no room for the prompt and an answer."""
-        tokens = self.adapter.prompt_tokens(handle.request.turns, len(handle.request.images))
+        tokens = self.adapter.prompt_tokens(handle.request.turns)
         if tokens >= self._context:
             raise EngineError(
                 f"the prompt has {tokens} tokens and the context {self._context}: nothing is left "

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+
 from sharegpt4v.checkpoints.card import model_folder
 from sharegpt4v.dialogue import Turn
 from sharegpt4v.engine.fake import FakeEngine, FakeOptions
@@ -63,4 +65,5 @@ def _context(spec: EngineSpec, adapter: "Adapter") -> int | None:
     if spec.room_for is None:
         return None
     question, answer_tokens = spec.room_for
-    return adapter.prompt_tokens((Turn("user", question),), images=1) + answer_tokens
+    blank = np.zeros((adapter.image_size, adapter.image_size, 3), np.uint8)
+    return adapter.prompt_tokens((Turn("user", question, (blank,)),)) + answer_tokens

@@ -132,9 +132,10 @@ class VllmEngine(BatchingEngine):
             return {"prompt_embeds": embeddings.cpu()}
         for image in request.images:
             adapter.check_image(image)
-        first, *rest = adapter.segments(request.turns, len(request.images))
+        template = adapter.template
+        first, *rest = template.segments(request.turns)
         # vLLM puts an image's tokens in place of its one mark; no text of a turn can make such a mark.
-        ids = first + [token for segment in rest for token in (adapter.image_token_id, *segment)]
+        ids = first + [token for segment in rest for token in (template.image_token_id, *segment)]
         if not request.images:
             return {"prompt_token_ids": ids}
         # At model size a checkpoint's processor has nothing to pad, resize or crop: it only normalises.

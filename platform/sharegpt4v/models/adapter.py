@@ -1,6 +1,6 @@
-"""One face for both model families: pixels and a prompt in, embeddings for a Llama decoder out.
+"""One face for both model families: dialogues in, embeddings for a Llama decoder out.
 
-The engine knows this object and nothing of vision towers, samplers or templates.
+The engine knows this object and nothing of vision towers and samplers. Ids come from the adapter's template.
 """
 
 from abc import ABC, abstractmethod
@@ -12,38 +12,27 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from transformers import (
-    LlamaForCausalLM,
-    LlavaForConditionalGeneration,
-    PreTrainedTokenizerFast,
-)
+from transformers import LlamaForCausalLM, LlavaForConditionalGeneration
 
 from sharegpt4v.dialogue import Image, ImageProtocol, Request, Turn
 from sharegpt4v.errors import UserError
-from sharegpt4v.models.captioner import IMAGE_PLACEHOLDER, ShareCaptioner
+from sharegpt4v.models.captioner import ShareCaptioner
+from sharegpt4v.templates import Template
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 """Both families normalise as CLIP does, on pixels scaled to 0..1."""
 
-VICUNA_SYSTEM = (
-    "A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user's questions."
-)
-"""System line of the vicuna_v1 template."""
-
 
 class Adapter(ABC):
-    """What every family offers. Subclasses say how an image is embedded and what stands around it.
+    """Embeds dialogues. Subclasses say how an image is embedded.
 
-    name: name of the weights' folder. image_size: side in px of the square image the model takes.
-    protocol: how an image becomes that square. language_model: takes inputs_embeds, attention_mask,
-    position_ids, past_key_values and use_cache as LlamaForCausalLM does.
+    name: name of the weights' folder. template: makes ids of dialogues. image_size: side in px of the square
+    image the model takes. protocol: how an image becomes that square. language_model: takes inputs_embeds,
+    attention_mask, position_ids, past_key_values and use_cache as LlamaForCausalLM does.
     """
 
     protocol: ImageProtocol
-    image_token_id: int  # what stands for an image position in training ids
-    image_tokens: int  # embeddings of one image in the prompt
     model: ShareCaptioner | LlavaForConditionalGeneration  # trains on input_ids, pixel_values and labels
     language_model: LlamaForCausalLM
     image_mean = CLIP_MEAN
@@ -53,11 +42,12 @@ class Adapter(ABC):
         self,
         folder: Path,
         model: ShareCaptioner | LlavaForConditionalGeneration,
-        tokenizer: PreTrainedTokenizerFast,
+        template: Template,
     ) -> None:
         self.folder = folder
         self.name = folder.resolve().name
-        self.tokenizer = tokenizer
+        self.template = template
+        self.tokenizer = template.tokenizer
         self.device = model.device
         self.dtype = model.dtype
         self.image_size: int = model.config.vision_config.image_size
@@ -66,25 +56,13 @@ class Adapter(ABC):
         self._scale = (1 / (255 * std)).view(3, 1, 1).to(self.device)
         self._shift = (-mean / std).view(3, 1, 1).to(self.device)
 
-    @abstractmethod
-    def segments(self, turns: Sequence[Turn], images: int) -> list[list[int]]:
-        """Token ids of a dialogue, cut where an image stands: images + 1 lists.
-
-        Control strings inside a turn's text stay plain text.
-        """
-
-    def prompt_tokens(self, turns: Sequence[Turn], images: int) -> int:
+    def prompt_tokens(self, turns: Sequence[Turn]) -> int:
         """Length of a prompt, image embeddings included. Raises UserError for roles out of order."""
-        _check_roles(turns)
-        return sum(map(len, self.segments(turns, images))) + images * self.image_tokens
-
-    @abstractmethod
-    def answer_ids(self, answer: str) -> list[int]:
-        """Token ids that a model is trained to give after the prompt, its end token included."""
+        return len(self.template.prompt(turns))
 
     @abstractmethod
     def image_features(self, pixel_values: Tensor) -> Tensor:
-        """(B, 3, S, S) float, normalised -> (B, image_tokens, D)."""
+        """(B, 3, S, S) float, normalised -> (B, the template's image_tokens, D)."""
 
     @cached_property
     def eos_token_ids(self) -> frozenset[int]:
@@ -112,10 +90,10 @@ class Adapter(ABC):
     def embed(self, requests: Sequence[Request]) -> list[Tensor]:
         """Prompts of dialogues, (T, D) each in the model's dtype; generation goes on from there.
 
-        The images of all requests share one pass of the vision tower. Raises UserError for images that are
-        not at model size, and for features that are not as many as the image tokens.
+        The images of all requests share one pass of the vision tower. Raises UserError for roles out of
+        order, for images not at model size, and for features that are not as many as the image tokens.
         """
-        dialogues = [self.segments(request.turns, len(request.images)) for request in requests]
+        dialogues = [self.template.segments(request.turns) for request in requests]
         images = iter(self._features([image for request in requests for image in request.images]))
         ids = [token for segments in dialogues for segment in segments for token in segment]
         table = self.language_model.get_input_embeddings()
@@ -143,136 +121,41 @@ class Adapter(ABC):
         for image in images:
             self.check_image(image)
         features = self.image_features(self.normalise(np.stack(images)))
-        if features.shape[1] != self.image_tokens:
+        wanted = self.template.image_tokens
+        if features.shape[1] != wanted:
             raise UserError(
-                f"{self.name} has {self.image_tokens} image tokens in its prompt and its vision tower gives "
+                f"{self.name} has {wanted} image tokens in its prompt and its vision tower gives "
                 f"{features.shape[1]} features: config.json does not fit these weights"
             )
         return features
 
-    def _text(self, text: str) -> list[int]:
-        """Ids of plain text: the tokenizer was loaded so that it finds no control tokens in text."""
-        whole = text.encode("utf-8", "replace").decode()  # half of a surrogate pair is no text for tokenizers
-        ids: list[int] = self.tokenizer.encode(whole, add_special_tokens=False)
-        return ids
-
-    def _join(self, parts: Sequence[str | int]) -> list[int]:
-        """Ids of texts and control tokens. Texts side by side are encoded as one.
-
-        Sentencepiece marks where a text begins: apart, an answer would begin with a mark that it does not
-        have behind its `ASSISTANT:`.
-        """
-        ids: list[int] = []
-        text = ""
-        for part in (*parts, None):
-            if isinstance(part, str):
-                text += part
-                continue
-            ids += self._text(text) if text else []
-            ids += [] if part is None else [part]
-            text = ""
-        return ids
-
-    def _following(self, before: str, text: str) -> list[int]:
-        """Ids of text as they come behind `before`; alone where the tokenizer merges the two."""
-        lead, both = self._text(before), self._text(before + text)
-        return both[len(lead) :] if both[: len(lead)] == lead else self._text(text)
-
-    def _control(self, token: str) -> int:
-        """Id of a control token. Raises UserError when the tokenizer does not have it."""
-        index = self.tokenizer.get_vocab().get(token)
-        if index is None:
-            raise UserError(
-                f"the tokenizer in {self.folder} has no {token}; copy the one of the released model"
-            )
-        return int(index)
-
-    def _marker(self, marker: str) -> str | int:
-        """A template's marker: a control token where the tokenizer has it, else its text."""
-        return self._control(marker) if marker in self.tokenizer.get_vocab() else marker
-
 
 class CaptionerAdapter(Adapter):
-    """Share-Captioner: BOS `<|User|>:` image prompt `<TOKENS_UNUSED_0>` newline `<|Bot|>:` (as released).
-
-    Later rounds follow the answer's `<TOKENS_UNUSED_1>` and a newline, as in InternLM's own chats.
-    """
+    """Embeds for Share-Captioner."""
 
     protocol: ImageProtocol = "squash"
-    image_token_id = IMAGE_PLACEHOLDER
 
-    def __init__(self, folder: Path, model: ShareCaptioner, tokenizer: PreTrainedTokenizerFast) -> None:
-        super().__init__(folder, model, tokenizer)
+    def __init__(self, folder: Path, model: ShareCaptioner, template: Template) -> None:
+        super().__init__(folder, model, template)
         self.model = model
         self.language_model = model.language_model
-        self.image_tokens = model.config.image_tokens
-        self._user = self._marker("<|User|>:")
-        self._bot = self._marker("<|Bot|>:")
-        self._end_of_turn = self._control("<TOKENS_UNUSED_0>")
-        self._end_of_answer = self._control("<TOKENS_UNUSED_1>")
-
-    def segments(self, turns: Sequence[Turn], images: int) -> list[list[int]]:
-        parts: list[list[str | int]] = [
-            [self.tokenizer.bos_token_id, self._user],
-            *([] for _ in range(images)),
-        ]
-        for number, turn in enumerate(turns):
-            if turn.role == "assistant":
-                parts[-1] += [turn.text, self._end_of_answer, "\n"]
-            else:
-                opening = [self._user] if number else []
-                parts[-1] += [*opening, turn.text, self._end_of_turn, "\n", self._bot]
-        return [self._join(segment) for segment in parts]
-
-    def answer_ids(self, answer: str) -> list[int]:
-        text = self._text(answer) if isinstance(self._bot, int) else self._following(self._bot, answer)
-        return [*text, self._end_of_answer]
 
     def image_features(self, pixel_values: Tensor) -> Tensor:
         return self.model.image_features(pixel_values)
 
 
 class LmmAdapter(Adapter):
-    """ShareGPT4V: BOS system line ` USER: ` image newline question ` ASSISTANT:` (template vicuna_v1).
+    """Embeds for ShareGPT4V and other models of LLaVA's shape."""
 
-    Later rounds: ` answer</s>USER: question ASSISTANT:`.
-    """
-
-    def __init__(
-        self, folder: Path, model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast
-    ) -> None:
-        super().__init__(folder, model, tokenizer)
+    def __init__(self, folder: Path, model: LlavaForConditionalGeneration, template: Template) -> None:
+        super().__init__(folder, model, template)
         self.model = model
         self.protocol = getattr(model.config, "image_protocol", "pad")
-        self.image_token_id = model.config.image_token_id
-        self.image_tokens = model.config.image_seq_length
         self.language_model = _causal_language_model(model)
-
-    def segments(self, turns: Sequence[Turn], images: int) -> list[list[int]]:
-        parts: list[list[str | int]] = [[self.tokenizer.bos_token_id, f"{VICUNA_SYSTEM} USER: "]]
-        parts += (["\n"] for _ in range(images))
-        for number, turn in enumerate(turns):
-            if turn.role == "assistant":
-                parts[-1] += [f" {turn.text}", self.tokenizer.eos_token_id]
-            else:
-                parts[-1].append(f"{'USER: ' if number else ''}{turn.text} ASSISTANT:")
-        return [self._join(segment) for segment in parts]
-
-    def answer_ids(self, answer: str) -> list[int]:
-        return [*self._following("ASSISTANT:", f" {answer}"), self.tokenizer.eos_token_id]
 
     def image_features(self, pixel_values: Tensor) -> Tensor:
         features: Tensor = torch.stack(self.model.get_image_features(pixel_values).pooler_output)
         return features
-
-
-def _check_roles(turns: Sequence[Turn]) -> None:
-    roles = [turn.role for turn in turns]
-    if roles != ["user", "assistant"] * (len(roles) // 2) + ["user"]:
-        raise UserError(
-            f"a dialogue begins and ends with the user and alternates; its roles are "
-            f"{', '.join(roles) or 'none'}"
-        )
 
 
 def _causal_language_model(model: LlavaForConditionalGeneration) -> LlamaForCausalLM:

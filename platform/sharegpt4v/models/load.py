@@ -17,19 +17,32 @@ from transformers import (
 
 from sharegpt4v.errors import UserError
 from sharegpt4v.models.adapter import Adapter, CaptionerAdapter, LmmAdapter
-from sharegpt4v.models.captioner import ShareCaptioner
+from sharegpt4v.models.captioner import IMAGE_PLACEHOLDER, ShareCaptioner, ShareCaptionerConfig
+from sharegpt4v.templates import TEMPLATES, Template
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 
 def _load_captioner(folder: Path, dtype: torch.dtype, device: str) -> Adapter:
     model = _load_strictly(ShareCaptioner, folder, dtype).to(device)
-    return CaptionerAdapter(folder, model, _plain_tokenizer(folder))
+    return CaptionerAdapter(folder, model, captioner_template(_plain_tokenizer(folder), model.config))
 
 
 def _load_lmm(folder: Path, dtype: torch.dtype, device: str) -> Adapter:
     model = _load_strictly(LlavaForConditionalGeneration, folder, dtype).to(device)
-    return LmmAdapter(folder, model, _plain_tokenizer(folder))
+    return LmmAdapter(folder, model, lmm_template(_plain_tokenizer(folder), model.config))
+
+
+def captioner_template(tokenizer: PreTrainedTokenizerFast, config: ShareCaptionerConfig) -> Template:
+    """The one template of Share-Captioner, with the image tokens that its sampler makes."""
+    return TEMPLATES["captioner"](tokenizer, IMAGE_PLACEHOLDER, config.image_tokens)
+
+
+def lmm_template(
+    tokenizer: PreTrainedTokenizerFast, config: LlavaConfig, name: str = "vicuna_v1"
+) -> Template:
+    """The chat template of a LLaVA-shaped model, or another of TEMPLATES by its name."""
+    return TEMPLATES[name](tokenizer, config.image_token_id, config.image_seq_length)
 
 
 def _load_strictly(family: type[Model], folder: Path, dtype: torch.dtype) -> Model:
@@ -83,8 +96,9 @@ def load_without_decoder(folder: Path, dtype: torch.dtype, device: str) -> Adapt
             lmm = LlavaForConditionalGeneration(LlavaConfig.from_pretrained(folder))
         if (folder / "generation_config.json").exists():  # from_pretrained reads it, the constructor does not
             lmm.generation_config = GenerationConfig.from_pretrained(folder)
-        return LmmAdapter(folder, lmm.to(dtype), _plain_tokenizer(folder))
+        return LmmAdapter(folder, lmm.to(dtype), lmm_template(_plain_tokenizer(folder), lmm.config))
     captioner = _load_strictly(ShareCaptioner, folder, dtype)
     captioner.language_model.model.layers = nn.ModuleList()
     captioner.language_model.lm_head = nn.Identity()
-    return CaptionerAdapter(folder, captioner.to(device), _plain_tokenizer(folder))
+    template = captioner_template(_plain_tokenizer(folder), captioner.config)
+    return CaptionerAdapter(folder, captioner.to(device), template)

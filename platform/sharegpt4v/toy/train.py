@@ -11,18 +11,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from sharegpt4v.dialogue import Turn
 from sharegpt4v.models.adapter import Adapter
+from sharegpt4v.templates import IGNORE_INDEX
 from sharegpt4v.toy.captions import detailed_caption
 from sharegpt4v.toy.render import render
 from sharegpt4v.toy.scene import make_scene
 from sharegpt4v.toy.sources import SOURCES
-
-NO_LABEL = -100
-"""Label of a position that takes no part in the loss, as torch's cross entropy has it."""
+from sharegpt4v.train.collate import Sample, collate
 
 TRAIN_WORLD, UNSEEN_WORLD = 1_000_003, 1_000_033
 """Seeds of scenes; those below a million are left to demos and tests, which see only unseen scenes."""
@@ -49,15 +48,6 @@ class TrainingRecipe:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """pixels: (B, S, S, 3) uint8. input_ids, labels: (B, T) int64, labels NO_LABEL outside the answer."""
-
-    pixels: Tensor
-    input_ids: Tensor
-    labels: Tensor
-
-
-@dataclass(frozen=True, slots=True)
 class TrainingProgress:
     """One line of the log. exact: share of unseen captions that are right in every word."""
 
@@ -68,8 +58,8 @@ class TrainingProgress:
     seconds: float
 
 
-class Scenes(Dataset[tuple[Tensor, list[int], list[int]]]):
-    """Scenes of one world as training samples: pixels, token ids and labels, prompt and answer joined."""
+class Scenes(Dataset[Sample]):
+    """Scenes of one world as training samples: the prompt about an image, and its detailed caption."""
 
     def __init__(
         self,
@@ -81,34 +71,21 @@ class Scenes(Dataset[tuple[Tensor, list[int], list[int]]]):
         per_batch: int,
     ) -> None:
         self.seed, self.count, self.difficulties, self.per_batch = seed, count, difficulties, per_batch
-        self.size = adapter.image_size
-        before, after = adapter.segments([Turn("user", prompt)], images=1)
-        self.prompt_ids = [*before, *[adapter.image_token_id] * adapter.image_tokens, *after]
-        self.answer_ids = adapter.answer_ids
+        self.size, self.template, self.prompt = adapter.image_size, adapter.template, prompt
 
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: int) -> tuple[Tensor, list[int], list[int]]:
+    def __getitem__(self, index: int) -> Sample:
         if index >= self.count:
             raise IndexError(index)
         source = tuple(SOURCES)[index % len(SOURCES)]
         # Batch by batch: captions of one difficulty are of like length, so little of a batch is padding.
         difficulty = self.difficulties[index // self.per_batch % len(self.difficulties)]
         scene = make_scene(self.seed, index, source=source, difficulty=difficulty)
-        answer = self.answer_ids(detailed_caption(scene))
-        pixels = torch.from_numpy(np.array(render(scene, (self.size, self.size))))
-        return pixels, self.prompt_ids + answer, [NO_LABEL] * len(self.prompt_ids) + answer
-
-
-def collate(samples: list[tuple[Tensor, list[int], list[int]]]) -> Batch:
-    """Rows padded on the right, where a causal model never looks: no attention mask is needed."""
-    length = max(len(ids) for _, ids, _ in samples)
-    return Batch(
-        pixels=torch.stack([pixels for pixels, _, _ in samples]),
-        input_ids=torch.tensor([ids + [0] * (length - len(ids)) for _, ids, _ in samples]),
-        labels=torch.tensor([labels + [NO_LABEL] * (length - len(labels)) for _, _, labels in samples]),
-    )
+        pixels = np.array(render(scene, (self.size, self.size)))
+        turns = (Turn("user", self.prompt, (pixels,)), Turn("assistant", detailed_caption(scene)))
+        return Sample(self.template.example(turns), (pixels,))
 
 
 def train(adapter: Adapter, prompt: str, recipe: TrainingRecipe) -> Iterator[TrainingProgress]:
@@ -181,6 +158,6 @@ def exact_match(adapter: Adapter, prompt: str, scenes: int, difficulty: int = 1)
         pixel_values = adapter.normalise(batch.pixels)
         logits = adapter.model(input_ids=batch.input_ids, pixel_values=pixel_values).logits
         wanted = batch.labels[:, 1:]
-        hits = (logits[:, :-1].argmax(-1) == wanted) | (wanted == NO_LABEL)
+        hits = (logits[:, :-1].argmax(-1) == wanted) | (wanted == IGNORE_INDEX)
         right += int(hits.all(dim=1).sum())
     return right / scenes
