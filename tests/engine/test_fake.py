@@ -1,4 +1,4 @@
-"""The fake engine is deterministic and breaks where it is told to."""
+"""The fake engine is deterministic and fails as its options say."""
 
 import os
 import signal

@@ -85,7 +85,7 @@ class FakeEngine:
             self._scheduler.wait_closed()
             return
         if fault == "error":
-            raise EngineError("the fake engine was told to fail this request")
+            raise EngineError("the fake engine fails this request, as its faults say")
         completion = _faulty(fault) or _describe(request)
         handle.push(completion.text)
         self._scheduler.count(new_tokens=completion.tokens)

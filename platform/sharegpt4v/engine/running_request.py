@@ -12,7 +12,7 @@ from sharegpt4v.engine.text import TextStream, decode
 class RunningRequest:
     """Grows token by token until it is complete.
 
-    prompt_tokens: what stands before it in the slot. limit: new tokens it may have, by the request and by
+    prompt_tokens: how many precede it in the slot. limit: new tokens it may have, by the request and by
     the context. end_tokens: ids that end it and are no part of its text.
     """
 
@@ -36,7 +36,7 @@ class RunningRequest:
 
     @property
     def position(self) -> int:
-        """Where the last token stands in the slot."""
+        """Position of the last token in the slot."""
         return self._prompt_tokens + len(self.tokens) - 1
 
     def take(self, token: int) -> Completion | None:

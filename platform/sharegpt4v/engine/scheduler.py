@@ -32,7 +32,7 @@ class Running(Protocol):
 
     @property
     def position(self) -> int:
-        """Where the last token stands in the slot."""
+        """Position of the last token in the slot."""
 
     def take(self, token: int) -> Completion | None:
         """Appends a token. Returns the answer once it is complete; raises what is wrong with the request."""
