@@ -1,6 +1,7 @@
 """What models, engines, servers and scorers exchange: images, turns, requests and completions."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -19,10 +20,44 @@ FinishReason = Literal["stop", "length", "cancelled"]
 
 
 @dataclass(frozen=True, slots=True)
-class SamplingParams:
-    """How one answer is decoded.
+class Bounds:
+    """What a number may be: from `least` on, or greater than `above`, and up to `most`."""
 
-    temperature 0 is greedy and ignores top_p and top_k. repetition_penalty counts generated tokens
+    least: float | None = None
+    above: float | None = None
+    most: float | None = None
+
+    def contain(self, value: float) -> bool:
+        """NaN is within no bounds."""
+        return (
+            (self.least is None or value >= self.least)
+            and (self.above is None or value > self.above)
+            and (self.most is None or value <= self.most)
+        )
+
+    def __str__(self) -> str:
+        if self.above is not None:
+            return f"above {self.above:g}" + ("" if self.most is None else f", {self.most:g} at most")
+        return f"{self.least:g} or more" if self.most is None else f"{self.least:g} to {self.most:g}"
+
+
+SAMPLING_BOUNDS: Mapping[str, Bounds] = {
+    "max_new_tokens": Bounds(least=1),
+    "min_new_tokens": Bounds(least=0),  # and never more than max_new_tokens
+    "temperature": Bounds(least=0, most=100),
+    "top_p": Bounds(above=0, most=1),
+    "top_k": Bounds(least=0),
+    "repetition_penalty": Bounds(above=0, most=100),
+}
+"""Of SamplingParams, and of every configuration that becomes one."""
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How one answer is decoded, within SAMPLING_BOUNDS.
+
+    temperature 0 is greedy and ignores top_p and top_k. top_p: share of probability that is sampled from,
+    above 0 and at most 1 as transformers and vLLM have it. repetition_penalty counts generated tokens
     only, never the prompt's (the released captioner does the same, reference: 1.5). seed None draws
     one from the request's id, so that the same request always samples the same answer.
     stop: texts that end the answer and are not part of it. min_new_tokens: no end token before them.
@@ -39,22 +74,16 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        # Each is asked for so that NaN does not pass either.
-        wanted = {
-            "max_new_tokens": (self.max_new_tokens >= 1, "1 or more"),
-            "min_new_tokens": (
-                0 <= self.min_new_tokens <= self.max_new_tokens,
-                f"0 to max_new_tokens, which is {self.max_new_tokens}",
-            ),
-            "temperature": (0 <= self.temperature <= 100, "0, which is greedy, to 100"),
-            "top_p": (0 <= self.top_p <= 1, "from 0 to 1"),
-            "top_k": (self.top_k >= 0, "0, which is no limit, or more"),
-            "repetition_penalty": (0 < self.repetition_penalty <= 100, "above 0, 100 at most"),
-            "stop": (not isinstance(self.stop, str) and all(self.stop), "texts of a letter at least"),
-        }
-        for name, (holds, expected) in wanted.items():
-            if not holds:
-                raise UserError(f"{name} is {getattr(self, name)!r}, expected {expected}")
+        for name, bounds in SAMPLING_BOUNDS.items():
+            if not bounds.contain(getattr(self, name)):
+                raise UserError(f"{name} is {getattr(self, name)!r}, expected {bounds}")
+        if self.min_new_tokens > self.max_new_tokens:
+            raise UserError(
+                f"min_new_tokens is {self.min_new_tokens}, expected 0 to max_new_tokens, which is "
+                f"{self.max_new_tokens}"
+            )
+        if isinstance(self.stop, str) or not all(self.stop):
+            raise UserError(f"stop is {self.stop!r}, expected texts of a letter at least")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

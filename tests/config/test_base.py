@@ -1,12 +1,14 @@
 """Configurations: layers, unknown keys, and one-line errors."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sharegpt4v.config.base import load_yaml, resolve
-from sharegpt4v.config.caption import CAPTION_PRESETS, CaptionConfig
+from sharegpt4v.config.caption import CAPTION_PRESETS, CaptionConfig, Decoding
+from sharegpt4v.dialogue import SAMPLING_BOUNDS, SamplingParams
 from sharegpt4v.errors import UserError
 
 NEEDED: dict[str, Any] = {"images": "photos", "out": "run"}
@@ -50,6 +52,26 @@ def test_a_wrong_value_is_one_line_that_names_it(layer: dict[str, Any], message:
         resolve(CaptionConfig, NEEDED, layer)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+WHOLE = ("max_new_tokens", "min_new_tokens")
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLING_BOUNDS.keys() & Decoding.model_fields.keys()))
+def test_decoding_takes_the_values_that_sampling_takes(name: str) -> None:
+    others = {"max_new_tokens": 1000} if name == "min_new_tokens" else {}
+    values = [-1, 0, 1, 2, 100, 101] if name in WHOLE else [float("nan"), -1, 0, 1e-9, 1, 1.001, 100, 101]
+    for value in values:
+        given = others | {name: value}
+        assert _is_taken(Decoding, given) == _is_taken(SamplingParams, given), value
+
+
+def _is_taken(kind: Callable[..., object], values: Mapping[str, float]) -> bool:
+    try:
+        kind(**values)
+    except ValueError:
+        return False
+    return True
 
 
 def test_a_missing_field_names_its_flag() -> None:

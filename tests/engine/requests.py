@@ -1,6 +1,11 @@
-"""Requests to a captioner with random weights, and what transformers' own generate answers them."""
+"""Requests to a captioner with random weights, what transformers' generate answers, and watched engines.
 
-from collections.abc import Callable
+Engines are watched, and made to fail, through the parts they are built of: none of their methods is replaced.
+"""
+
+import copy
+from collections.abc import Callable, Collection, Sequence
+from contextlib import closing
 from importlib.util import find_spec
 from typing import Any
 
@@ -8,16 +13,19 @@ import numpy as np
 import pytest
 import torch
 
-from sharegpt4v.dialogue import Image, Request, SamplingParams, Turn
+from sharegpt4v.dialogue import Completion, Image, Request, SamplingParams, Turn
 from sharegpt4v.engine.decoder import Decoder
 from sharegpt4v.engine.graphs import StepGraphs
-from sharegpt4v.engine.slots import padded_context
+from sharegpt4v.engine.sampling import TokenSampler
 from sharegpt4v.engine.torch_engine import TorchEngine
 from sharegpt4v.models.adapter import Adapter
 
 needs_vllm = pytest.mark.skipif(
     find_spec("vllm") is None, reason="vLLM is not installed; see engine/build.py for how"
 )
+
+END = -1
+"""Stands for any end token."""
 
 PROMPTS = ("Analyze the image in a comprehensive and detailed manner.", "Analyze the image.")
 
@@ -28,12 +36,13 @@ def make_image(adapter: Adapter, seed: int) -> Image:
 
 
 def make_request(adapter: Adapter, number: int, prompt: str = PROMPTS[0], **sampling: Any) -> Request:
-    params = SamplingParams(**{"max_new_tokens": 12} | sampling)
+    """Its seed is its number, by which `watch_sampling` knows it."""
+    params = SamplingParams(**{"max_new_tokens": 12, "seed": number} | sampling)
     return Request(f"r{number}", (Turn("user", prompt, (make_image(adapter, number),)),), params)
 
 
 def generate(adapter: Adapter, request: Request) -> list[int]:
-    """transformers' greedy generate, one request at a time."""
+    """transformers' greedy generate, one request at a time; an end token is END."""
     embeddings = torch.stack(adapter.embed([request]))
     model: Any = adapter.language_model  # the declared self type of generate is a protocol of its own
     tokens: list[int] = model.generate(
@@ -44,12 +53,12 @@ def generate(adapter: Adapter, request: Request) -> list[int]:
         eos_token_id=sorted(adapter.eos_token_ids),
         repetition_penalty=1.0,
     )[0].tolist()
-    return tokens
+    return [END if token in adapter.eos_token_ids else token for token in tokens]
 
 
 def reference(adapter: Adapter, request: Request) -> tuple[str, int]:
     tokens = generate(adapter, request)
-    kept = [token for token in tokens if token not in adapter.eos_token_ids]
+    kept = [token for token in tokens if token != END]
     return str(adapter.tokenizer.decode(kept, skip_special_tokens=True)).strip(), len(tokens)
 
 
@@ -62,12 +71,74 @@ def _logits_of(adapter: Adapter, prompt: torch.Tensor, tokens: list[int]) -> tor
     return logits[0, -1]
 
 
+class NumberTokenizer:
+    """Spells each token as its number, so that a text tells its tokens; encodes as another one does."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+    def decode(self, tokens: list[int], skip_special_tokens: bool) -> str:
+        return " ".join(map(str, tokens))
+
+
+def spelling_numbers(adapter: Adapter) -> Adapter:
+    """The same model, whose answers are the numbers of their tokens: see `tokens_of`."""
+    spelling = copy.copy(adapter)
+    spelling.tokenizer = NumberTokenizer(adapter.tokenizer)
+    return spelling
+
+
+def tokens_of(completion: Completion) -> list[int]:
+    """All tokens of an answer that spells numbers; its end token is END."""
+    tokens = [int(number) for number in completion.text.split()]
+    return tokens + [END] * (completion.tokens - len(tokens))
+
+
+def torch_answers(adapter: Adapter, requests: Sequence[Request], slots: int) -> dict[str, list[int]]:
+    """The torch engine's tokens by request id."""
+    with closing(TorchEngine(spelling_numbers(adapter), "test@0", capacity=slots)) as engine:
+        handles = [engine.submit(request) for request in requests]
+        return {handle.request.id: tokens_of(handle.result(120)) for handle in handles}
+
+
 def is_a_tie(adapter: Adapter, request: Request, ours: list[int], reference: list[int]) -> bool:
     """Whether the two part where the reference's two best logits are within 1e-4."""
     same = next(i for i, (a, b) in enumerate(zip(ours, reference, strict=False)) if a != b)
     [prompt] = adapter.embed([request])
     best = _logits_of(adapter, prompt, reference[:same]).topk(2).values
     return bool(best[0] - best[1] < 1e-4)
+
+
+Look = Callable[[dict[int, int], torch.Tensor], None]
+
+
+def watch_sampling(monkeypatch: pytest.MonkeyPatch, look: Look) -> None:
+    """Has torch engines call `look` before they choose tokens.
+
+    With the seeds of the requests by slot, and their logits, a row each; it may change these, or raise.
+    """
+
+    class Watched(TokenSampler):
+        def __init__(self, slots: int, eos_token_ids: Collection[int], device: torch.device) -> None:
+            super().__init__(slots, eos_token_ids, device)
+            self._seeds = [-1] * slots
+
+        def admit(self, slot: int, params: SamplingParams, seed: int) -> None:
+            super().admit(slot, params, seed)
+            self._seeds[slot] = seed
+
+        def move(self, source: int, target: int) -> None:
+            super().move(source, target)
+            self._seeds[target] = self._seeds[source]
+
+        def pick(self, logits: torch.Tensor, slots: Any) -> tuple[list[int], list[bool]]:
+            look({slot: self._seeds[slot] for slot in slots}, logits)
+            return super().pick(logits, slots)
+
+    monkeypatch.setattr("sharegpt4v.engine.torch_engine.TokenSampler", Watched)
 
 
 class Repeated:
@@ -87,22 +158,11 @@ def repeat_steps(decoder: Decoder, slots: int, context: int, by_length: bool = T
     decoder._graphs = StepGraphs(slots, context, vocabulary, torch.device("cpu"), Repeated, by_length)
 
 
-class Remembering(TorchEngine):
-    """Keeps the tokens of every answer."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        self.answers: dict[str, list[int]] = {}
-        super().__init__(*args, **options)
-
-    def _take_tokens(self, logits: torch.Tensor, slots: Any) -> None:
-        rows = [self._rows[slot] for slot in slots]
-        super()._take_tokens(logits, slots)
-        self.answers |= {row.handle.request.id: row.tokens for row in rows if row}
-
-
-class Stepping(Remembering):
+class SteppingDecoder(Decoder):
     """Steps as on a GPU."""
 
-    def _open_slots(self, count: int) -> None:
-        super()._open_slots(count)
-        repeat_steps(self._decoder, count, padded_context(self._context))
+    def __init__(
+        self, model: Any, slots: int, context: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        super().__init__(model, slots, context, dtype, device)
+        repeat_steps(self, slots, context)

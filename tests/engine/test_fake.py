@@ -1,9 +1,11 @@
-"""The fake engine is deterministic and breaks where it is told to."""
+"""The fake engine is deterministic and fails as its options say."""
 
 import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -61,6 +63,16 @@ def test_a_cancelled_request_is_not_answered() -> None:
     handles[1].cancel()
     assert handles[1].result(5).finish_reason == "cancelled"
     assert handles[0].result(5).finish_reason == "stop"
+    engine.close()
+
+
+def test_an_answer_that_cannot_be_made_fails_its_request_alone() -> None:
+    engine = FakeEngine(FakeOptions())
+    broken = replace(_request("x"), turns=(Turn("user", "?", (Path("no pixels"),)),))  # type: ignore[arg-type]
+    handles = [engine.submit(broken), engine.submit(_request("y"))]
+    with pytest.raises(EngineError, match="AttributeError"):
+        handles[0].result(10)
+    assert handles[1].result(10).text
     engine.close()
 
 

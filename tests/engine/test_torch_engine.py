@@ -1,6 +1,7 @@
 """The torch engine: how answers begin, grow and end in its slots."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +21,7 @@ from sharegpt4v.models.adapter import Adapter
 from sharegpt4v.models.load import load_adapter
 from sharegpt4v.toy.render import render
 from sharegpt4v.toy.scene import make_scene
-from tests.engine.requests import PROMPTS, make_request, reference
+from tests.engine.requests import PROMPTS, make_request, reference, watch_sampling
 
 
 @pytest.fixture()
@@ -47,16 +48,18 @@ def test_the_length_cap_is_kept_and_named(adapter: Adapter, engine: TorchEngine)
     assert (answer.tokens, answer.finish_reason) == (3, "length")
 
 
-def test_an_end_token_ends_the_answer_and_is_counted(adapter: Adapter) -> None:
-    class Ending(TorchEngine):
-        def _take_tokens(self, logits: torch.Tensor, slots: Any) -> None:
-            row = self._rows[slots[0]]
-            logits[:, min(adapter.eos_token_ids)] = 100.0 if row and len(row.tokens) == 4 else -100.0
-            super()._take_tokens(logits, slots)
+def test_an_end_token_ends_the_answer_and_is_counted(
+    adapter: Adapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[int] = []
 
-    engine = Ending(adapter, "toy@0", capacity=2)
-    answer = engine.submit(make_request(adapter, 1)).result(60)
-    engine.close()
+    def end_the_fifth(seeds: dict[int, int], logits: torch.Tensor) -> None:
+        steps.append(len(seeds))
+        logits[:, min(adapter.eos_token_ids)] = 100.0 if len(steps) == 5 else -100.0
+
+    watch_sampling(monkeypatch, end_the_fifth)
+    with closing(TorchEngine(adapter, "toy@0", capacity=2)) as engine:
+        answer = engine.submit(make_request(adapter, 1)).result(60)
     assert (answer.tokens, answer.finish_reason) == (5, "stop")
 
 
@@ -76,7 +79,7 @@ def test_one_unusable_request_fails_alone(adapter: Adapter, engine: TorchEngine)
 
 
 def test_a_sampled_answer_depends_on_the_seed_alone(adapter: Adapter, engine: TorchEngine) -> None:
-    def text(seed: int, *company: Request) -> str:
+    def text(seed: int | None, *company: Request) -> str:
         for other in company:
             engine.submit(other)
         return engine.submit(make_request(adapter, 1, temperature=1.5, seed=seed)).result(60).text
@@ -84,6 +87,7 @@ def test_a_sampled_answer_depends_on_the_seed_alone(adapter: Adapter, engine: To
     alone = text(11)
     assert text(11, *[make_request(adapter, seed, temperature=2.0) for seed in range(2, 6)]) == alone
     assert len({alone, text(12), text(13)}) > 1
+    assert text(None) == text(None) != alone  # drawn from the request's id
 
 
 def test_a_cancelled_request_ends_and_its_neighbours_do_not(adapter: Adapter, engine: TorchEngine) -> None:
@@ -96,16 +100,10 @@ def test_a_cancelled_request_ends_and_its_neighbours_do_not(adapter: Adapter, en
 # Slots
 
 
-def test_a_slot_is_refilled_while_others_go_on(adapter: Adapter) -> None:
-    ends: list[str] = []
-
-    class Noting(TorchEngine):
-        def _take_tokens(self, logits: torch.Tensor, slots: Any) -> None:
-            before = [self._rows[slot] for slot in slots]
-            super()._take_tokens(logits, slots)
-            ends.extend(row.handle.request.id for row in before if row and row.handle.done())
-
-    engine = Noting(adapter, "toy@0", capacity=4)
+def test_a_slot_is_refilled_while_others_go_on(adapter: Adapter, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[set[int]] = []
+    watch_sampling(monkeypatch, lambda seeds, logits: steps.append(set(seeds.values())))
+    engine = TorchEngine(adapter, "toy@0", capacity=4)
     long = engine.submit(make_request(adapter, 0, max_new_tokens=120, min_new_tokens=120))
     short = [
         engine.submit(make_request(adapter, n, max_new_tokens=10, min_new_tokens=10)) for n in range(1, 16)
@@ -113,7 +111,7 @@ def test_a_slot_is_refilled_while_others_go_on(adapter: Adapter) -> None:
     assert [handle.result(60).tokens for handle in short] == [10] * 15
     assert long.result(60).tokens == 120
     engine.close()
-    assert ends[-1] == "r0"  # fifteen answers went through three slots meanwhile
+    assert steps[-1] == {0}  # fifteen answers went through three slots meanwhile
     stats = engine.stats()
     assert stats.requests == 16 and stats.begun == 16 and stats.new_tokens == 120 + 150
     assert 0.5 < stats.slot_use <= 1 and stats.mean_ttft > 0 and stats.decode_rate > 0
@@ -174,21 +172,15 @@ def test_what_may_be_a_stop_string_is_held_back_and_shown_when_it_is_none(speaki
 
 def test_only_the_engine_computes_with_several_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """A second team of OpenMP threads, from loading, would nearly halve its speed."""
-    threads: list[tuple[TorchEngine, int]] = []  # engines of other tests may turn meanwhile
-    turn = TorchEngine._step
-
-    def watched(self: TorchEngine) -> None:
-        threads.append((self, torch.get_num_threads()))
-        turn(self)
-
-    monkeypatch.setattr(TorchEngine, "_step", watched)
+    threads: set[int] = set()
+    watch_sampling(monkeypatch, lambda seeds, logits: threads.add(torch.get_num_threads()))
     torch.set_num_threads(3)
     engine = build_engine(EngineSpec("torch", "toy@0", str(TOY_CAPTIONER), capacity=2, threads=2))
     try:
         image = np.zeros((engine.image_size, engine.image_size, 3), np.uint8)
         request = Request("r0", (Turn("user", PROMPTS[0], (image,)),), SamplingParams(max_new_tokens=3))
         assert engine.submit(request).result(60).tokens
-        assert {number for owner, number in threads if owner is engine} == {2}
+        assert threads == {2}
         assert torch.get_num_threads() == 1
     finally:
         engine.close()

@@ -1,7 +1,7 @@
 """What goes wrong in the torch engine costs the request at fault, and no other."""
 
+import threading
 from dataclasses import replace
-from typing import Any
 from unittest import mock
 
 import pytest
@@ -14,7 +14,7 @@ from sharegpt4v.engine.handle import EngineClosed, EngineError, Handle
 from sharegpt4v.engine.torch_engine import TorchEngine
 from sharegpt4v.errors import UserError
 from sharegpt4v.models.adapter import Adapter
-from tests.engine.requests import PROMPTS, make_request, reference
+from tests.engine.requests import PROMPTS, make_request, reference, watch_sampling
 
 
 def test_a_prompt_longer_than_the_context_is_named_with_both_numbers(adapter: Adapter) -> None:
@@ -50,17 +50,21 @@ def test_a_request_may_be_cancelled_at_any_time(adapter: Adapter) -> None:
     engine.close()
 
 
-def test_a_request_cancelled_during_prefill_ends_there(adapter: Adapter) -> None:
-    class Cancelling(TorchEngine):
-        def _prefill(self, group: Any, slots: list[int]) -> None:
-            for handle, _ in group:
-                if handle.request.id == "r1":
-                    handle.cancel()
-            super()._prefill(group, slots)
+def test_a_request_cancelled_during_prefill_ends_there(
+    adapter: Adapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submitted = threading.Event()
 
-    engine = Cancelling(adapter, "toy@0", capacity=4)
+    def cancel(seeds: dict[int, int], logits: torch.Tensor) -> None:
+        if 1 in seeds.values():
+            submitted.wait(10)
+            handles[1].cancel()
+
+    watch_sampling(monkeypatch, cancel)
+    engine = TorchEngine(adapter, "toy@0", capacity=4)
     requests = [make_request(adapter, number) for number in range(3)]
     handles = [engine.submit(request) for request in requests]
+    submitted.set()
     answer = handles[1].result(60)
     assert (answer.finish_reason, answer.tokens, answer.text) == ("cancelled", 1, "")
     for number in (0, 2):
@@ -78,17 +82,6 @@ def test_a_request_whose_time_is_over_fails_and_frees_its_slot(adapter: Adapter)
     engine.close()
 
 
-class _Faulty(TorchEngine):
-    """`fault(rows, logits)` is called before tokens are chosen."""
-
-    fault: Any = None
-
-    def _take_tokens(self, logits: torch.Tensor, slots: Any) -> None:
-        if self.fault:
-            self.fault({slot: self._rows[slot].handle.request.id for slot in slots}, logits)
-        super()._take_tokens(logits, slots)
-
-
 def _assert_all_right_but_r2(adapter: Adapter, handles: list[Handle]) -> None:
     for handle in handles:
         if handle.request.id != "r2":
@@ -96,19 +89,21 @@ def _assert_all_right_but_r2(adapter: Adapter, handles: list[Handle]) -> None:
             assert (completion.text, completion.tokens) == reference(adapter, handle.request)
 
 
-def _fail_with_r2(ids: dict[int, str], logits: torch.Tensor) -> None:
-    if "r2" in ids.values():
+def _fail_with_r2(seeds: dict[int, int], logits: torch.Tensor) -> None:
+    if 2 in seeds.values():
         raise RuntimeError("shape mismatch")
 
 
-def test_logits_that_are_no_numbers_fail_their_request_alone(adapter: Adapter) -> None:
-    def poison(ids: dict[int, str], logits: torch.Tensor) -> None:
-        for row, key in enumerate(ids.values()):
-            if key == "r2":
+def test_logits_that_are_no_numbers_fail_their_request_alone(
+    adapter: Adapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def poison(seeds: dict[int, int], logits: torch.Tensor) -> None:
+        for row, seed in enumerate(seeds.values()):
+            if seed == 2:
                 logits[row] = torch.nan
 
-    engine = _Faulty(adapter, "toy@0", capacity=8)
-    engine.fault = poison
+    watch_sampling(monkeypatch, poison)
+    engine = TorchEngine(adapter, "toy@0", capacity=8)
     handles = [engine.submit(make_request(adapter, number)) for number in range(5)]
     with pytest.raises(EngineError, match="not numbers after 0 tokens"):
         handles[2].result(60)
@@ -127,16 +122,16 @@ def test_a_slot_that_held_no_numbers_serves_the_next_request(
         ),  # longer: what comes next attends as far as this one stands
         make_request(adapter, 3, max_new_tokens=5),
     ]
-    engine = _Faulty(adapter, "toy@0", capacity=2)
 
-    def poison(ids: dict[int, str], logits: torch.Tensor) -> None:
-        for row, (slot, key) in enumerate(ids.items()):
-            if key == "r1":
+    def poison(seeds: dict[int, int], logits: torch.Tensor) -> None:
+        for row, (slot, seed) in enumerate(seeds.items()):
+            if seed == 1:
                 for tensor in (*engine._decoder.cache.keys, *engine._decoder.cache.values):
                     tensor[slot] = torch.nan
                 logits[row] = torch.nan
 
-    engine.fault = poison
+    watch_sampling(monkeypatch, poison)
+    engine = TorchEngine(adapter, "toy@0", capacity=2)
     handles = [engine.submit(request) for request in requests]
     with pytest.raises(EngineError, match="not numbers"):
         handles[0].result(60)
@@ -145,9 +140,11 @@ def test_a_slot_that_held_no_numbers_serves_the_next_request(
     engine.close()
 
 
-def test_a_failing_step_costs_only_the_request_at_fault(adapter: Adapter) -> None:
-    engine = _Faulty(adapter, "toy@0", capacity=4)
-    engine.fault = _fail_with_r2
+def test_a_failing_step_costs_only_the_request_at_fault(
+    adapter: Adapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch_sampling(monkeypatch, _fail_with_r2)
+    engine = TorchEngine(adapter, "toy@0", capacity=4)
     handles = [engine.submit(make_request(adapter, number)) for number in range(9)]
     with pytest.raises(EngineError, match="RuntimeError: shape mismatch"):
         handles[2].result(60)
@@ -156,9 +153,11 @@ def test_a_failing_step_costs_only_the_request_at_fault(adapter: Adapter) -> Non
     engine.close()
 
 
-def test_what_shares_a_failing_step_is_tried_again_together(adapter: Adapter) -> None:
-    engine = _Faulty(adapter, "toy@0", capacity=8)
-    engine.fault = _fail_with_r2
+def test_what_shares_a_failing_step_is_tried_again_together(
+    adapter: Adapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch_sampling(monkeypatch, _fail_with_r2)
+    engine = TorchEngine(adapter, "toy@0", capacity=8)
     requests = [make_request(adapter, number, min_new_tokens=12) for number in range(8)]
     handles = [engine.submit(request) for request in requests]
     for handle in handles:
@@ -179,14 +178,14 @@ def test_a_lack_of_memory_is_told_from_other_errors() -> None:
 
 
 def test_out_of_memory_halves_the_slots_once_and_loses_nothing(
-    adapter: Adapter, caplog: pytest.LogCaptureFixture
+    adapter: Adapter, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def tight(ids: dict[int, str], logits: torch.Tensor) -> None:
-        if len(ids) > 4:
+    def tight(seeds: dict[int, int], logits: torch.Tensor) -> None:
+        if len(seeds) > 4:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    engine = _Faulty(adapter, "toy@0", capacity=8)
-    engine.fault = tight
+    watch_sampling(monkeypatch, tight)
+    engine = TorchEngine(adapter, "toy@0", capacity=8)
     requests = [replace(make_request(adapter, number), stream=True) for number in range(12)]
     handles = [engine.submit(request) for request in requests]
     for request, handle in zip(requests, handles, strict=True):
@@ -197,12 +196,14 @@ def test_out_of_memory_halves_the_slots_once_and_loses_nothing(
     engine.close()
 
 
-def test_out_of_memory_again_ends_the_engine_and_says_so(adapter: Adapter) -> None:
-    def full(ids: dict[int, str], logits: torch.Tensor) -> None:
+def test_out_of_memory_again_ends_the_engine_and_says_so(
+    adapter: Adapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(seeds: dict[int, int], logits: torch.Tensor) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    engine = _Faulty(adapter, "toy@0", capacity=8)
-    engine.fault = full
+    watch_sampling(monkeypatch, full)
+    engine = TorchEngine(adapter, "toy@0", capacity=8)
     with pytest.raises(EngineError, match="out of memory with 4 slots"):
         engine.submit(make_request(adapter, 1)).result(60)
     with pytest.raises(EngineClosed):

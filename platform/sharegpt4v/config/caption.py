@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from sharegpt4v.config.base import CommandConfig
-from sharegpt4v.dialogue import ImageProtocol
+from sharegpt4v.dialogue import SAMPLING_BOUNDS, ImageProtocol
 
 
 class Gate(CommandConfig):
@@ -17,16 +17,31 @@ class Gate(CommandConfig):
     script: Literal["latin", "any"] = Field("latin", description="writing system captions are expected in")
 
 
+def _sampling(name: str, default: float, description: str) -> Any:
+    """A field that becomes `name` of SamplingParams, within the same bounds."""
+    bounds = SAMPLING_BOUNDS[name]
+    return Field(default, ge=bounds.least, gt=bounds.above, le=bounds.most, description=description)
+
+
 class Decoding(CommandConfig):
     """How captions are generated. Greedy by default, so that a rerun gives the same text."""
 
-    max_new_tokens: int = Field(500, ge=1, description="length cap in tokens (release: 500)")
-    min_new_tokens: int = Field(0, ge=0, description="no caption ends before so many tokens")
-    temperature: float = Field(0.0, ge=0, le=100, description="0 is greedy")
-    top_p: float = Field(1.0, gt=0, le=1, description="nucleus sampling share when temperature > 0")
-    repetition_penalty: float = Field(1.0, gt=0, le=100, description="over generated tokens only")
-    retry_temperature: float = Field(0.7, gt=0, le=100, description="of the one retry after the gate refused")
-    retry_top_p: float = Field(0.9, gt=0, le=1, description="nucleus sampling share of the retry")
+    max_new_tokens: int = _sampling("max_new_tokens", 500, "length cap in tokens (release: 500)")
+    min_new_tokens: int = _sampling("min_new_tokens", 0, "no caption ends before so many tokens")
+    temperature: float = _sampling("temperature", 0.0, "0 is greedy")
+    top_p: float = _sampling(
+        "top_p",
+        1.0,
+        "nucleus sampling share when temperature > 0: above 0, 1 at most, as in transformers",
+    )
+    repetition_penalty: float = _sampling("repetition_penalty", 1.0, "over generated tokens only")
+    retry_temperature: float = Field(
+        0.7,
+        gt=0,
+        le=SAMPLING_BOUNDS["temperature"].most,
+        description="of the one retry after the gate refused",
+    )
+    retry_top_p: float = _sampling("top_p", 0.9, "nucleus sampling share of the retry")
 
     @field_validator("min_new_tokens")
     @classmethod

@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from sharegpt4v.dialogue import Completion, Request
-from sharegpt4v.engine.handle import EngineClosed, EngineError, Handle
-from sharegpt4v.engine.threaded import UNFINISHED, ThreadedEngine, withdrawn
+from sharegpt4v.engine.handle import EngineError, Handle
+from sharegpt4v.engine.scheduler import Scheduler
+from sharegpt4v.engine.stats import EngineStats
+from sharegpt4v.engine.worker import run_until_closed, start_thread
 from sharegpt4v.errors import UserError
 
 FAULTS = ("kill", "hang", "error", "refusal", "empty", "loop", "length", "once")
@@ -38,47 +40,56 @@ class FakeOptions:
             raise UserError(f"unknown fault {sorted(unknown)[0]!r}; known: {', '.join(FAULTS)}")
 
 
-class FakeEngine(ThreadedEngine):
-    """Answers from a hash of the picture, so that equal pixels always get equal captions."""
+class FakeEngine:
+    """Answers from a hash of the picture, so that equal pixels always get equal captions. One at a time."""
 
     def __init__(self, options: FakeOptions) -> None:
-        super().__init__()
         self.options = options
         self.model = "fake@0"
         self.image_size = options.image_size
         self.capacity = options.capacity
         self._faults = {name: re.compile(pattern) for name, pattern in options.faults.items()}
-        self._start("fake-engine")
+        self._scheduler = Scheduler(slots=1)
+        self._thread = start_thread("fake-engine", lambda: run_until_closed(self._scheduler, self._step))
+
+    def submit(self, request: Request) -> Handle:
+        """Never blocks. Raises EngineClosed once the engine is closed."""
+        return self._scheduler.submit(request)
+
+    def stats(self) -> EngineStats:
+        return self._scheduler.stats()
+
+    def close(self) -> None:
+        """Fails what is unfinished with EngineClosed and joins the engine's thread."""
+        self._scheduler.close()
+        self._thread.join()
 
     def _step(self) -> None:
-        handle = self._queue.take()
-        if handle is None:
-            return
-        try:
-            if not withdrawn(handle, 0):
-                self._answer(handle)
-        except Exception as error:
-            self._fail(handle, error)
+        self._scheduler.receive()
+        for slot, handle in self._scheduler.admit().items():
+            try:
+                self._answer(slot, handle)
+            except Exception as error:
+                self._scheduler.fail(slot, error)
 
-    def _answer(self, handle: Handle) -> None:
+    def _answer(self, slot: int, handle: Handle) -> None:
         request = handle.request
         if self.options.seconds_per_request:
             time.sleep(self.options.seconds_per_request)
-        if withdrawn(handle, 0):
+        if self._scheduler.drop_withdrawn(slot):
             return
         fault = self._fault(request)
         if fault == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         if fault == "hang":
-            self._queue.wait_closed()
-            handle.fail(EngineClosed(UNFINISHED))
+            self._scheduler.wait_closed()
             return
         if fault == "error":
-            raise EngineError("the fake engine was told to fail this request")
+            raise EngineError("the fake engine fails this request, as its faults say")
         completion = _faulty(fault) or _describe(request)
         handle.push(completion.text)
-        handle.finish(completion)
-        self._count(requests=1, new_tokens=completion.tokens)
+        self._scheduler.count(new_tokens=completion.tokens)
+        self._scheduler.finish(slot, completion)
 
     def _fault(self, request: Request) -> str | None:
         for name, pattern in self._faults.items():

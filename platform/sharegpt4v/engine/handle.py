@@ -24,6 +24,12 @@ class EngineClosed(EngineError):
     """The engine was closed, or its thread died, before this request was finished."""
 
 
+def one_line(error: Exception) -> str:
+    """Fit for a reject record: our own errors as they are, others with their type."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, EngineError) else f"{type(error).__name__}: {text}"
+
+
 class Handle:
     """A request under way. Engines call `push` and one of `finish` or `fail`; callers use the rest.
 
@@ -39,6 +45,12 @@ class Handle:
         self._error: EngineError | None = None
         self._changed = threading.Condition()
         self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
+
+    @property
+    def expired(self) -> bool:
+        """Whether more seconds than the request's timeout have passed since submit."""
+        timeout = self.request.timeout
+        return timeout is not None and time.monotonic() - self.submitted > timeout
 
     def cancel(self) -> None:
         """Asks the engine to stop; the completion then ends with finish_reason cancelled and no text."""

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from sharegpt4v.engine.failures import concerns_all
+from sharegpt4v.engine.handle import one_line
 from sharegpt4v.engine.slots import SlotCache, live_mask
-from sharegpt4v.engine.threaded import one_line
 
 log = logging.getLogger(__name__)
 

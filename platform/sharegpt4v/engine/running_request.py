@@ -4,16 +4,15 @@ from collections.abc import Collection
 
 from transformers import PreTrainedTokenizerFast
 
-from sharegpt4v.dialogue import Completion
-from sharegpt4v.engine.handle import Handle
+from sharegpt4v.dialogue import Completion, Request
+from sharegpt4v.engine.handle import EngineError, Handle
 from sharegpt4v.engine.text import TextStream, decode
-from sharegpt4v.engine.threaded import withdrawn
 
 
 class RunningRequest:
     """Grows token by token until it is complete.
 
-    prompt_tokens: what stands before it in the slot. limit: new tokens it may have, by the request and by
+    prompt_tokens: how many precede it in the slot. limit: new tokens it may have, by the request and by
     the context. end_tokens: ids that end it and are no part of its text.
     """
 
@@ -37,17 +36,12 @@ class RunningRequest:
 
     @property
     def position(self) -> int:
-        """Where the last token stands in the slot."""
+        """Position of the last token in the slot."""
         return self._prompt_tokens + len(self.tokens) - 1
 
-    def take(self, token: int) -> bool:
-        """One more token: shows what it adds. Returns whether the answer is complete, and finishes it then.
-
-        Raises EngineError when the request's time is over.
-        """
+    def take(self, token: int) -> Completion | None:
+        """Appends a token and shows what it adds. Returns the answer once it is complete."""
         self.tokens.append(token)
-        if withdrawn(self.handle, len(self.tokens)):
-            return False
         ended = token in self._end_tokens
         if self._stream and not ended:
             piece = self._stream.add(token)
@@ -55,14 +49,23 @@ class RunningRequest:
                 self.handle.push(piece)
         stopped = ended or (self._stream is not None and self._stream.stopped)
         if not stopped and len(self.tokens) < self._limit:
-            return False
-        self._finish(self.tokens[:-1] if ended else self.tokens, stopped)
-        return True
+            return None
+        return self._complete(self.tokens[:-1] if ended else self.tokens, stopped)
 
-    def _finish(self, kept: list[int], stopped: bool) -> None:
+    def _complete(self, kept: list[int], stopped: bool) -> Completion:
         if self._stream:
             piece, text = self._stream.end(kept)
         else:
             piece = text = decode(self._tokenizer, kept)
         self.handle.push(piece if self.handle.request.stream else text)
-        self.handle.finish(Completion(text, len(self.tokens), "stop" if stopped else "length"))
+        return Completion(text, len(self.tokens), "stop" if stopped else "length")
+
+
+def answer_limit(request: Request, prompt_tokens: int, context: int) -> int:
+    """New tokens that the answer may have. Raises EngineError when the context has no room for any."""
+    if prompt_tokens >= context:
+        raise EngineError(
+            f"the prompt has {prompt_tokens} tokens and the context {context}: nothing is left "
+            f"to answer in; shorten the dialogue, or send fewer images"
+        )
+    return min(request.sampling.max_new_tokens, context - prompt_tokens)

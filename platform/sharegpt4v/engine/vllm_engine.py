@@ -8,20 +8,22 @@ template is asked.
 import logging
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from itertools import count
 from typing import Any
 
 from PIL import Image
 
 from sharegpt4v.dialogue import Request, sampling_seed
-from sharegpt4v.engine.batching import BatchingEngine
 from sharegpt4v.engine.failures import concerns_all
 from sharegpt4v.engine.handle import EngineError, Handle
-from sharegpt4v.engine.running_request import RunningRequest
+from sharegpt4v.engine.running_request import RunningRequest, answer_limit
+from sharegpt4v.engine.scheduler import Scheduler
+from sharegpt4v.engine.stats import EngineStats
 from sharegpt4v.engine.vllm_folder import vllm_folder
 from sharegpt4v.engine.vllm_penalty import PENALTY
 from sharegpt4v.engine.vllm_setup import import_vllm, open_vllm
+from sharegpt4v.engine.worker import run_until_closed, start_thread
 from sharegpt4v.models.adapter import Adapter, CaptionerAdapter
 
 log = logging.getLogger(__name__)
@@ -30,7 +32,7 @@ _process = threading.Lock()
 """vLLM keeps device groups and the state of a forward pass in module globals: one engine a process."""
 
 
-class VllmEngine(BatchingEngine):
+class VllmEngine:
     """Runs one model on one device; at most `capacity` requests are in vLLM at once, one engine a process.
 
     adapter: from `load_frontend`. model: name@digest of its weights. max_context: tokens of prompt and answer
@@ -59,14 +61,30 @@ class VllmEngine(BatchingEngine):
             raise
         if self.capacity < capacity:
             log.warning("memory has room for %d of %d requests at once", self.capacity, capacity)
-        super().__init__(adapter, self.capacity, context)
-        self._names = map(str, count())  # requests' own ids may repeat
-        self._answers: dict[str, RunningRequest] = {}
-        self._start("vllm-engine")
+        self.adapter = adapter
+        self.image_size = adapter.image_size
+        self._context = context
+        # Never more than `capacity` at once: what waits in vLLM could not be counted, or tried alone.
+        self._scheduler = Scheduler(self.capacity, concerns_all=concerns_all)
+        self._numbers = count()
+        self._slots: dict[str, int] = {}  # by name in vLLM, where requests' own ids would have to differ
+        self._thread = start_thread("vllm-engine", self._work)
+
+    def submit(self, request: Request) -> Handle:
+        """Never blocks. Raises EngineClosed once the engine is closed."""
+        return self._scheduler.submit(request)
+
+    def stats(self) -> EngineStats:
+        return self._scheduler.stats()
+
+    def close(self) -> None:
+        """Fails what is unfinished with EngineClosed and joins the engine's thread."""
+        self._scheduler.close()
+        self._thread.join()
 
     def _work(self) -> None:
         try:
-            super()._work()
+            run_until_closed(self._scheduler, self._step)
         finally:
             try:
                 self._core.engine_core.shutdown()
@@ -75,54 +93,45 @@ class VllmEngine(BatchingEngine):
                 _process.release()
 
     def _step(self) -> None:
-        """Admits what may begin, then one step of vLLM."""
+        """Gives vLLM what may begin, then one step of vLLM."""
+        self._scheduler.receive()
+        self._abort_ended()
         try:
-            self._admit()
-            if self._answers:
+            for slot, handle in self._scheduler.admit().items():
+                self._begin(slot, handle)
+            if self._scheduler.running:
                 self._decode_step()
         except Exception as error:
-            self._suspect(error)
+            self._scheduler.suspect(error)
+        self._abort_ended()
+
+    def _abort_ended(self) -> None:
+        """Takes out of vLLM what no longer runs here, before its slot is given to another request."""
+        ended = [name for name, slot in self._slots.items() if slot not in self._scheduler.running]
+        for name in ended:
+            del self._slots[name]
+        if ended:
+            self._core.abort_request(ended)
 
     # Admission
 
-    def _admit(self) -> None:
-        """Never more than `capacity` at once: what waits in vLLM could not be counted, or tried alone."""
-        self._receive()
-        if self._suspects:
-            if not self._answers:
-                self._begin(self._suspects.popleft())
-            return
-        free = min(self.capacity - len(self._answers), len(self._waiting))
-        self._begin([self._waiting.popleft() for _ in range(free)])
-
-    def _sweep(self) -> None:
-        super()._sweep()
-        answers = list(self._answers.items())
-        self._drop(name for name, answer in answers if not self._wanted(answer.handle, len(answer.tokens)))
-
-    def _begin(self, handles: list[Handle]) -> None:
-        self._beginning = handles
-        for handle in handles:
-            if self._wanted(handle):
-                self._give(handle)
-        self._beginning = []
-
-    def _give(self, handle: Handle) -> None:
+    def _begin(self, slot: int, handle: Handle) -> None:
         """Gives one request to vLLM, or fails it."""
         start = time.perf_counter()
         adapter, request = self.adapter, handle.request
         try:
-            tokens = self._prompt_tokens(handle)
-            limit = min(request.sampling.max_new_tokens, self._context - tokens)
-            name = next(self._names)
+            tokens = adapter.prompt_tokens(request.turns)
+            limit = answer_limit(request, tokens, self._context)
+            name = str(next(self._numbers))
             self._core.add_request(name, self._prompt(request), self._params(request, limit))
         except Exception as error:
-            if concerns_all(error):
-                raise
-            self._fail(handle, error)
+            self._scheduler.fail(slot, error)
             return
-        self._answers[name] = RunningRequest(handle, tokens, limit, adapter.tokenizer, adapter.eos_token_ids)
-        self._count(prompt_tokens=tokens, prefill_seconds=time.perf_counter() - start)
+        self._slots[name] = slot
+        self._scheduler.place(
+            slot, RunningRequest(handle, tokens, limit, adapter.tokenizer, adapter.eos_token_ids)
+        )
+        self._scheduler.count(prompt_tokens=tokens, prefill_seconds=time.perf_counter() - start)
 
     def _prompt(self, request: Request) -> dict[str, Any]:
         adapter = self.adapter
@@ -143,7 +152,7 @@ class VllmEngine(BatchingEngine):
         return {"prompt_token_ids": ids, "multi_modal_data": {"image": images}}
 
     def _params(self, request: Request, limit: int) -> Any:
-        """Ours in vLLM's words. Text and stop strings stay with `Answer`, as in the torch engine."""
+        """Ours in vLLM's words. Text and stop strings stay with RunningRequest, as in the torch engine."""
         asked = request.sampling
         return self._vllm.SamplingParams(
             max_tokens=limit,
@@ -163,61 +172,37 @@ class VllmEngine(BatchingEngine):
 
     def _decode_step(self) -> None:
         start = time.perf_counter()
-        beginning = {name for name, answer in self._answers.items() if not answer.tokens}
-        prompts = sum(self._answers[name].position + 1 for name in beginning)
-        firsts = live = ended = 0
+        running = self._scheduler.running
+        beginning = {slot for slot, request in running.items() if not request.tokens}
+        prompts = sum(running[slot].position + 1 for slot in beginning)
+        firsts = live = 0
         for output in self._core.step():
-            [fresh] = output.outputs
-            if output.request_id in beginning:
+            slot, [fresh] = self._slots[output.request_id], output.outputs
+            if slot in beginning:
                 firsts += len(fresh.token_ids)
             else:
                 live += len(fresh.token_ids)
-            ended += self._take(output.request_id, fresh.token_ids, fresh.finish_reason)
+            self._take_tokens(slot, fresh.token_ids, fresh.finish_reason)
         seconds = time.perf_counter() - start
         decoding = seconds * live / (prompts + live) if live else 0.0
-        self._count(
+        self._scheduler.count(
             new_tokens=firsts + live,
-            requests=ended,
             prefill_seconds=seconds - decoding,
             decode_seconds=decoding,
             slot_steps=self.capacity - len(beginning) if live else 0,  # who begins neither idles nor decodes
             live_steps=live,
         )
 
-    def _take(self, name: str, tokens: Iterable[int], finished: str | None) -> bool:
-        """New tokens of one answer; whether it is complete now. finished: why vLLM ends it, if it does."""
-        answer = self._answers[name]
-        handle, complete = answer.handle, False
-        try:
-            for token in tokens:
-                if not answer.tokens:
-                    self._count(begun=1, ttft_seconds=time.monotonic() - handle.submitted)
-                complete = answer.take(token)
-                if handle.done():
-                    break
-            if finished and not handle.done():
-                raise EngineError(f"vLLM ended the answer after {len(answer.tokens)} tokens: {finished}")
-        except Exception as error:
-            if concerns_all(error):
-                raise
-            self._fail(handle, error)
-        if handle.done():
-            self._drop([name])
-        return complete
-
-    def _drop(self, names: Iterable[str]) -> None:
-        """Takes requests out of vLLM, which knows nothing any more of those it has ended itself."""
-        dropped = [name for name in names if self._answers.pop(name, None)]
-        if dropped:
-            self._core.abort_request(dropped)
-
-    # Failures
-
-    def _busy(self) -> int:
-        return len(self._answers)
-
-    def _running(self) -> list[Handle]:
-        return [answer.handle for answer in self._answers.values()]
-
-    def _stop_running(self) -> None:
-        self._drop(list(self._answers))
+    def _take_tokens(self, slot: int, tokens: Sequence[int], finished: str | None) -> None:
+        """New tokens of one answer. finished: why vLLM ends it, if it does."""
+        scheduler = self._scheduler
+        request = scheduler.running[slot]
+        for token in tokens:
+            if not request.tokens:
+                scheduler.count(begun=1, ttft_seconds=time.monotonic() - request.handle.submitted)
+            scheduler.take(slot, token)
+            if slot not in scheduler.running:
+                return
+        if finished:
+            ended = f"vLLM ended the answer after {len(request.tokens)} tokens: {finished}"
+            scheduler.fail(slot, EngineError(ended))

@@ -13,8 +13,8 @@ import torch
 
 from sharegpt4v.checkpoints.reader import Checkpoint
 from sharegpt4v.engine.failures import is_out_of_memory
+from sharegpt4v.engine.handle import one_line
 from sharegpt4v.engine.slots import bytes_per_slot, free_bytes, slots_that_fit
-from sharegpt4v.engine.threaded import one_line
 from sharegpt4v.engine.vllm_install import VLLM_INSTALL, require_vllm
 from sharegpt4v.engine.vllm_penalty import penalty_class
 from sharegpt4v.errors import UserError

@@ -1,0 +1,50 @@
+"""Where requests from any thread wait for the engine's thread to take them over."""
+
+import threading
+
+from sharegpt4v.dialogue import Request
+from sharegpt4v.engine.handle import EngineClosed, Handle
+
+UNFINISHED = "the engine was closed before this request was finished"
+
+
+class Intake:
+    """Submitted requests in order. Once closed it refuses further ones, and those left in it have failed."""
+
+    def __init__(self) -> None:
+        self._submitted: list[Handle] = []
+        self._changed = threading.Condition()
+        self.closed = False
+
+    def submit(self, request: Request) -> Handle:
+        """Never blocks. Raises EngineClosed once closed."""
+        handle = Handle(request)
+        with self._changed:
+            if self.closed:
+                raise EngineClosed("the engine is closed")
+            self._submitted.append(handle)
+            self._changed.notify_all()
+        return handle
+
+    def take_all(self, wait: bool) -> list[Handle]:
+        """What was submitted since the last call. wait: for a first one, or until closed."""
+        with self._changed:
+            if wait:
+                self._changed.wait_for(lambda: self._submitted or self.closed)
+            taken, self._submitted = self._submitted, []
+        return taken
+
+    def wait_closed(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self.closed)
+
+    def close(self) -> None:
+        """May be called twice: by whoever closes the engine, and by the engine's thread at its end."""
+        with self._changed:
+            self.closed = True
+            self._changed.notify_all()
+        for handle in self.take_all(wait=False):
+            handle.fail(EngineClosed(UNFINISHED))
+
+    def __len__(self) -> int:
+        return len(self._submitted)

@@ -1,0 +1,245 @@
+"""Which requests wait, begin, run or are tried again, and in which slots: an engine's policy, plain Python.
+
+An engine's thread calls `receive`, `admit`, `place` for each prompt it has prefilled and `take` for each new
+token, and `suspect` after a step that failed; nothing here computes or starts a thread. `submit`, `stats`,
+`close` and `wait_closed` may be called from any thread, the rest from the engine's thread alone.
+"""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import chain
+from typing import Protocol
+
+from sharegpt4v.dialogue import Completion, Request
+from sharegpt4v.engine.handle import EngineClosed, EngineError, Handle, one_line
+from sharegpt4v.engine.intake import Intake
+from sharegpt4v.engine.stats import EngineStats
+
+log = logging.getLogger(__name__)
+
+_SWEEP_SECONDS = 0.1
+"""How often all requests are looked through for cancelled and expired ones."""
+
+
+class Running(Protocol):
+    """A request in its slot."""
+
+    handle: Handle
+    tokens: list[int]  # generated so far
+
+    @property
+    def position(self) -> int:
+        """Position of the last token in the slot."""
+
+    def take(self, token: int) -> Completion | None:
+        """Appends a token. Returns the answer once it is complete; raises what is wrong with the request."""
+
+
+def _short_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError)
+
+
+class Scheduler:
+    """Every request that an engine has and has not finished is in one place here.
+
+    slots: requests that may begin or run at once. group: while others run, requests begin once so many slots
+    are free, or enough for all that wait, so that they are prefilled together. concerns_all: whether an error
+    is no one request's fault.
+    """
+
+    def __init__(
+        self, slots: int, group: int = 1, concerns_all: Callable[[Exception], bool] = _short_of_memory
+    ) -> None:
+        self.beginning: dict[int, Handle] = {}  # by slot; admitted and not placed yet
+        self.running: dict[int, Running] = {}  # by slot
+        self._slots, self._group = slots, group
+        self._concerns_all = concerns_all
+        self._intake = Intake()
+        self._waiting: deque[Handle] = deque()
+        self._suspects: deque[list[Handle]] = deque()  # groups to be tried apart
+        self._swept = 0.0
+        self._stats = EngineStats(slots=slots)
+
+    # From any thread
+
+    @property
+    def closed(self) -> bool:
+        return self._intake.closed
+
+    def submit(self, request: Request) -> Handle:
+        """Never blocks. Raises EngineClosed once closed."""
+        return self._intake.submit(request)
+
+    def stats(self) -> EngineStats:
+        queued = len(self._intake) + len(self._waiting) + sum(map(len, self._suspects))
+        return replace(self._stats, queued=queued, running=len(self.running))
+
+    def close(self) -> None:
+        """Refuses further requests and fails those not yet received; the engine's thread fails the others."""
+        self._intake.close()
+
+    def wait_closed(self) -> None:
+        self._intake.wait_closed()
+
+    # The round of the engine's thread
+
+    def receive(self) -> None:
+        """Takes over what was submitted, and waits for it where there is nothing else to do."""
+        idle = not (self.beginning or self.running or self._waiting or self._suspects)
+        self._waiting.extend(self._intake.take_all(wait=idle))
+        if time.monotonic() - self._swept > _SWEEP_SECONDS:
+            self.sweep()
+
+    def admit(self) -> dict[int, Handle]:
+        """Gives slots to requests that wait; returns what begins, by slot. Each is then placed, or ended.
+
+        Suspects go first, one group at a time with no other request beside it.
+        """
+        if self._suspects:
+            if not (self.running or self.beginning):
+                self.beginning = dict(enumerate(self._suspects.popleft()))
+        elif self._waiting:
+            free = [s for s in range(self._slots) if s not in self.running and s not in self.beginning]
+            if len(free) >= min(self._group, len(self._waiting)):
+                self.beginning |= {slot: self._waiting.popleft() for slot in free[: len(self._waiting)]}
+        for slot in list(self.beginning):
+            self.drop_withdrawn(slot)
+        return dict(self.beginning)
+
+    def place(self, slot: int, running: Running) -> None:
+        """The request that begins in this slot runs from now on."""
+        del self.beginning[slot]
+        self.running[slot] = running
+
+    def take(self, slot: int, token: int) -> None:
+        """Gives a running request its next token; ends it, and frees the slot, where that completes it."""
+        running = self.running[slot]
+        if self._end_withdrawn(running.handle, len(running.tokens) + 1):
+            del self.running[slot]
+            return
+        try:
+            completion = running.take(token)
+        except Exception as error:
+            self.fail(slot, error)
+            return
+        if completion is not None:
+            self.finish(slot, completion)
+
+    def compact_slots(self) -> list[tuple[int, int]]:
+        """Moves the last requests into free slots that nobody waits for: a step then computes no gaps.
+
+        Returns (source, target) of each move, for what the engine keeps by slot.
+        """
+        count = len(self.running)
+        if self._waiting or self._suspects or self.beginning or count == 0 or max(self.running) < count:
+            return []
+        sources = sorted((slot for slot in self.running if slot >= count), reverse=True)
+        targets = [slot for slot in range(count) if slot not in self.running]
+        moves = list(zip(sources, targets, strict=True))
+        for source, target in moves:
+            self.running[target] = self.running.pop(source)
+        return moves
+
+    def count(self, **more: float) -> None:
+        """Adds to the statistics, step by step: who watches them sees whether the engine still works."""
+        now = {name: getattr(self._stats, name) + value for name, value in more.items()}
+        self._stats = replace(self._stats, **now)
+
+    # Ends
+
+    def finish(self, slot: int, completion: Completion) -> None:
+        """Completes the request in this slot and frees it."""
+        handle = self._release(slot)
+        self.count(requests=1)
+        handle.finish(completion)
+
+    def fail(self, slot: int, error: Exception) -> None:
+        """Fails the request in this slot and frees it. Raises the error when it is no request's fault."""
+        if self._concerns_all(error):
+            raise error
+        self._fail(self._release(slot), error)
+
+    def drop_withdrawn(self, slot: int) -> bool:
+        """Ends the request in this slot, and frees it, if it is cancelled or expired; returns whether."""
+        running = self.running.get(slot)
+        handle, tokens = (running.handle, len(running.tokens)) if running else (self.beginning[slot], 0)
+        ended = self._end_withdrawn(handle, tokens)
+        if ended:
+            self._release(slot)
+        return ended
+
+    def sweep(self) -> None:
+        """Ends all cancelled and expired requests, wherever they are."""
+        self._waiting = deque(handle for handle in self._waiting if not self._end_withdrawn(handle))
+        groups = ([handle for handle in group if not self._end_withdrawn(handle)] for group in self._suspects)
+        self._suspects = deque(group for group in groups if group)
+        for slot in [*self.beginning, *self.running]:
+            self.drop_withdrawn(slot)
+        self._swept = time.monotonic()
+
+    def _end_withdrawn(self, handle: Handle, tokens: int = 0) -> bool:
+        """Finishes a cancelled request, fails an expired one; returns whether. tokens: generated so far."""
+        if handle.cancelled:
+            handle.finish(Completion("", tokens, "cancelled"))
+            return True
+        failure: Exception | None = None
+        try:
+            if handle.expired:
+                limit = f"{handle.request.timeout:g} s"
+                failure = EngineError(f"not finished within its {limit}, after {tokens} tokens")
+        except Exception as error:  # the timeout is no number, or this is no request at all
+            failure = error
+        if failure is not None:
+            self._fail(handle, failure)
+        return failure is not None
+
+    def _fail(self, handle: Handle, error: Exception) -> None:
+        self.count(failed=1)
+        handle.fail(EngineError(one_line(error)))
+
+    def _release(self, slot: int) -> Handle:
+        running = self.running.pop(slot, None)
+        return running.handle if running else self.beginning.pop(slot)
+
+    # Failures that are not one request's
+
+    def suspect(self, error: Exception) -> None:
+        """A step failed, and one request may be the reason: each half of them is tried again, apart.
+
+        A request alone fails. Seeds make the answers the same again. Raises the error when it is no request's
+        fault; the slots are free afterwards.
+        """
+        handles = self._admitted()
+        if self._concerns_all(error) or not handles:
+            raise error
+        log.error("a step failed", exc_info=error)
+        self._clear_slots()
+        if len(handles) == 1:
+            self._fail(handles[0], error)
+            return
+        half = len(handles) // 2
+        self._suspects.extendleft([handles[half:], handles[:half]])
+
+    def restart(self, slots: int, group: int) -> None:
+        """Goes on with so many slots. What was admitted or under suspicion waits again, before all others."""
+        # Suspects, too: their groups may be larger than what is left.
+        self._waiting.extendleft(reversed([*self._admitted(), *chain(*self._suspects)]))
+        self._suspects.clear()
+        self._clear_slots()
+        self._slots, self._group = slots, group
+        self._stats = replace(self._stats, slots=slots)
+
+    def abandon(self, why: str) -> None:
+        """Closes, and fails whatever is unfinished with EngineClosed."""
+        self.close()
+        for handle in (*self._admitted(), *self._waiting, *chain(*self._suspects)):
+            handle.fail(EngineClosed(why))
+
+    def _admitted(self) -> list[Handle]:
+        return [*(running.handle for running in self.running.values()), *self.beginning.values()]
+
+    def _clear_slots(self) -> None:
+        self.beginning, self.running = {}, {}
