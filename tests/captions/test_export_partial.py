@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,19 +114,23 @@ def test_a_run_without_a_caption_so_far_is_refused(tmp_path: Path) -> None:
         export_run(run.path, "hf", tmp_path / "out", partial=True)
 
 
-@pytest.mark.parametrize("moved", [0, 1, 2])
+@pytest.mark.parametrize("steps", range(6))
 def test_a_finish_step_killed_while_it_moves_parts_hides_none(
-    moved: int, run: CaptionRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    steps: int, run: CaptionRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The steps of finish.roll_forward, as far as they came."""
     commit(run, 1, "y", caption(run, "f", "f"), reject(run, "g"))
     with monkeypatch.context() as patch:
         patch.setattr(finish, "roll_forward", lambda run: None)
         compact(run)
-    for final in (run.captions, run.rejects)[:moved]:
-        shutil.rmtree(final)
-        (run.path / "work" / "compacted" / final.name).rename(final)
-    if moved:
-        shutil.rmtree(run.outcomes)
+    compacted = run.path / "work" / "compacted"
+    moves: list[Callable[[], object]] = []
+    for final in (run.captions, run.rejects):
+        moves.append(partial(shutil.rmtree, final))
+        moves.append(partial((compacted / final.name).rename, final))
+    moves.append(partial(shutil.rmtree, run.outcomes))
+    for move in moves[:steps]:
+        move()
 
     assert exported(run, tmp_path / "out.json") == [*SO_FAR, ("f", "f")]
 
