@@ -14,6 +14,19 @@ from PIL import Image
 from sharegpt4v import records
 
 PROMPT = "Analyze the image in a comprehensive and detailed manner."
+SETTINGS = {
+    "root": "/images",
+    "prompt_text": PROMPT,
+    "fingerprint": {
+        "model": "toy-captioner@0123",
+        "prompt": f"caption@1: {PROMPT}",
+        "protocol": "squash",
+        "decoding.max_new_tokens": 500,
+        "gate.min_characters": 20,
+    },
+    "versions": {"torch": "2.11.0", "vllm": None},
+    "git_revision": "0123456789ab",
+}
 
 
 def caption(name: str, text: str, **other: Any) -> dict[str, Any]:
@@ -53,9 +66,10 @@ def write_run(
     captions: list[dict[str, Any]],
     rejects: list[dict[str, Any]] | None = None,
     part_rows: int = 1_000,
+    settings: dict[str, Any] | None = None,
     **summary: Any,
 ) -> Path:
-    """Write the folder with consistent counts; `summary` overrides fields of summary.json."""
+    """Write the folder with consistent counts; `settings` and `summary` override fields of the two files."""
     rejects = rejects or []
     whole_file = {"container": "", "offset": 0, "size": -1, "conversations": None}
     manifest = [
@@ -64,7 +78,7 @@ def write_run(
     _write_parts(run / "manifest", manifest, records.MANIFEST, part_rows)
     _write_parts(run / "captions", captions, records.CAPTIONS, part_rows)
     _write_parts(run / "rejects", rejects, records.REJECTS, part_rows)
-    (run / "run.yaml").write_text(yaml.safe_dump({"prompt_text": PROMPT}))
+    (run / "run.yaml").write_text(yaml.safe_dump(SETTINGS | (settings or {})))
     content = _summary(captions, rejects) | summary
     (run / "summary.json").write_text(json.dumps(content))
     (run / "_SUCCESS").touch()

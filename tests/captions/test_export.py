@@ -3,6 +3,8 @@
 import json
 import os
 import tarfile
+from collections.abc import Callable
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,12 @@ import pytest
 import yaml
 from PIL import Image
 
-from sharegpt4v.captions.export import hf, webdataset, write
-from sharegpt4v.captions.export.write import export_run
+from pipelines.export import main
+from sharegpt4v.captions.export import hf, webdataset
+from sharegpt4v.captions.export import write as export_write
+from sharegpt4v.captions.export.card import size_category
+from sharegpt4v.captions.export.write import FORMATS, export_run
+from sharegpt4v.config.export import ExportFormat
 from sharegpt4v.errors import UserError
 from sharegpt4v.images import ImageReader
 from sharegpt4v.manifest import read_rows
@@ -38,7 +44,17 @@ def root(tmp_path: Path) -> Path:
 def run(tmp_path: Path, root: Path) -> Path:
     rows = [dict(row) for row in HOSTILE]
     write_images(root, rows)
-    return write_run(tmp_path / "run", rows, [reject("gone", "missing")], part_rows=3)
+    settings = {"root": str(root), "model": "toy-captioner@0123"}
+    return write_run(tmp_path / "run", rows, [reject("gone", "missing")], part_rows=3, settings=settings)
+
+
+@pytest.fixture
+def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """`datasets.load_dataset` of the split train, offline."""
+    monkeypatch.setitem(os.environ, "HF_DATASETS_OFFLINE", "1")
+    monkeypatch.setitem(os.environ, "HF_HUB_OFFLINE", "1")
+    datasets = pytest.importorskip("datasets")
+    return partial(datasets.load_dataset, split="train", cache_dir=str(tmp_path / "cache"))
 
 
 def texts(rows: list[dict[str, Any]]) -> dict[str, str]:
@@ -46,7 +62,7 @@ def texts(rows: list[dict[str, Any]]) -> dict[str, str]:
 
 
 def test_llava_json_is_one_array_with_the_prompt_as_the_human_turn(run: Path, tmp_path: Path) -> None:
-    summary = export_run(run, "llava-json", tmp_path / "out.json", root=None)
+    summary = export_run(run, "llava-json", tmp_path / "out.json")
 
     records = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
     assert summary.captions == len(records) == len(HOSTILE)
@@ -63,14 +79,13 @@ def test_llava_json_is_one_array_with_the_prompt_as_the_human_turn(run: Path, tm
         }
 
 
-def test_hf_folder_loads_with_datasets(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hf, "ROWS_PER_FILE", 2)
-    export_run(run, "hf", tmp_path / "out", root=None)
+def test_hf_folder_loads_with_datasets(
+    run: Path, tmp_path: Path, load: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hf, "SHARD_BYTES", 1)
+    export_run(run, "hf", tmp_path / "out")
 
-    monkeypatch.setitem(os.environ, "HF_DATASETS_OFFLINE", "1")
-    monkeypatch.setitem(os.environ, "HF_HUB_OFFLINE", "1")
-    datasets = pytest.importorskip("datasets")
-    loaded = datasets.load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))
+    loaded = load(str(tmp_path / "out"))
 
     names = sorted(path.name for path in (tmp_path / "out" / "data").iterdir())
     assert names == ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"]
@@ -78,8 +93,58 @@ def test_hf_folder_loads_with_datasets(run: Path, tmp_path: Path, monkeypatch: p
     assert texts(loaded.to_list()) == texts(HOSTILE)
 
 
-def test_the_card_says_where_the_captions_come_from(run: Path) -> None:
-    card = hf.card(run)
+def test_hf_with_images_decodes_to_the_captioned_pixels(
+    run: Path, root: Path, tmp_path: Path, load: Callable[..., Any]
+) -> None:
+    export_run(run, "hf", tmp_path / "out", with_images=True)
+
+    loaded = load(str(tmp_path / "out"))
+
+    assert loaded["image_path"] == [row["image"] for row in HOSTILE]
+    assert texts(loaded.remove_columns("image").to_list()) == texts(HOSTILE)
+    for row in loaded:
+        with Image.open(root / row["image_path"]) as original:
+            assert row["image"].tobytes() == original.tobytes()
+    kept = pq.read_table(tmp_path / "out" / "data")["image"].to_pylist()
+    assert [image["bytes"] for image in kept] == [(root / row["image"]).read_bytes() for row in HOSTILE]
+
+
+@pytest.mark.parametrize(("images", "size", "groups"), [(3, 10**6, [3, 1]), (100, 1, [1, 1, 1, 1])])
+def test_hf_row_groups_with_images_are_of_bounded_size(
+    images: int, size: int, groups: list[int], run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hf, "GROUP_IMAGES", images)
+    monkeypatch.setattr(hf, "GROUP_BYTES", size)
+    export_run(run, "hf", tmp_path / "out", with_images=True)
+
+    (file,) = (tmp_path / "out" / "data").iterdir()
+    metadata = pq.read_metadata(file)
+    assert [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)] == groups
+
+
+def test_hf_files_with_images_end_at_their_bytes(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hf, "GROUP_IMAGES", 1)
+    monkeypatch.setattr(hf, "SHARD_BYTES", 10_000)  # the third row alone has more
+    export_run(run, "hf", tmp_path / "out", with_images=True)
+
+    files = sorted((tmp_path / "out" / "data").iterdir())
+    assert [file.name for file in files] == [f"train-{n:05}-of-00003.parquet" for n in range(3)]
+    assert [pq.read_metadata(file).num_rows for file in files] == [2, 1, 1]
+
+
+@pytest.mark.parametrize("target", ["llava-json", "messages"])
+def test_formats_that_only_name_images_refuse_to_hold_them(
+    target: ExportFormat, run: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=f"{target} only names images"):
+        export_run(run, target, tmp_path / "out", with_images=True)
+
+
+def test_the_card_says_where_the_captions_come_from(run: Path, tmp_path: Path) -> None:
+    export_run(run, "hf", tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
 
     _, front, body = card.split("---\n", 2)
     settings = yaml.safe_load(front)
@@ -92,9 +157,19 @@ def test_the_card_says_where_the_captions_come_from(run: Path) -> None:
 
 
 def test_the_card_of_a_real_model_speaks_of_no_stand_in(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run", [caption("a", "text")], model="share-captioner@9f")
+    write_run(tmp_path / "run", [caption("a", "text")], model="share-captioner@9f")
+    export_run(tmp_path / "run", "hf", tmp_path / "out")
 
-    assert "Stand-in" not in hf.card(run)
+    assert "Stand-in" not in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("target", ["messages", "hf", "webdataset"])
+def test_every_folder_carries_the_warning_of_a_stand_in(
+    target: ExportFormat, run: Path, tmp_path: Path
+) -> None:
+    export_run(run, target, tmp_path / "out")
+
+    assert "**Stand-in.** Written by a toy model" in (tmp_path / "out" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -102,7 +177,7 @@ def test_the_card_of_a_real_model_speaks_of_no_stand_in(tmp_path: Path) -> None:
     [(0, "n<1K"), (999, "n<1K"), (1_000, "1K<n<10K"), (1_246_000, "1M<n<10M"), (3 * 10**10, "10B<n<100B")],
 )
 def test_size_categories_are_the_hubs(rows: int, name: str) -> None:
-    assert hf.size_category(rows) == name
+    assert size_category(rows) == name
 
 
 def test_webdataset_gives_back_ids_captions_and_the_very_image_bytes(
@@ -112,7 +187,7 @@ def test_webdataset_gives_back_ids_captions_and_the_very_image_bytes(
     export_run(run, "webdataset", tmp_path / "out", root=str(root))
 
     wds = pytest.importorskip("webdataset")
-    shards = sorted(str(path) for path in (tmp_path / "out").iterdir())
+    shards = sorted(str(path) for path in (tmp_path / "out").glob("*.tar"))
     samples = list(wds.WebDataset(shards, shardshuffle=False, empty_check=False))
     assert [Path(shard).name for shard in shards] == ["train-000000.tar", "train-000001.tar"]
     assert [sample["__key__"] for sample in samples] == [f"{n:09}" for n in range(len(HOSTILE))]
@@ -125,7 +200,7 @@ def test_webdataset_gives_back_ids_captions_and_the_very_image_bytes(
 def test_llava_json_and_webdataset_are_manifests_that_lose_nothing(
     run: Path, root: Path, tmp_path: Path
 ) -> None:
-    export_run(run, "llava-json", tmp_path / "out.json", root=None)
+    export_run(run, "llava-json", tmp_path / "out.json")
     export_run(run, "webdataset", tmp_path / "out", root=str(root))
 
     listed = list(read_rows(str(tmp_path / "out.json"), str(root)))
@@ -175,7 +250,7 @@ def test_webdataset_shards_stay_below_their_size(
     monkeypatch.setattr(webdataset, "SHARD_BYTES", 120_000)
     export_run(run, "webdataset", tmp_path / "out", root=str(root))
 
-    sizes = [path.stat().st_size for path in (tmp_path / "out").iterdir()]
+    sizes = [path.stat().st_size for path in (tmp_path / "out").glob("*.tar")]
     assert len(sizes) == 2 and max(sizes) <= 120_000
 
 
@@ -192,13 +267,13 @@ def test_webdataset_refuses_an_image_that_is_not_the_captioned_one(
 ) -> None:
     Image.new("RGB", (64, 48), "red").save(root / "c.jpg")
 
-    with pytest.raises(UserError, match="changed since it was captioned"):
+    with pytest.raises(UserError, match=r"etc/passwd'.*other bytes than those that were captioned"):
         export_run(run, "webdataset", tmp_path / "out", root=str(root))
 
 
-@pytest.mark.parametrize("target", list(write.WRITERS))
+@pytest.mark.parametrize("target", list(FORMATS))
 def test_an_existing_target_is_refused_and_left_alone(
-    target: write.Format, run: Path, root: Path, tmp_path: Path
+    target: ExportFormat, run: Path, root: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     out.write_text("mine")
@@ -208,25 +283,60 @@ def test_an_existing_target_is_refused_and_left_alone(
     assert out.read_text() == "mine"
 
 
-def test_an_unfinished_run_is_refused(run: Path, tmp_path: Path) -> None:
-    (run / "_SUCCESS").unlink()
-
-    with pytest.raises(UserError, match="_SUCCESS"):
-        export_run(run, "hf", tmp_path / "out", root=None)
-
-
 def test_a_run_without_captions_is_refused(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", [], [reject("a", "missing")])
 
     with pytest.raises(UserError, match="no captions"):
-        export_run(run, "llava-json", tmp_path / "out", root=None)
+        export_run(run, "llava-json", tmp_path / "out")
 
 
 def test_a_failed_export_leaves_nothing_behind(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (run / "summary.json").unlink()  # the card, written after the data, needs it
+    monkeypatch.setattr(export_write, "unusable_images", lambda *_, **__: None)
+    (root / "d.jpg").unlink()  # the last one, when there are files already
 
-    with pytest.raises(UserError, match="cannot export"):
-        export_run(run, "hf", tmp_path / "out", root=None)
-    assert not [path for path in tmp_path.iterdir() if "out" in path.name]
+    with pytest.raises(UserError, match="' '.*missing"):
+        export_run(run, "webdataset", tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "run"]
+
+
+def test_a_run_that_is_resumed_meanwhile_is_not_passed_off_as_finished(run: Path, tmp_path: Path) -> None:
+    def resume(done: int, rows: int) -> None:
+        (run / "_SUCCESS").unlink(missing_ok=True)
+
+    with pytest.raises(UserError, match="resumed meanwhile"):
+        export_run(run, "llava-json", tmp_path / "out", progress=resume)
+    assert not (tmp_path / "out").exists()
+
+
+def test_parts_that_do_not_hold_what_the_summary_says_are_refused(run: Path, tmp_path: Path) -> None:
+    (run / "captions" / "part-00001.parquet").unlink()
+
+    with pytest.raises(UserError, match="has 3 captions and its summary.json says 4"):
+        export_run(run, "llava-json", tmp_path / "out")
+
+
+@pytest.mark.parametrize("target", list(FORMATS))
+def test_progress_ends_with_every_caption(target: ExportFormat, run: Path, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    export_run(run, target, tmp_path / "out", progress=lambda done, rows: seen.append((done, rows)))
+
+    assert seen[-1] == (len(HOSTILE), len(HOSTILE))
+    assert len(seen) > 1
+
+
+def test_the_command_warns_of_a_stand_in_first_and_last(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = main(["--run", str(run), "--format", "messages"])
+
+    captured = capsys.readouterr()
+    lines = captured.err.splitlines()
+    assert code == 0
+    assert lines[0] == lines[-1] and lines[0].startswith("warning: Written by a toy model")
+    assert captured.out.splitlines()[0].startswith(
+        f"3 captions written to {tmp_path}/run-messages: 3 files, "
+    )
+    assert "1 captions are left out, '日本/ü\\n.tar' for one" in captured.err
+    assert f"LLaMA-Factory: dataset_dir: {tmp_path}/run-messages, dataset: run" in captured.out

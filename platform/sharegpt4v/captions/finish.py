@@ -1,44 +1,27 @@
 """The finish step: audit what the sessions wrote, compact it, and only then call the run a success.
 
 Parts are compacted shard by shard beside their final place and moved there together, behind a marker that
-lets an interrupted move roll forward. Memory holds one manifest shard at a time.
+lets an interrupted move roll forward.
 """
 
 import json
 import shutil
-from collections import Counter, defaultdict
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sharegpt4v.atomic import publish, sync, write_atomic
 from sharegpt4v.captions.layout import CaptionRun
 from sharegpt4v.captions.outcomes import outcome_files
+from sharegpt4v.captions.settle import Counts, settled_shards, write_parts
 from sharegpt4v.engine.stats import EngineStats
 from sharegpt4v.errors import UserError
-from sharegpt4v.records import CAPTIONS, OUTCOME, OUTCOMES, REJECTS
 
 _MARKER = "_COMPLETE"
-
-
-@dataclass(slots=True)
-class Counts:
-    """What the audit counted; the ground of summary.json."""
-
-    rows: int = 0
-    captions: int = 0
-    rejects: int = 0
-    tokens: int = 0
-    duplicates_dropped: int = 0
-    by_source: dict[str, dict[str, int]] = field(default_factory=dict)
-    by_reason: Counter[str] = field(default_factory=Counter)
-    lengths: list[Any] = field(default_factory=list)  # arrays of characters a caption
 
 
 def commits(run: CaptionRun) -> list[dict[str, float]]:
@@ -71,6 +54,18 @@ def roll_forward(run: CaptionRun) -> None:
     shutil.rmtree(compacted)
 
 
+def finished_parts(run: CaptionRun) -> tuple[Path, Path]:
+    """Returns where captions/ and rejects/ lie, for readers that must leave an interrupted move as it is."""
+    compacted = run.path / "work" / "compacted"
+    if not (compacted / _MARKER).exists():
+        return run.captions, run.rejects
+    fresh = [compacted / final.name for final in (run.captions, run.rejects)]
+    return (
+        fresh[0] if fresh[0].exists() else run.captions,
+        fresh[1] if fresh[1].exists() else run.rejects,
+    )
+
+
 def compact(run: CaptionRun) -> Counts:
     """Writes captions/ and rejects/ from all sessions, auditing each manifest shard on the way.
 
@@ -81,33 +76,21 @@ def compact(run: CaptionRun) -> Counts:
     shutil.rmtree(compacted, ignore_errors=True)
     for final in (run.captions, run.rejects):
         (compacted / final.name).mkdir(parents=True)
-    files = _files_by_shard(run)
-    counts, missing = Counts(), []
-    for number, path in enumerate(run.shards()):
-        ids = pq.read_table(path, columns=["id"])["id"].combine_chunks()
-        table, dropped = _settled(_shard_rows(run, path, number, ids, files[number]))
-        absent = np.setdiff1d(np.arange(len(ids)), table["row"].to_numpy())
-        missing += [ids[int(row)].as_py() for row in absent[:3]]
-        wrong = pc.any(pc.not_equal(table["id"], ids.take(table["row"].combine_chunks()))).as_py()
-        assert not wrong, f"an outcome of {path.name} carries another id than its manifest row"
-        counts.duplicates_dropped += dropped
-        _count(counts, table)
-        for outcome, schema, final in (("caption", CAPTIONS, run.captions), ("reject", REJECTS, run.rejects)):
-            part = table.filter(pc.equal(table[OUTCOME], outcome)).select(schema.names).cast(schema)
-            pq.write_table(part, compacted / final.name / path.name)
+    counts, rows, missing = Counts(), 0, []
+    for shard in settled_shards(run, run.captions, run.rejects):
+        rows += shard.rows
+        missing += shard.missing
+        counts.add(shard)
+        write_parts(shard, compacted / run.captions.name, compacted / run.rejects.name)
     if missing:
         raise UserError(
-            f"{_manifest_rows(run) - counts.rows} images have no outcome yet "
+            f"{rows - counts.rows} images have no outcome yet "
             f"({', '.join(map(repr, missing[:3]))}, ...): run the same command again"
         )
     sync(compacted)  # the marker vouches for the parts, and the outcomes go when it is there
     write_atomic(compacted / _MARKER, "")
     roll_forward(run)
     return counts
-
-
-def _manifest_rows(run: CaptionRun) -> int:
-    return sum(int(pq.read_metadata(path).num_rows) for path in run.shards())
 
 
 def summarise(
@@ -178,73 +161,3 @@ def _wall_seconds(starts: list[float], committed: list[dict[str, float]]) -> flo
     ends = [*starts[1:], float("inf")][: len(starts)]
     last = [times[(times >= a) & (times < b)] for a, b in zip(starts, ends, strict=True)]
     return sum(float(inside.max()) - start for start, inside in zip(starts, last, strict=True) if len(inside))
-
-
-def _files_by_shard(run: CaptionRun) -> defaultdict[int, list[Path]]:
-    files: defaultdict[int, list[Path]] = defaultdict(list)
-    for path in outcome_files(run):
-        for number in pc.unique(pq.read_table(path, columns=["shard"])["shard"]).to_pylist():
-            files[number].append(path)
-    return files
-
-
-def _shard_rows(run: CaptionRun, path: Path, number: int, ids: pa.Array, files: list[Path]) -> pa.Table:
-    """All rows known of one shard, the oldest first: finished parts, then the sessions' files."""
-    tables = []
-    for outcome, final in (("caption", run.captions), ("reject", run.rejects)):
-        if (final / path.name).exists():
-            tables.append(_as_outcomes(pq.read_table(final / path.name), outcome, number, ids))
-    for file in files:
-        table = pq.read_table(file)
-        tables.append(table.filter(pc.equal(table["shard"], number)).select(OUTCOMES.names).cast(OUTCOMES))
-    return pa.concat_tables(tables) if tables else OUTCOMES.empty_table()
-
-
-def _as_outcomes(part: pa.Table, outcome: str, number: int, ids: pa.Array) -> pa.Table:
-    length = len(part)
-    known = {
-        OUTCOME: pa.array([outcome] * length, pa.string()),
-        "shard": pa.array([number] * length, pa.int32()),
-        "row": pc.index_in(part["id"], value_set=ids).cast(pa.int32()),
-    }
-    columns = [
-        known[name] if name in known else part[name] if name in part.column_names else pa.nulls(length, kind)
-        for name, kind in zip(OUTCOMES.names, OUTCOMES.types, strict=True)
-    ]
-    return pa.table(columns, schema=OUTCOMES)
-
-
-def _settled(table: pa.Table) -> tuple[pa.Table, int]:
-    """One row for each manifest row, in its order: a caption wins over a reject, then the later one.
-
-    Extra copies come from a retry of rejects, or from a session that went on writing while another held its
-    lock; only the second kind is counted.
-    """
-    order = np.lexsort(
-        (
-            -np.arange(len(table)),
-            np.asarray(pc.equal(table[OUTCOME], "reject").to_numpy()),
-            table["row"].to_numpy(),
-        )
-    )
-    rows = table["row"].to_numpy()[order]
-    first = np.ones(len(rows), dtype=np.bool_)
-    first[1:] = rows[1:] != rows[:-1]
-    kept = table.take(pa.array(order[first]))
-    rejects = np.asarray(pc.equal(table[OUTCOME], "reject").to_numpy())[order]
-    return kept, int((~first & ~rejects).sum())
-
-
-def _count(counts: Counts, table: pa.Table) -> None:
-    counts.rows += len(table)
-    captions = table.filter(pc.equal(table[OUTCOME], "caption"))
-    counts.captions += len(captions)
-    counts.rejects += len(table) - len(captions)
-    counts.tokens += pc.sum(captions["tokens"]).as_py() or 0
-    counts.lengths.append(pc.utf8_length(captions["caption"]).to_numpy())
-    groups = table.group_by(["source", OUTCOME]).aggregate([([], "count_all")])
-    for source, outcome, count in zip(*(column.to_pylist() for column in groups.columns), strict=True):
-        entry = counts.by_source.setdefault(source, {"captions": 0, "rejects": 0})
-        entry[f"{outcome}s"] += count
-    for reason in pc.value_counts(table["reason"].combine_chunks().drop_null()).to_pylist():
-        counts.by_reason[reason["values"]] += reason["counts"]

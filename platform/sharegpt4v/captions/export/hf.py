@@ -1,96 +1,107 @@
 """A folder that `datasets.load_dataset(folder)` reads and the Hugging Face hub shows: Parquet and a card."""
 
 import json
-from collections.abc import Iterator
-from itertools import groupby
-from operator import itemgetter
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-import jinja2
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 
-from sharegpt4v import records
-from sharegpt4v.captions import parts
-from sharegpt4v.captions.toy_warning import toy_warning
-from sharegpt4v.run.settings import read_settings
+from sharegpt4v.captions.export.caption_set import CaptionSet
+from sharegpt4v.captions.export.card import COLUMNS, card
+from sharegpt4v.captions.export.images import captioned_images
+from sharegpt4v.records import CAPTIONS
 
-ROWS_PER_FILE = 250_000
-"""About 100 MB a file at the paper's caption length; the hub asks for files well below 5 GB."""
+SHARD_BYTES = 500_000_000
+"""Data in one file, before compression; the hub asks for files well below 5 GB."""
 
-_SIZE_NAMES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B")
+GROUP_IMAGES = 100
+GROUP_BYTES = 32_000_000
+"""Rows with images written at once, whichever comes first: they are in memory here and in every reader."""
+
+IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
+"""How `datasets` stores its Image feature."""
+
+_IMAGE_COLUMNS = {
+    "image": "the image file as it was captioned",
+    "image_path": "path of the image below its root, or its URI",
+}
+
+_USAGE = """\
+```python
+from datasets import load_dataset
+
+captions = load_dataset("path/to/this/folder", split="train")
+```"""
 
 
-def write(run: Path, out: Path, root: str | None) -> None:
-    """Write data/train-*.parquet with the columns of `records.CAPTIONS`, and README.md, below `out`.
+def write(captions: CaptionSet, out: Path) -> None:
+    """Writes data/train-*.parquet with the columns of `records.CAPTIONS`, and README.md, below `out`.
 
-    Images are named, not included: `root` is not needed.
+    With images, `image` is the Image feature of `datasets`, and `image_path` names the file.
+    Raises UserError naming the ids whose images cannot be read, or are not the ones that were captioned.
     """
     (out / "data").mkdir(parents=True)
-    files = -(-parts.count(run, "captions") // ROWS_PER_FILE)
-    for number, pieces in groupby(_pieces(run), key=itemgetter(0)):
-        path = out / "data" / f"train-{number:05}-of-{files:05}.parquet"
-        with pq.ParquetWriter(path, records.CAPTIONS, compression="zstd") as writer:
-            for _, batch in pieces:
-                writer.write_batch(batch)
-    (out / "README.md").write_text(card(run), encoding="utf-8")
+    if captions.with_images:
+        _write_files(_with_images(captions), image_schema(), out / "data")
+    else:
+        _write_files(_without_images(captions), CAPTIONS, out / "data")
+    columns = {**COLUMNS, **(_IMAGE_COLUMNS if captions.with_images else {})}
+    text = card(captions, data_files="data/train-*.parquet", columns=columns, usage=_USAGE)
+    (out / "README.md").write_text(text, encoding="utf-8")
 
 
-def _pieces(run: Path) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """The captions in order, cut where files end, each piece with the number of its file."""
-    row = 0
-    for batch in parts.batches(run, "captions"):
-        while len(batch):
-            piece = batch.slice(0, ROWS_PER_FILE - row % ROWS_PER_FILE)
-            yield row // ROWS_PER_FILE, piece
-            row += len(piece)
-            batch = batch.slice(len(piece))
-
-
-def card(run: Path) -> str:
-    """The data set card: YAML front matter for the hub, then what a reader must know of the captions.
-
-    The licence is left to the publisher, because it follows from the images and from the model.
-    """
-    summary: dict[str, Any] = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-    warning = toy_warning(summary["model"])
-    front = {
-        "pretty_name": f"Captions of {run.resolve().name}",
-        "language": ["en"],
-        "task_categories": ["image-to-text"],
-        "size_categories": [size_category(summary["captions"])],
-        "tags": ["image-captioning", "synthetic"] + (["stand-in"] if warning else []),
-        "configs": [
-            {
-                "config_name": "default",
-                "data_files": [{"split": "train", "path": "data/train-*.parquet"}],
-            }
-        ],
+def image_schema() -> pa.Schema:
+    """Returns CAPTIONS with bytes in `image`, `image_path` added, and the metadata that `datasets` reads."""
+    fields = [pa.field("image", IMAGE) if field.name == "image" else field for field in CAPTIONS]
+    fields.append(pa.field("image_path", pa.string()))
+    features = {
+        field.name: {"_type": "Image"}
+        if field.name == "image"
+        else {"_type": "Value", "dtype": str(field.type)}
+        for field in fields
     }
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("sharegpt4v.captions.export", "."),
-        autoescape=True,  # the hub renders HTML inside Markdown
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["cell"] = lambda text: " ".join(text.split()).replace("|", "\\|")
-    return environment.get_template("dataset_card.md.j2").render(
-        front=yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip(),
-        name=" ".join(run.resolve().name.split()),
-        summary=summary,
-        warning=warning,
-        sources=sorted(summary["by_source"].items(), key=lambda item: -item[1]["captions"]),
-        prompt=read_settings(run)["prompt_text"].splitlines(),
-    )
+    return pa.schema(fields, {"huggingface": json.dumps({"info": {"features": features}})})
 
 
-def size_category(rows: int) -> str:
-    """The hub's name for a number of rows: `n<1K`, `1K<n<10K`, and so on by powers of ten."""
-    for power, name in enumerate(_SIZE_NAMES):
-        if rows < 1_000 * 10**power:
-            return f"{_SIZE_NAMES[power - 1]}<n<{name}" if power else f"n<{name}"
-    return f"{_SIZE_NAMES[-1]}<n<100B"
+def _without_images(captions: CaptionSet) -> Iterator[pa.RecordBatch]:
+    for batch in captions.batches():
+        yield batch
+        captions.advance(len(batch))
+
+
+def _with_images(captions: CaptionSet) -> Iterator[pa.RecordBatch]:
+    schema = image_schema()
+    rows: list[dict[str, Any]] = []
+    size = 0
+    for row, image in captioned_images(captions):
+        path = row["image"]
+        row |= {"image": {"bytes": image, "path": PurePosixPath(path).name}, "image_path": path}
+        if rows and (len(rows) == GROUP_IMAGES or size + len(image) > GROUP_BYTES):
+            yield pa.RecordBatch.from_pylist(rows, schema)
+            rows, size = [], 0
+        rows.append(row)
+        size += len(image)
+    yield pa.RecordBatch.from_pylist(rows, schema)
+
+
+def _write_files(batches: Iterable[pa.RecordBatch], schema: pa.Schema, folder: Path) -> None:
+    """Writes one row group a batch and a new file where one is full; names tell how many files there are."""
+    writer: pq.ParquetWriter | None = None
+    files: list[Path] = []
+    size = 0
+    try:
+        for batch in batches:
+            if writer is None or size + batch.nbytes > SHARD_BYTES:
+                if writer is not None:
+                    writer.close()
+                files.append(folder / f"{len(files):05}")
+                writer, size = pq.ParquetWriter(files[-1], schema, compression="zstd"), 0
+            writer.write_batch(batch)
+            size += batch.nbytes
+    finally:
+        if writer is not None:
+            writer.close()
+    for number, file in enumerate(files):
+        file.rename(folder / f"train-{number:05}-of-{len(files):05}.parquet")

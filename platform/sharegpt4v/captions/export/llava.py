@@ -7,22 +7,22 @@ file is a manifest that loses nothing.
 import json
 from pathlib import Path
 
-from sharegpt4v.captions import parts
-from sharegpt4v.run.settings import read_settings
+from sharegpt4v.captions.export.caption_set import CaptionSet
 
 IMAGE = "<image>"
 """Where LLaVA puts the image into the human turn."""
 
 
-def write(run: Path, out: Path, root: str | None) -> None:
-    """Stream the captions of `run` to the JSON file `out`, one record a line; `root` is not needed."""
-    question = f"{IMAGE}\n{read_settings(run)['prompt_text']}"
+def write(captions: CaptionSet, out: Path) -> None:
+    """Streams the captions to the JSON file `out`, one record a line; images are named as in the manifest."""
+    question = f"{IMAGE}\n{captions.prompt}"
     separator = "[\n"
     with open(out, "w", encoding="utf-8") as file:
-        for batch in parts.batches(run, "captions", ["id", "image", "source", "caption"]):
+        for batch in captions.batches(["id", "image", "source", "caption"]):
             for row in batch.to_pylist():
                 caption = row.pop("caption")
                 turns = [{"from": "human", "value": question}, {"from": "gpt", "value": caption}]
                 file.write(separator + json.dumps(row | {"conversations": turns}, ensure_ascii=False))
                 separator = ",\n"
+            captions.advance(len(batch))
         file.write("\n]\n")
