@@ -72,7 +72,18 @@ def test_models_and_engines_stay_usable_without_the_data_libraries() -> None:
 
 ORDER = (
     *("errors", "dialogue", "atomic", "records", "prompts", "gate", "templates", "images", "manifest"),
-    *("inspection", "models", "checkpoints", "engine", "config", "run", "captions", "train", "evaluate"),
+    *(
+        "inspection",
+        "models",
+        "checkpoints",
+        "engine",
+        "python_api",
+        "config",
+        "run",
+        "captions",
+        "train",
+        "evaluate",
+    ),
     *("analysis", "toy"),
 )
 """Parts of the library; each may import those before it, and itself."""

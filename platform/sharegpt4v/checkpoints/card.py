@@ -14,7 +14,8 @@ from sharegpt4v.checkpoints.cache import cached
 from sharegpt4v.dialogue import ImageProtocol
 from sharegpt4v.errors import UserError
 
-TOY_CAPTIONER = Path(__file__).parent.parent / "toy" / "checkpoints" / "captioner"
+_TOYS = Path(__file__).parent.parent / "toy" / "checkpoints"
+TOY_CAPTIONER, TOY_CHAT = _TOYS / "captioner", _TOYS / "lmm"
 
 _PROTOCOLS: dict[str, ImageProtocol] = {
     "share_captioner": "squash",  # reference, 4: resized to a square, aspect not kept
@@ -41,14 +42,15 @@ class ModelCard:
         return f"{self.name}@{self.digest}"
 
 
-def read_card(model: str) -> ModelCard:
-    """The card of `toy`, a folder, or a URI (which is fetched). Raises UserError when it is no model."""
-    folder = model_folder(model)
+def read_card(model: str, toy: Path = TOY_CAPTIONER) -> ModelCard:
+    """Reads the card of `toy`, a folder, or a URI, which is fetched. Raises UserError for no model."""
+    folder = model_folder(model, toy)
     config = _read_config(folder, model)
     kind = config.get("model_type")
     if kind not in _PROTOCOLS:
         raise UserError(f"{model} holds a {kind!r} model; known captioners: {', '.join(_PROTOCOLS)}")
-    name = "toy-captioner" if folder == TOY_CAPTIONER else model.rstrip("/").rsplit("/", 1)[-1]
+    shipped = {TOY_CAPTIONER: "toy-captioner", TOY_CHAT: "toy-chat"}
+    name = shipped.get(folder) or model.rstrip("/").rsplit("/", 1)[-1]
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"--model {model} holds no *.safetensors: copy or convert the weights again")
     size = config["vision_config"]["image_size"]
@@ -57,10 +59,10 @@ def read_card(model: str) -> ModelCard:
     return ModelCard(folder, name, _digest(folder), int(size), protocol)
 
 
-def model_folder(model: str) -> Path:
-    """The local folder of a model; a URI is fetched into this node's cache first, once."""
+def model_folder(model: str, toy: Path = TOY_CAPTIONER) -> Path:
+    """Returns the local folder of a model; a URI is fetched into this node's cache first, once."""
     if model == "toy":
-        return TOY_CAPTIONER
+        return toy
     if not model:
         raise UserError("this preset ships no weights: give --model FOLDER with a converted Share-Captioner")
     if "://" not in model:

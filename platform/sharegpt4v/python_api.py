@@ -1,0 +1,185 @@
+"""Runs both models in a notebook: `Captioner.load("toy").caption(image)`, `Chat.load(FOLDER).ask(question)`.
+
+`from sharegpt4v import Captioner, Chat` loads neither torch nor a weight; `load` does.
+"""
+
+import itertools
+import logging
+import os
+from collections.abc import Generator, Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self, TypeAlias, overload
+
+from PIL import Image as PillowImage
+
+from sharegpt4v.checkpoints.card import TOY_CAPTIONER, TOY_CHAT, ModelCard, read_card
+from sharegpt4v.dialogue import Image, SamplingParams, Turn
+from sharegpt4v.dialogue import Request as EngineRequest
+from sharegpt4v.engine.build import EngineSpec, build_engine
+from sharegpt4v.engine.handle import Handle
+from sharegpt4v.errors import Rejected, UserError
+from sharegpt4v.images import ImageReader, prepare, prepare_image
+from sharegpt4v.prompts import UNIFIED_CAPTION
+
+ImageLike: TypeAlias = PillowImage.Image | str | Path | bytes
+"""A Pillow image, a path, a URI that fsspec reads, or the bytes of an image file."""
+
+Device = Literal["auto", "cpu", "cuda"]
+
+log = logging.getLogger(__name__)
+
+
+class _Model:
+    """A model in this process, with the engine that captioning and serving use. Close it, or use `with`."""
+
+    _toy: Path  # what "toy" stands for
+
+    def __init__(self, card: ModelCard, spec: EngineSpec) -> None:
+        self.card = card
+        self._engine = build_engine(spec)
+        self._numbers = itertools.count()
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path = "toy",
+        *,
+        device: Device = "auto",
+        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+        slots: int = 8,
+        threads: int | None = None,
+    ) -> Self:
+        """Loads a transformers folder, a URI of one, or the shipped `toy`.
+
+        slots: requests that are answered at once. threads: CPU threads, all cores by default. dtype auto:
+        bfloat16 on a GPU, float32 on a CPU. Raises UserError when there is no such model, or no GPU.
+        """
+        card = read_card(str(model), toy=cls._toy)
+        import torch
+
+        use_gpu = torch.cuda.is_available() if device == "auto" else device == "cuda"
+        if use_gpu and not torch.cuda.is_available():
+            raise UserError("device is 'cuda', and torch sees no GPU: give 'cpu' or 'auto'")
+        chosen = dtype if dtype != "auto" else "bfloat16" if use_gpu else "float32"
+        return cls(
+            card,
+            EngineSpec(
+                kind="torch",
+                model=card.id,
+                weights=str(card.folder),
+                capacity=slots,
+                dtype=chosen,
+                threads=threads or len(os.sched_getaffinity(0)),
+                use_gpu=use_gpu,
+            ),
+        )
+
+    def close(self) -> None:
+        """Ends the engine's thread and frees its memory."""
+        self._engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _pixels(self, image: ImageLike) -> Image:
+        """Prepares an image as the model was trained. Raises Rejected, or StorageError for a dead store."""
+        size, protocol = self.card.image_size, self.card.protocol
+        if isinstance(image, PillowImage.Image):
+            return prepare_image(image, size, protocol).pixels
+        if isinstance(image, str | Path):
+            image = _read(str(image))
+        return prepare(image, size, protocol).pixels
+
+    def _submit(self, turns: Sequence[Turn], sampling: SamplingParams, stream: bool = False) -> Handle:
+        name = f"{type(self).__name__.lower()}-{next(self._numbers)}"
+        return self._engine.submit(EngineRequest(name, tuple(turns), sampling, stream=stream))
+
+
+def _read(image: str) -> bytes:
+    if "://" in image:
+        return ImageReader(None).read(image)
+    path = Path(image).resolve()  # a link may lead anywhere: whoever calls this chose it
+    return ImageReader(str(path.parent)).read(path.name)
+
+
+class Captioner(_Model):
+    """Describes images in detail, each with the captioner's own prompt unless another is given.
+
+    with Captioner.load("models/share-captioner") as captioner:
+        print(captioner.caption("photo.jpg"))
+    """
+
+    _toy = TOY_CAPTIONER
+
+    @overload
+    def caption(self, images: ImageLike, *, prompt: str | None = None, **sampling: Any) -> str: ...
+
+    @overload
+    def caption(
+        self, images: Iterable[ImageLike], *, prompt: str | None = None, **sampling: Any
+    ) -> list[str | None]: ...
+
+    def caption(
+        self, images: ImageLike | Iterable[ImageLike], *, prompt: str | None = None, **sampling: Any
+    ) -> str | list[str | None]:
+        """Returns the caption of an image, or the captions of many in their order.
+
+        Many are captioned together; one that cannot be read gives None and a warning that names it. sampling:
+        fields of dialogue.SamplingParams. Raises Rejected for a single image that cannot be read, EngineError
+        when the model fails, UserError for a sampling value out of bounds.
+        """
+        params = SamplingParams(**sampling)
+        text = UNIFIED_CAPTION.text if prompt is None else prompt
+        if isinstance(images, PillowImage.Image | str | Path | bytes):
+            return self._submit([Turn("user", text, (self._pixels(images),))], params).result().text
+        handles: list[Handle | None] = []
+        for number, image in enumerate(images):
+            try:
+                handles.append(self._submit([Turn("user", text, (self._pixels(image),))], params))
+            except Rejected as rejected:
+                log.warning("image %d has no caption: %s", number, rejected)
+                handles.append(None)
+        return [handle.result().text if handle else None for handle in handles]
+
+
+class Chat(_Model):
+    """A dialogue about images with ShareGPT4V or another LLaVA-shaped model.
+
+    chat = Chat.load("models/7b")
+    print(chat.ask("What is in this photo?", "photo.jpg"))
+    print(chat.ask("What colour is it?"))  # goes on with the same dialogue
+    """
+
+    _toy = TOY_CHAT
+
+    def __init__(self, card: ModelCard, spec: EngineSpec) -> None:
+        super().__init__(card, spec)
+        self.turns: list[Turn] = []
+
+    def ask(self, question: str, *images: ImageLike, **sampling: Any) -> str:
+        """Answers the next question of the dialogue. images: new ones, which this question is about.
+
+        A question that fails leaves the dialogue as it was. Raises as `Captioner.caption` does.
+        """
+        return "".join(self.stream(question, *images, **sampling))
+
+    def stream(self, question: str, *images: ImageLike, **sampling: Any) -> Generator[str, None, None]:
+        """Yields the answer piece by piece; the dialogue grows when the last piece has been taken."""
+        turn = Turn("user", question, tuple(self._pixels(image) for image in images))
+        handle = self._submit([*self.turns, turn], SamplingParams(**sampling), stream=True)
+        try:
+            yield from handle
+            answer = handle.result().text
+        finally:
+            handle.cancel()  # does nothing to a finished request; one that is left frees its slot
+        self.turns += [turn, Turn("assistant", answer)]
+
+    def reset(self) -> None:
+        """Begins a new dialogue."""
+        self.turns.clear()
