@@ -22,7 +22,7 @@ class Command:
 COMMANDS = {
     "check": Command("pipelines.check", "look at every image of a manifest, without a model", on_ray=True),
     "caption": Command("pipelines.caption", "caption every image of a manifest, exactly once", on_ray=True),
-    "export": Command("pipelines.export", "write a finished run as LLaVA JSON, a HF data set, or tar shards"),
+    "export": Command("pipelines.export", "write a run as LLaVA JSON, messages, HF data set or tar shards"),
     "convert": Command("pipelines.convert", "turn a released checkpoint into one that others load"),
 }
 

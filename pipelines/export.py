@@ -46,7 +46,7 @@ def export(config: ExportConfig) -> int:
 
 def _beside(config: ExportConfig) -> Path:
     run = config.run.resolve()
-    partial = "" if (run / "_SUCCESS").exists() else "-partial"
+    partial = "-partial" if config.partial and not (run / "_SUCCESS").exists() else ""
     return run.with_name(run.name + partial + FORMATS[config.format].suffix)
 
 

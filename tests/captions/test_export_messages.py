@@ -103,6 +103,7 @@ def test_captions_with_a_tag_of_the_tools_are_left_out_and_counted(tag: str, tmp
     assert [record["id"] for record in records(tmp_path / "out")] == [row["id"] for row in ROWS]
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert "| Left out | 1 (" in card and "3 detailed image captions" in card
+    assert "with `<image>` in front" in card  # Markdown shows entities inside of code as they are
 
 
 def test_a_prompt_with_a_tag_is_refused(tmp_path: Path) -> None:

@@ -58,10 +58,14 @@ def exported(run: CaptionRun, out: Path) -> list[tuple[str, str]]:
 SO_FAR = [("c", "old c"), ("a", "a at last"), ("d", "d"), ("e", "e")]
 
 
-def test_an_unfinished_run_is_refused_and_told_of_partial(run: CaptionRun, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="not finished.*--partial"):
-        export_run(run.path, "hf", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+def test_an_unfinished_run_is_refused_by_a_line_that_names_partial(
+    run: CaptionRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run-partial-hf").mkdir()  # an earlier one is not in the way
+
+    assert main(["--run", str(run.path), "--format", "hf"]) == 2
+    assert "is not finished (it has no _SUCCESS)" in (said := capsys.readouterr().err) and "--partial" in said
+    assert not (tmp_path / "run-hf").exists()
 
 
 def test_a_killed_run_gives_what_is_committed_and_says_how_much(run: CaptionRun, tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""A finished run in the formats that others read."""
+"""A run in the formats that others read."""
