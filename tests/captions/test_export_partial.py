@@ -59,7 +59,7 @@ SO_FAR = [("c", "old c"), ("a", "a at last"), ("d", "d"), ("e", "e")]
 
 
 def test_an_unfinished_run_is_refused_and_told_of_partial(run: CaptionRun, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="not finished.*--partial"):
+    with pytest.raises(UserError, match="not finished.*`partial`"):
         export_run(run.path, "hf", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
