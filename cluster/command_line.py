@@ -74,10 +74,10 @@ def call(app: App, argv: Sequence[str], name: str) -> int:
 
 
 def _run(command: Command[C], given: dict[str, Any]) -> int:
-    name, known = f"sharegpt4v {command.name}", flags(command.config_class)
+    name, config_class = f"sharegpt4v {command.name}", command.config_class
     debug, dry_run = given.pop("debug", False), given.pop("dry_run", False)
     try:
-        config = _resolve(command.config_class, given)
+        config = _resolve(config_class, given)
         if not dry_run:
             return command.action(config)
         print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True), end="")
@@ -87,18 +87,23 @@ def _run(command: Command[C], given: dict[str, Any]) -> int:
         print("\ninterrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except UserError as error:
-        return _fail(name, error_line(error, known), EXIT_USAGE, debug)
+        return _fail(name, error_line(error, config_class), EXIT_USAGE, debug)
     except RunFailed as error:
-        return _fail(name, with_flags(str(error), known), EXIT_PROBLEM, debug)
+        return _fail(name, name_flags(str(error), config_class), EXIT_PROBLEM, debug)
     except Exception as error:  # the last resort of a command: one line says why, never a bare traceback
         cause = f"{type(error).__name__}: {_one_line(error)[:300]}"
         return _fail(name, f"{cause} (--debug shows where)", EXIT_PROBLEM, debug)
 
 
-def error_line(error: UserError, known: Mapping[str, str]) -> str:
-    """The error with flags for the fields it names: "limit: ..." becomes "--limit: ..."."""
-    text = with_flags(error.text, known)
-    return f"{known.get(error.field, error.field)}: {text}" if error.field else text
+def name_flags(text: str, config_class: type[CommandConfig]) -> str:
+    """The text with flags for the fields that it names in backticks."""
+    return with_flags(text, flags(config_class))
+
+
+def error_line(error: UserError, config_class: type[CommandConfig]) -> str:
+    """The error with flags for the fields that it names: "limit: ..." becomes "--limit: ..."."""
+    text = name_flags(error.text, config_class)
+    return f"{flags(config_class).get(error.field, error.field)}: {text}" if error.field else text
 
 
 def _fail(name: str, line: str, code: int, debug: bool) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.command_line import Command, run_command
+from cluster.command_line import Command, name_flags, run_command
 from sharegpt4v.captions.toy_warning import toy_warning
 from sharegpt4v.config.export import ExportConfig
 from sharegpt4v.run.settings import read_settings
@@ -40,7 +40,7 @@ def export(config: ExportConfig) -> int:
         )
     print(_result(summary, time.monotonic() - start))
     for note in _notes(summary):
-        print(note, file=sys.stderr)
+        print(name_flags(note, ExportConfig), file=sys.stderr)
     if summary.hint:
         print(summary.hint)
     _say_warning(warning)

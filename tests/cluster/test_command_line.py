@@ -9,7 +9,6 @@ import pytest
 
 from cluster.cli import main
 from cluster.command_line import Command, error_line, run_command
-from cluster.parameters import flags
 from sharegpt4v.config.base import flat_fields
 from sharegpt4v.config.caption import CaptionConfig
 from sharegpt4v.config.check import CheckConfig
@@ -143,13 +142,13 @@ def test_an_interrupt_is_130() -> None:
 def test_fields_an_error_names_become_flags_of_this_command() -> None:
     error = UserError("0 is too few: leave `max_new_tokens` or `nobody` out", field="requests_at_once")
     expected = "--fake.requests-at-once: 0 is too few: leave --decoding.max-new-tokens or `nobody` out"
-    assert error_line(error, flags(CaptionConfig)) == expected
-    assert error_line(error, flags(CheckConfig)) == str(error)
+    assert error_line(error, CaptionConfig) == expected
+    assert error_line(error, CheckConfig) == str(error)
 
 
 @pytest.mark.parametrize("argument", ["capacity", "image_size"])
 def test_an_argument_of_an_engine_is_no_flag_of_the_fake_one(argument: str) -> None:
-    assert error_line(UserError("0 is too few", field=argument), flags(CaptionConfig)).startswith(argument)
+    assert error_line(UserError("0 is too few", field=argument), CaptionConfig).startswith(argument)
 
 
 @pytest.mark.parametrize("columns", ["80", "120", "200"])
