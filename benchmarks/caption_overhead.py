@@ -59,7 +59,7 @@ def make_input(folder: Path, rows: int, size: int) -> Path:
 def ours(manifest: Path, out: Path, size: int) -> tuple[float, int]:
     """Wall seconds and the driver's peak resident memory in MB."""
     command = [sys.executable, "-m", "cluster.cli", "caption", "--images", str(manifest), "--out", str(out)]
-    command += ["--engine", "fake", "--fake.image-size", str(size)]
+    command += ["--engine", "fake", "--fake.image-side", str(size)]
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     peak = 0
@@ -90,7 +90,7 @@ def bare(manifest: Path, out: Path, size: int) -> float:
 def _bare_half(manifest: Path, out: Path, size: int, half: int) -> None:
     ledger = Ledger(1.0)
     decode = Decode(ImageReader(str(manifest.parent)), size, "squash", False, ledger)
-    spec = EngineSpec("fake", "fake@0", fake=FakeOptions(image_size=size))
+    spec = EngineSpec("fake", "fake@0", fake=FakeOptions(image_side=size))
     rules = CaptionRules(UNIFIED_CAPTION, SamplingParams(), SamplingParams(temperature=0.7), GateRules())
     caption = Caption(spec, rules, ledger, hang_seconds=60)
     table = pq.read_table(manifest).slice(0, BARE_ROWS)

@@ -25,7 +25,7 @@ from pipelines.steps.decoding import Decode
 from pipelines.steps.job import make_plan
 from pipelines.steps.ledger import Ledger
 from sharegpt4v.config.base import resolve
-from sharegpt4v.config.caption import CAPTION_PRESETS, CaptionConfig
+from sharegpt4v.config.caption import CaptionConfig
 from sharegpt4v.dialogue import Request, Turn
 from sharegpt4v.engine.build import build_engine
 from sharegpt4v.images import ImageReader
@@ -45,7 +45,9 @@ def pipeline(images: Path, out: Path) -> tuple[float, float]:
 
 def bare(images: Path, manifest: Path, threads: int) -> tuple[float, float]:
     """Images/s of decode, submit and wait in one process, and seconds of loading."""
-    config = resolve(CaptionConfig, CAPTION_PRESETS["toy"], {"images": str(images), "out": "unused"})
+    config = resolve(
+        CaptionConfig, CaptionConfig.presets["toy"].values, {"images": str(images), "out": "unused"}
+    )
     plan = make_plan(config)
     start = time.perf_counter()
     engine = build_engine(replace(plan.spec, threads=threads))

@@ -1,66 +1,57 @@
-"""The command line `sharegpt4v COMMAND [flags]`: each command is a module whose main does the work."""
+"""The command line `sharegpt4v COMMAND [flags]`: each command is a module that imports its work late."""
 
-import difflib
 import importlib
 import importlib.metadata
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Annotated
 
-from cluster.env import runtime_env
+from cyclopts import App, Parameter
 
-
-@dataclass(frozen=True, slots=True)
-class Command:
-    """module: where its main is. on_ray: it takes a runtime environment for other nodes."""
-
-    module: str
-    text: str
-    on_ray: bool = False
-
+from cluster.command_line import call, command_app
+from cluster.errors import EXIT_USAGE
 
 COMMANDS = {
-    "check": Command("pipelines.check", "look at every image of a manifest, without a model", on_ray=True),
-    "caption": Command("pipelines.caption", "caption every image of a manifest, exactly once", on_ray=True),
-    "export": Command("pipelines.export", "write a run as LLaVA JSON, messages, HF data set or tar shards"),
-    "convert": Command("pipelines.convert", "turn a released checkpoint into one that others load"),
+    "check": "pipelines.check",
+    "caption": "pipelines.caption",
+    "export": "pipelines.export",
+    "convert": "pipelines.convert",
 }
+"""The module that holds each COMMAND, in data order."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code of the command, 2 when there is no such command."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(_help())
-        return 0 if arguments else 2
-    if arguments[0] == "--version":
-        print(f"sharegpt4v {importlib.metadata.version('sharegpt4v-platform')}")
-        return 0
-    name, *rest = arguments
-    command = COMMANDS.get(name)
-    if command is None:
-        near = difflib.get_close_matches(name, COMMANDS, n=1)
-        meant = f"did you mean {near[0]}" if near else f"known: {', '.join(COMMANDS)}"
-        print(f"sharegpt4v: unknown command {name!r}; {meant}", file=sys.stderr)
-        return 2
-    run = importlib.import_module(command.module).main
-    code: int = run(rest, runtime_env()) if command.on_ray else run(rest)
-    return code
+    app = application()
+    if not arguments:
+        app.help_print([])
+        return EXIT_USAGE
+    return call(app, arguments, f"sharegpt4v {arguments[0]}" if arguments[0] in COMMANDS else "sharegpt4v")
 
 
-def _help() -> str:
-    lines = [f"  {name:<10}{command.text}" for name, command in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: sharegpt4v COMMAND [flags]",
-            "",
-            "From a heap of images to a served multimodal chat model, on Ray.",
-            "",
-            *lines,
-            "",
-            "sharegpt4v COMMAND --help lists its flags; they are the fields of its configuration file.",
-        ]
+def application() -> App:
+    """Makes the app of all commands, their help, and the installation of completion."""
+    app = App(
+        name="sharegpt4v",
+        help="Caption, train, evaluate and serve ShareGPT4V on Ray.",
+        help_format="plaintext",
+        help_epilogue="sharegpt4v COMMAND --help lists its flags: the fields of its configuration file.",
+        version=lambda: f"sharegpt4v {importlib.metadata.version('sharegpt4v-platform')}",
     )
+    app["--help"].group = app["--version"].group = "Flags"
+    for place, module in enumerate(COMMANDS.values()):
+        app.command(command_app(importlib.import_module(module).COMMAND, place))
+    app.register_install_completion_command(
+        "completion", help="Install completion in bash, zsh or fish.", sort_key=len(COMMANDS)
+    )
+
+    @app.command(name="help", sort_key=len(COMMANDS) + 1)
+    def show_help(command: Annotated[str | None, Parameter(choices=tuple(COMMANDS))] = None, /) -> None:
+        """Show the help of a command."""
+        app.help_print([command] if command else [])
+
+    return app
 
 
 if __name__ == "__main__":

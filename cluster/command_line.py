@@ -3,110 +3,141 @@
 sharegpt4v caption --images photos --out run --decoding.max-new-tokens 200
 """
 
-import argparse
-import json
-import os
 import sys
 import traceback
-import types
-import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from difflib import get_close_matches
-from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import yaml
-from pydantic.fields import FieldInfo
+from cyclopts import App, CycloptsError
 
-from sharegpt4v.config.base import CommandConfig, load_yaml, resolve
+from cluster.errors import EXIT_INTERRUPTED, EXIT_PROBLEM, EXIT_USAGE
+from cluster.parameters import bare_values, field_name, flags, help_formatter, signature, usage, with_flags
+from sharegpt4v.config.base import CommandConfig, flat_values, load_yaml, resolve
 from sharegpt4v.errors import RunFailed, UserError
 
-S = TypeVar("S", bound=CommandConfig)
-
-EXIT_PROBLEM = 1  # the work was done or begun, and something is wrong
-EXIT_USAGE = 2  # the user can put it right before anything runs
-EXIT_INTERRUPTED = 130  # Ctrl-C, as shells report it
+C = TypeVar("C", bound=CommandConfig)
 
 
-def run_command(
-    name: str,
-    stage: type[S],
-    action: Callable[[S], int],
-    argv: Sequence[str],
-    *,
-    presets: Mapping[str, Mapping[str, Any]] | None = None,
-    bare: Mapping[str, str] | None = None,
-    plan: Callable[[S], str] | None = None,
-) -> int:
-    """Parses flags into a configuration, runs `action`, and returns the exit code.
+@dataclass(frozen=True, slots=True)
+class Command(Generic[C]):
+    """What `sharegpt4v NAME` is; its flags are the fields of `config_class`.
 
-    presets: named layers below the file and the flags; the first one is the default. bare: fields whose
-    flag may stand alone, and the value it then has. plan: what `--dry-run` says beside the resolved
-    configuration. A UserError is one line on stderr and exit code 2, any other failure one line and 1;
-    --debug shows the traceback of both.
+    action: does the work and returns the exit code; it imports what is heavy, for help and mistakes need not
+    wait for that. plan: what --dry-run prints beside the resolved configuration.
     """
-    parser = _parser(name, stage, presets or {}, bare or {})
-    debug = "--debug" in argv
+
+    name: str
+    config_class: type[C]
+    action: Callable[[C], int]
+    plan: Callable[[C], str] | None = None
+
+
+def run_command(command: Command[C], argv: Sequence[str] | None = None) -> int:
+    """Parses the flags of one command, those of this process without `argv`, and runs it.
+
+    Returns the exit code: the action's own, 2 for a UserError, 1 for any other failure, 130 for Ctrl-C. Each
+    failure is one line on stderr; --debug shows its traceback.
+    """
+    arguments = sys.argv[1:] if argv is None else argv
+    return call(command_app(command), arguments, f"sharegpt4v {command.name}")
+
+
+def command_app(command: Command[C], place: int = 0) -> App:
+    """Makes cyclopts' app of a command. place: where lists of commands show it."""
+
+    def run(**given: Any) -> int:
+        return _run(command, given)
+
+    run.__signature__ = signature(command.config_class)  # type: ignore[attr-defined]
+    app = App(
+        name=command.name,
+        help=command.config_class.__doc__,
+        help_epilogue="",
+        usage=usage(command.name, command.config_class),
+        help_format="plaintext",
+        help_formatter=help_formatter(),
+        sort_key=place,
+    )
+    app.default(run)
+    return app
+
+
+def call(app: App, argv: Sequence[str], name: str) -> int:
+    """Runs an app: its exit code, or 2 after one line on stderr for arguments it does not take."""
     try:
-        values = _parse(parser, stage, argv)
-        dry_run = values.pop("dry_run")
-        config = _resolve(stage, values, presets or {})
-        if dry_run:
-            print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True), end="")
-            print(plan(config) if plan else "")
-            return 0
-        return action(config)
+        code = app(list(argv), exit_on_error=False, print_error=False, result_action="return_value")
+    except CycloptsError as error:
+        return _fail(name, _one_line(error), EXIT_USAGE, "--debug" in argv)
+    return code if isinstance(code, int) else 0
+
+
+def _run(command: Command[C], given: dict[str, Any]) -> int:
+    name, config_class = f"sharegpt4v {command.name}", command.config_class
+    debug, dry_run = given.pop("debug", False), given.pop("dry_run", False)
+    try:
+        config = _resolve(config_class, given)
+        if not dry_run:
+            return command.action(config)
+        print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True), end="")
+        print(command.plan(config) if command.plan else "")
+        return 0
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except UserError as error:
-        return _fail(name, str(error), EXIT_USAGE, debug)
+        return _fail(name, error_line(error, config_class), EXIT_USAGE, debug)
     except RunFailed as error:
-        return _fail(name, str(error), EXIT_PROBLEM, debug)
+        return _fail(name, name_flags(str(error), config_class), EXIT_PROBLEM, debug)
     except Exception as error:  # the last resort of a command: one line says why, never a bare traceback
-        cause = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        cause = f"{type(error).__name__}: {_one_line(error)[:300]}"
         return _fail(name, f"{cause} (--debug shows where)", EXIT_PROBLEM, debug)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line as for every other mistake: the usage of forty flags would bury it."""
-        raise UserError(message.removeprefix("argument "))
+def name_flags(text: str, config_class: type[CommandConfig]) -> str:
+    """The text with flags for the fields that it names in backticks."""
+    return with_flags(text, flags(config_class))
 
 
-def _parse(
-    parser: argparse.ArgumentParser, stage: type[CommandConfig], argv: Sequence[str]
-) -> dict[str, Any]:
-    """Values by field. Raises UserError, for an unknown flag with the nearest valid one."""
-    known, unknown = parser.parse_known_args(argv)
-    if unknown:
-        flags = [_flag(dotted) for dotted, _ in _fields(stage, "")]
-        near = get_close_matches(unknown[0].split("=")[0], flags, n=1)
-        hint = f"; did you mean {near[0]}?" if near else "; --help lists the flags"
-        raise UserError(f"unknown argument {unknown[0]}{hint}")
-    values = vars(known)
-    del values["debug"]
-    return values
+def error_line(error: UserError, config_class: type[CommandConfig]) -> str:
+    """The error with flags for the fields that it names: "limit: ..." becomes "--limit: ..."."""
+    text = name_flags(error.text, config_class)
+    return f"{flags(config_class).get(error.field, error.field)}: {text}" if error.field else text
 
 
 def _fail(name: str, line: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    print(f"sharegpt4v {name}: {line}", file=sys.stderr)
+    print(f"{name}: {line}", file=sys.stderr)
     return code
 
 
-def _resolve(stage: type[S], values: dict[str, Any], presets: Mapping[str, Mapping[str, Any]]) -> S:
-    path = values.pop("config", None)
-    from_file = load_yaml(Path(path)) if path else {}
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _resolve(config_class: type[C], given: dict[str, Any]) -> C:
+    path = given.pop("config", None)
+    from_file = load_yaml(path) if path else {}
     layers: list[Mapping[str, Any]] = []
-    if presets:
-        # The flag wins over the file's own `preset:` key, as every flag does.
-        preset = values.pop("preset", None) or from_file.pop("preset", None) or next(iter(presets))
-        if preset not in presets:
-            raise UserError(f"unknown preset {preset!r}; known: {', '.join(presets)}")
-        layers.append(presets[preset])
-    return resolve(stage, *layers, from_file, _nested(values))
+    if config_class.presets:
+        # Both are taken out: the flag wins over the file's own `preset:` key, as every flag does.
+        by_file, by_flag = from_file.pop("preset", None), given.pop("preset", None)
+        preset = by_flag or by_file or next(iter(config_class.presets))
+        if preset not in list(config_class.presets):  # a file's may be of any type, a list for example
+            raise UserError(
+                f"{preset!r} is unknown; known: {', '.join(config_class.presets)}", field="preset"
+            )
+        layers.append(config_class.presets[preset].values)
+    by_field = {field_name(parameter): value for parameter, value in given.items()}
+    by_field |= {name: value for name, value in bare_values(config_class).items() if by_field.get(name) == ""}
+    try:
+        return resolve(config_class, *layers, from_file, _nested(by_field))
+    except UserError as error:
+        if path and error.field not in by_field and error.field in {None, *flat_values(from_file)}:
+            raise UserError(f"{error.text} (in {path})", field=error.field) from None
+        raise
 
 
 def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,86 +149,3 @@ def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
             node = node.setdefault(parent, {})
         node[leaf] = value
     return tree
-
-
-def _parser(
-    name: str, stage: type[CommandConfig], presets: Mapping[str, Mapping[str, Any]], bare: Mapping[str, str]
-) -> argparse.ArgumentParser:
-    # Left to itself argparse rewraps the text at a width that hides the fields' names.
-    width = max(80, min(120, _terminal_columns()))
-    parser = _Parser(
-        prog=f"sharegpt4v {name}",
-        description=stage.__doc__,
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30, width=width),
-    )
-    for dotted, field in _fields(stage, ""):
-        _add_flag(parser, dotted, field, bare.get(dotted))
-    parser.add_argument("--config", metavar="FILE", help="YAML file with these fields; flags win over it")
-    if presets:
-        first = next(iter(presets))
-        parser.add_argument("--preset", choices=list(presets), help=f"named set of values (default: {first})")
-    parser.add_argument(
-        "--dry-run", action="store_true", default=False, help="print the resolved configuration and the plan"
-    )
-    parser.add_argument("--debug", action="store_true", default=False, help="show tracebacks")
-    return parser
-
-
-def _terminal_columns() -> int:
-    try:
-        return os.get_terminal_size().columns
-    except OSError:
-        return 100
-
-
-def _fields(stage: type[CommandConfig], prefix: str) -> Iterator[tuple[str, FieldInfo]]:
-    for key, field in stage.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, CommandConfig):
-            yield from _fields(kind, f"{prefix}{key}.")
-        else:
-            yield prefix + key, field
-
-
-def _add_flag(parser: argparse.ArgumentParser, dotted: str, field: FieldInfo, bare: str | None) -> None:
-    default = "" if field.is_required() or field.default in (None, "") else f" (default: {_shown(field)})"
-    text = (field.description or "").replace("%", "%%") + default.replace("%", "%%")
-    flag = _flag(dotted)
-    kind = _plain_type(field.annotation)
-    options: dict[str, Any] = {"dest": dotted, "help": text}
-    if kind is bool:
-        parser.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
-        return
-    if typing.get_origin(kind) is typing.Literal:
-        options["choices"] = typing.get_args(kind)
-    elif typing.get_origin(kind) is dict:
-        options |= {"type": _json, "metavar": "JSON"}
-    else:
-        options["metavar"] = dotted.rsplit(".", 1)[-1].upper()
-    if bare is not None:
-        options |= {"nargs": "?", "const": bare}
-    parser.add_argument(flag, **options)
-
-
-def _flag(dotted: str) -> str:
-    return f"--{dotted.replace('_', '-')}"
-
-
-def _plain_type(annotation: Any) -> Any:
-    """The one type beside None of an optional field."""
-    if typing.get_origin(annotation) in (types.UnionType, typing.Union):
-        return next(kind for kind in typing.get_args(annotation) if kind is not type(None))
-    return annotation
-
-
-def _shown(field: FieldInfo) -> str:
-    return str(field.get_default(call_default_factory=True, validated_data={}))
-
-
-def _json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not JSON") from None

@@ -1,4 +1,7 @@
-"""From Ray's nested exceptions to the one line that says why a run ended and what to do."""
+"""How commands end: their exit codes, and from Ray's nested exceptions the one line that says why.
+
+Importable without Ray, so that a command line can name the codes.
+"""
 
 import errno
 import logging
@@ -6,41 +9,71 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import ray.exceptions
-from ray.data import DataContext
-from ray.data.exceptions import ExecutionTimeoutError, SystemException
+from sharegpt4v.errors import RunFailed, UserError
 
-from sharegpt4v.errors import RunFailed
-from sharegpt4v.images import StorageError
+EXIT_PROBLEM = 1  # the work was done or begun, and something is wrong
+EXIT_USAGE = 2  # the user can put it right before anything runs
+EXIT_INTERRUPTED = 130  # Ctrl-C, as shells report it
 
 RESUME = "what was committed is kept: run the same command again"
 
 _RETRY_NOTE = re.compile(r"\s*Failed to .{1,80} after \d+/\d+ attempts \(total backoff .*", re.DOTALL)
 """Ray Data appends it to the message of whatever a step raised, and to an OSError as its file name."""
 
+_USER_ERROR = re.compile(r"(?:[\w.]+\.)?UserError: (?:(?P<field>[a-z_][\w.]*): )?(?P<text>.+)", re.DOTALL)
+"""The last line of a traceback that a UserError ended."""
+
 
 @contextmanager
 def plain_errors(advice: str) -> Iterator[None]:
     """Raises what ends a dataset as RunFailed: one line with its cause, then the advice.
 
-    Ray Data would log the worker's traceback as well, and hand it on as text that has lost its type.
+    A UserError of a step stays one, with its field. Ray Data would log the worker's traceback as well, and
+    hand it on as text that has lost its type.
     """
+    import ray.exceptions
+    from ray.data import DataContext
+    from ray.data.exceptions import ExecutionTimeoutError
+
     DataContext.get_current().raise_original_map_exception = True
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     try:
         yield
     except (ray.exceptions.RayError, ExecutionTimeoutError, OSError) as error:
-        raise RunFailed(f"{_why(error)}; {advice}") from error
+        cause = _innermost(error)
+        if user_error := _user_error(cause):
+            raise user_error from error
+        raise RunFailed(f"{_why(cause)}; {advice}") from error
 
 
-def _why(error: BaseException) -> str:
-    """The innermost cause in one line; Ray wraps what a step raised two or three times."""
+def _innermost(error: BaseException) -> BaseException:
+    """Ray wraps what a step raised two or three times."""
+    from ray.data.exceptions import SystemException
+
     cause = error
-    # Ray Data raises its own failures "from" an empty SystemException, which tells nothing.
+    # Ray Data raises its own failures "from" an empty SystemException, which says nothing.
     while (inner := getattr(cause, "cause", None) or cause.__cause__) and not isinstance(
         inner, SystemException
     ):
         cause = inner
+    return cause
+
+
+def _user_error(cause: BaseException) -> UserError | None:
+    if isinstance(cause, UserError):
+        return UserError(_one_line(cause.text), field=cause.field)
+    # Of what an actor's constructor raised Ray keeps the traceback's text alone.
+    found = _USER_ERROR.fullmatch(_last_words(str(cause)))
+    return UserError(_one_line(found["text"]), field=found["field"]) if found else None
+
+
+def _why(cause: BaseException) -> str:
+    """The cause in one line."""
+    import ray.exceptions
+    from ray.data.exceptions import ExecutionTimeoutError
+
+    from sharegpt4v.images import StorageError
+
     if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
         path = _RETRY_NOTE.sub("", str(cause.filename or ""))
         return f"the disk is full ({path or 'while writing'}): free some space"
@@ -48,8 +81,12 @@ def _why(error: BaseException) -> str:
         return "nothing was finished for a long time, and the run was given up"
     if isinstance(cause, ray.exceptions.RaySystemError | ray.exceptions.LocalRayletDiedError):
         return "Ray went down under the run"
-    text = " ".join(_last_words(str(cause)).rstrip(" :'\"").split())[:300]
+    text = _one_line(_last_words(str(cause)).rstrip(" :'\""))[:300]
     return text if isinstance(cause, StorageError) else f"{type(cause).__name__}: {text}"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _last_words(text: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import ray
 from ray.data import DataContext
 
+from cluster.env import runtime_env
 from cluster.watchdog import Service, Watchdog, prompt_interrupts
 from sharegpt4v.errors import UserError
 
@@ -44,16 +45,16 @@ def refuse_relative_paths(**paths: str | Path | None) -> None:
 
 
 @contextmanager
-def ray_session(address: str | None, runtime_env: dict[str, Any] | None = None) -> Iterator[None]:
+def ray_session(address: str | None) -> Iterator[None]:
     """A connection to `address`, or to RAY_ADDRESS, as inside a job, or to a cluster started here.
 
-    runtime_env: what other nodes need to run our code; a job brought its own, and this one is not used.
-    Raises UserError when the cluster cannot be reached, and RunFailed when it dies meanwhile.
+    A cluster's nodes are sent our code, unless this is a job, which brought it. Raises UserError when the
+    cluster cannot be reached, and RunFailed when it dies meanwhile.
     """
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     local = address == "local"
     with _quiet_native_stderr():
-        _connect(address, None if local or inside_job() else runtime_env)
+        _connect(address, None if local or inside_job() else runtime_env())
         try:
             if threading.current_thread() is not threading.main_thread():
                 yield  # only the main thread can be interrupted
@@ -68,7 +69,7 @@ def ray_session(address: str | None, runtime_env: dict[str, Any] | None = None) 
             ray.shutdown()
 
 
-def _connect(address: str, runtime_env: dict[str, Any] | None) -> None:
+def _connect(address: str, environment: dict[str, Any] | None) -> None:
     if address.startswith(("http://", "https://")):
         raise UserError(
             f"{address} is a job server: give the cluster's own address, HOST:PORT, or submit a job there: "
@@ -86,7 +87,7 @@ def _connect(address: str, runtime_env: dict[str, Any] | None) -> None:
     try:
         ray.init(
             address=address,
-            runtime_env=runtime_env,
+            runtime_env=environment,
             log_to_driver=False,
             logging_level=logging.ERROR,
             **(own if local else {}),

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType, TracebackType
 
-from cluster.command_line import EXIT_INTERRUPTED, EXIT_PROBLEM
+from cluster.errors import EXIT_INTERRUPTED, EXIT_PROBLEM
 from sharegpt4v.errors import RunFailed
 
 LEAVE_SECONDS = 8.0

@@ -3,24 +3,27 @@
 import sys
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import Progress
-
-from cluster.command_line import run_command
-from sharegpt4v.checkpoints.convert import Conversion, plan_conversion
-from sharegpt4v.checkpoints.convert import convert as write
+from cluster.command_line import Command, run_command
 from sharegpt4v.config.convert import ConvertConfig
+
+if TYPE_CHECKING:
+    from sharegpt4v.checkpoints.convert import Conversion
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0 written, 2 wrong request or a checkpoint that does not fit."""
-    arguments = sys.argv[1:] if argv is None else argv
-    return run_command("convert", ConvertConfig, convert, arguments, plan=_plan_text)
+    return run_command(COMMAND, argv)
 
 
 def convert(config: ConvertConfig) -> int:
-    """Plans, writes with a bar of bytes, and says where the folder stands."""
+    """Plans, writes with a bar of bytes, and says where the folder is."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from sharegpt4v.checkpoints.convert import convert as write  # imports torch
+
     planned = _plan(config)
     print(planned.text)
     start = time.monotonic()
@@ -33,7 +36,9 @@ def convert(config: ConvertConfig) -> int:
     return 0
 
 
-def _plan(config: ConvertConfig) -> Conversion:
+def _plan(config: ConvertConfig) -> "Conversion":
+    from sharegpt4v.checkpoints.convert import plan_conversion
+
     planned = plan_conversion(config.checkpoint, config.to, config.vision_tower, config.tokenizer)
     planned.check_out(config.out)
     return planned
@@ -43,6 +48,8 @@ def _plan_text(config: ConvertConfig) -> str:
     planned = _plan(config)
     return f"{planned.text}, {planned.bytes / 1e9:,.2f} GB"
 
+
+COMMAND = Command("convert", ConvertConfig, convert, _plan_text)
 
 if __name__ == "__main__":
     sys.exit(main())

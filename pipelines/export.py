@@ -4,24 +4,27 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.filesize import decimal
-
-from cluster.command_line import run_command
-from pipelines.steps.export_progress import ExportProgress
-from sharegpt4v.captions.export.write import FORMATS, ExportSummary, export_run
+from cluster.command_line import Command, name_flags, run_command
 from sharegpt4v.captions.toy_warning import toy_warning
 from sharegpt4v.config.export import ExportConfig
 from sharegpt4v.run.settings import read_settings
 
+if TYPE_CHECKING:
+    from sharegpt4v.captions.export.write import ExportSummary
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0 written, 2 wrong request."""
-    return run_command("export", ExportConfig, export, sys.argv[1:] if argv is None else argv)
+    return run_command(COMMAND, argv)
 
 
 def export(config: ExportConfig) -> int:
     """Writes the run in the wanted format and says what is where, and whose captions they are."""
+    from pipelines.steps.export_progress import ExportProgress
+    from sharegpt4v.captions.export.write import export_run  # imports pyarrow
+
     warning = toy_warning(read_settings(config.run)["model"])
     _say_warning(warning)
     start = time.monotonic()
@@ -37,7 +40,7 @@ def export(config: ExportConfig) -> int:
         )
     print(_result(summary, time.monotonic() - start))
     for note in _notes(summary):
-        print(note, file=sys.stderr)
+        print(name_flags(note, ExportConfig), file=sys.stderr)
     if summary.hint:
         print(summary.hint)
     _say_warning(warning)
@@ -45,6 +48,8 @@ def export(config: ExportConfig) -> int:
 
 
 def _beside(config: ExportConfig) -> Path:
+    from sharegpt4v.captions.export.write import FORMATS
+
     run = config.run.resolve()
     partial = "-partial" if config.partial and not (run / "_SUCCESS").exists() else ""
     return run.with_name(run.name + partial + FORMATS[config.format].suffix)
@@ -55,7 +60,9 @@ def _say_warning(warning: str | None) -> None:
         print(f"warning: {warning}", file=sys.stderr)
 
 
-def _result(summary: ExportSummary, seconds: float) -> str:
+def _result(summary: "ExportSummary", seconds: float) -> str:
+    from rich.filesize import decimal
+
     files = f"{summary.files:,} file{'s' * (summary.files != 1)}, {decimal(summary.size)}"
     what = f"{summary.captions:,} captions"
     if summary.partial:
@@ -64,7 +71,7 @@ def _result(summary: ExportSummary, seconds: float) -> str:
     return f"{what} written to {summary.out}: {files} in {seconds:,.1f} s"
 
 
-def _notes(summary: ExportSummary) -> list[str]:
+def _notes(summary: "ExportSummary") -> list[str]:
     notes = list(summary.notes)
     if summary.left_out:
         notes.append(
@@ -73,6 +80,8 @@ def _notes(summary: ExportSummary) -> list[str]:
         )
     return notes
 
+
+COMMAND = Command("export", ExportConfig, export)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,6 +1,7 @@
 """Who may import whom, held by processes that really import."""
 
 import ast
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -68,6 +69,28 @@ def test_models_and_engines_stay_usable_without_the_data_libraries() -> None:
         lines = file.read_text(encoding="utf-8").splitlines()
         asked |= {line.split()[1].split(".")[0] for line in lines if line.startswith(("import ", "from "))}
     assert asked & {"pydantic", "pyarrow", "yaml", "fsspec", "rich", "jinja2"} == set()
+
+
+def test_configurations_stay_importable_without_what_takes_long() -> None:
+    heavy = ["torch", "transformers", "numpy", "pyarrow", "PIL", "fsspec", "cyclopts"]
+    assert _imported_beside(_modules(LIBRARY / "config"), heavy) == set()
+
+
+_OTHERS_FLAGS = {"--always", "--dirty", "--abbrev", "--extra-index-url", "--dataset"}
+"""Of git, pip and ms-swift, in commands that the library runs or prints."""
+
+
+def test_the_library_names_no_flag() -> None:
+    """Its errors name fields; flags are the command line's business."""
+    found = {}
+    for file in LIBRARY.rglob("*.py"):
+        if file == LIBRARY / "toy" / "__main__.py":  # a command line itself
+            continue
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        texts = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+        if named := set(re.findall(r"--[a-z][\w-]*", " ".join(texts))) - _OTHERS_FLAGS:
+            found[file.name] = named
+    assert found == {}
 
 
 ORDER = (

@@ -24,7 +24,7 @@ def arguments(images: Path, run: Path, seconds: float) -> list[str]:
     return [
         *("caption", "--images", str(images), "--out", str(run), "--engine", "fake"),
         *("--fake.seconds-per-request", str(seconds), "--rows-per-commit", str(PER_COMMIT)),
-        *("--fake.faults", '{"once": "110", "refusal": "120"}', "--fake.image-size", "24"),
+        *("--fake.faults", '{"once": "110", "refusal": "120"}', "--fake.image-side", "24"),
     ]
 
 

@@ -32,7 +32,7 @@ class Plan:
 def make_plan(config: CaptionConfig) -> Plan:
     """Resolves model, prompt and rules without loading a weight. Raises UserError for what does not exist."""
     if config.engine == "fake":
-        model, weights, size, protocol = "fake@0", None, config.fake.image_size, config.protocol or "squash"
+        model, weights, size, protocol = "fake@0", None, config.fake.image_side, config.protocol or "squash"
     else:
         if config.engine == "vllm":
             _refuse_for_vllm(config)

@@ -3,17 +3,18 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from sharegpt4v.errors import UserError
+
+if TYPE_CHECKING:  # configurations import this module, and help is printed from them before anything heavy
+    import numpy as np
+    import numpy.typing as npt
 
 ImageProtocol = Literal["pad", "crop", "squash"]
 """How an image of any shape becomes the model's square; images/protocols.py does it."""
 
-Image = npt.NDArray[np.uint8]
+Image: TypeAlias = "npt.NDArray[np.uint8]"
 """(H, W, 3) uint8 RGB at the model's own size; the device normalises."""
 
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -76,14 +77,14 @@ class SamplingParams:
     def __post_init__(self) -> None:
         for name, bounds in SAMPLING_BOUNDS.items():
             if not bounds.contain(getattr(self, name)):
-                raise UserError(f"{name} is {getattr(self, name)!r}, expected {bounds}")
+                raise UserError(f"{getattr(self, name)!r} is refused: expected {bounds}", field=name)
         if self.min_new_tokens > self.max_new_tokens:
             raise UserError(
-                f"min_new_tokens is {self.min_new_tokens}, expected 0 to max_new_tokens, which is "
-                f"{self.max_new_tokens}"
+                f"{self.min_new_tokens} is refused: `max_new_tokens` is {self.max_new_tokens}",
+                field="min_new_tokens",
             )
         if isinstance(self.stop, str) or not all(self.stop):
-            raise UserError(f"stop is {self.stop!r}, expected texts of a letter at least")
+            raise UserError(f"{self.stop!r} is refused: expected texts of a letter at least", field="stop")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,11 +1,25 @@
 """What can end a command, and what can end a row."""
 
+from collections.abc import Callable
+from functools import partial
+
 
 class UserError(ValueError):
     """Something the user can put right: one line with the value, the limit and the next step.
 
-    Commands print it without a traceback and end with exit code 2.
+    field: the argument or configuration field at fault, dotted where it is nested; str() begins with it.
+    Other fields are in the text in backticks: UserError("0 is too few: give 1, or leave `limit` out",
+    field="count"). The command line prints both as flags. Commands end with exit code 2, no traceback.
     """
+
+    def __init__(self, text: str, *, field: str | None = None) -> None:
+        super().__init__(f"{field}: {text}" if field else text)
+        self.text = text
+        self.field = field
+
+    def __reduce__(self) -> tuple[Callable[[str], "UserError"], tuple[str]]:
+        # Not from its args, to which Ray Data appends a note before an error is pickled.
+        return partial(type(self), field=self.field), (self.text,)
 
 
 class RunFailed(RuntimeError):

@@ -21,7 +21,7 @@ class Prompt:
     def of_user(cls, text: str) -> "Prompt":
         """Makes a prompt of a user's own text; its version is a digest of the text."""
         if not text.strip():
-            raise UserError("the prompt is empty; leave --prompt away for the captioner's own prompt")
+            raise UserError("empty: leave it out for the captioner's own", field="prompt")
         return cls(f"custom@{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}", text)
 
 

@@ -34,7 +34,7 @@ def test_a_wrong_root_is_refused_naming_root_id_and_path(
     target: ExportFormat, run: Path, root: Path, tmp_path: Path
 ) -> None:
     wrong = root / "coco"  # one folder too deep: what people mistype
-    with pytest.raises(UserError, match=f"9 of 9 images .* '000' at {wrong}/coco/000.jpg .*--root"):
+    with pytest.raises(UserError, match=f"9 of 9 images .* '000' at {wrong}/coco/000.jpg .*`root`"):
         export_run(run, target, tmp_path / "out", root=str(wrong))
     assert not (tmp_path / "out").exists()
 
@@ -74,7 +74,7 @@ def test_a_run_whose_images_moved_asks_for_the_root(
 ) -> None:
     root.rename(tmp_path / "moved")
 
-    with pytest.raises(UserError, match=f"'000' at {root}/coco/000.jpg .*--root"):
+    with pytest.raises(UserError, match=f"'000' at {root}/coco/000.jpg .*`root`"):
         export_run(run, target, tmp_path / "out", with_images=with_images)
     export_run(run, target, tmp_path / "out", with_images=with_images, root=str(tmp_path / "moved"))
 
@@ -83,7 +83,7 @@ def test_messages_say_where_paths_lead_nowhere(run: Path, root: Path, tmp_path: 
     root.rename(tmp_path / "moved")
 
     (note,) = export_run(run, "messages", tmp_path / "out").notes
-    assert f"'000' at {root}/coco/000.jpg" in note and "--root" in note
+    assert f"'000' at {root}/coco/000.jpg" in note and "`root`" in note
     assert not export_run(run, "messages", tmp_path / "again", root=str(tmp_path / "moved")).notes
 
 

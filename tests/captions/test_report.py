@@ -250,7 +250,7 @@ def test_more_sources_than_a_table_holds_are_summed(tmp_path: Path) -> None:
 
 
 def test_a_sample_beyond_the_limit_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="0 to 500 captions, not 501"):
+    with pytest.raises(UserError, match="^sample: 501 captions are too many: a report shows 0 to 500"):
         write_report(tmp_path, root=None, sample=501)
 
 

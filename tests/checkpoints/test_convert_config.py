@@ -151,7 +151,7 @@ def test_tokenizer_without_the_captioners_tokens_is_refused(
     model = save_captioner(tmp_path / "model", captioner_tensors("resampler"))
     other = save_llava(tmp_path / "other", llava_tensors())
     said = line(capsys, "--checkpoint", model, "--tokenizer", other)
-    assert f"the tokenizer in {other} does not know <TOKENS_UNUSED_0>" in said
+    assert f"--tokenizer: the one in {other} does not know <TOKENS_UNUSED_0>" in said
     larger = save_captioner(tmp_path / "larger", captioner_tensors("resampler", vocabulary=330))
     said = line(capsys, "--checkpoint", model, "--tokenizer", larger)
     assert "has 330 tokens, the model's table 320 rows" in said

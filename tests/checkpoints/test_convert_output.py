@@ -45,7 +45,7 @@ def test_source_that_would_be_cleared_is_refused(planned: Conversion, tmp_path: 
     (tmp_path / "model").rename(tmp_path / "out.partial")
     (tmp_path / "out.partial" / ".sharegpt4v-convert").touch()
     moved = plan_conversion(tmp_path / "out.partial")
-    with pytest.raises(UserError, match="out.partial is cleared when --out is"):
+    with pytest.raises(UserError, match="out.partial is cleared when this is"):
         convert(moved, tmp_path / "out", 10**9)
     assert plan_conversion(tmp_path / "out.partial").bytes == planned.bytes
 
@@ -134,7 +134,7 @@ OUTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a file": (lambda out: out.write_text("x"), "is a file; give a new folder"),
     "inside a file": (lambda out: out.parent.write_text("x"), "is no folder that can be written"),
     "holds something": (lambda out: (out / "mine").mkdir(parents=True), "is not empty; give a new folder"),
-    "too long a name": (lambda out: None, "File name too long; give another --out"),
+    "too long a name": (lambda out: None, "File name too long; give another folder"),
 }
 
 

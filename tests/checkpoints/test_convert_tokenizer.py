@@ -67,7 +67,9 @@ def test_unigram_model_is_refused() -> None:
 
 
 def test_model_that_rewrites_text_is_refused() -> None:
-    with pytest.raises(UserError, match="precompiled_charsmap.*give --tokenizer FOLDER"):
+    with pytest.raises(
+        UserError, match="precompiled_charsmap.*a folder with a tokenizer.json as `tokenizer`"
+    ):
         from_sentencepiece(sentencepiece_model(TABLE, rewrites=b"table"))
 
 

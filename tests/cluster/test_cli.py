@@ -2,19 +2,17 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import yaml
-from pydantic import BaseModel
 
-from cluster.cli import COMMANDS, main
+from cluster.cli import COMMANDS, application, main
 from cluster.env import REPOSITORY, runtime_env
 from cluster.session import ray_session, refuse_relative_paths
-from sharegpt4v.config.caption import CaptionConfig
 from sharegpt4v.errors import UserError
-from tests.commands import sharegpt4v, write_images
+from tests.commands import environment, sharegpt4v, write_images
 
 
 def test_the_yaml_for_jobs_says_what_drivers_send() -> None:
@@ -27,12 +25,14 @@ def test_the_yaml_for_jobs_says_what_drivers_send() -> None:
 def test_alone_it_prints_its_commands_and_fails(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     said = capsys.readouterr().out
-    assert all(f"\n  {name} " in said for name in COMMANDS)
+    assert all(f"│ {name} " in said for name in COMMANDS)
 
 
 def test_help_succeeds(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
-    assert capsys.readouterr().out.startswith("usage: sharegpt4v COMMAND")
+    said = capsys.readouterr().out
+    assert said.startswith("Usage: sharegpt4v COMMAND")
+    assert said.splitlines()[2] == "Caption, train, evaluate and serve ShareGPT4V on Ray."
 
 
 def test_it_says_its_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -40,14 +40,77 @@ def test_it_says_its_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("sharegpt4v 0.")
 
 
-def test_an_unknown_command_is_answered_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["captoin"]) == 2
-    assert capsys.readouterr().err == "sharegpt4v: unknown command 'captoin'; did you mean caption\n"
+@pytest.mark.parametrize("argv", [["captoin"], ["help", "captoin"]])
+def test_an_unknown_command_is_answered_with_the_nearest(
+    argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(argv) == 2
+    said = capsys.readouterr().err
+    assert 'Did you mean "caption"?' in said and said.count("\n") == 1
 
 
 def test_an_unknown_command_like_no_other_is_answered_with_all(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["frobnicate"]) == 2
-    assert capsys.readouterr().err.endswith(f"known: {', '.join(COMMANDS)}\n")
+    said = capsys.readouterr().err
+    assert all(name in said for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_with_a_command_is_that_commands_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["help", name]) == 0
+    said = capsys.readouterr().out
+    assert main([name, "--help"]) == 0
+    assert capsys.readouterr().out == said and said.startswith(f"Usage: sharegpt4v {name} --")
+
+
+HEAVY = {"ray", "torch", "transformers", "pyarrow", "numpy"}
+
+
+def _imported(*arguments: str) -> "tuple[str, set[str]]":
+    """What `python ARGUMENTS` prints, and all that it imports."""
+    command = [sys.executable, "-X", "importtime", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment())
+    lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
+    return done.stdout, {line.rpartition("|")[2].strip() for line in lines}
+
+
+@pytest.mark.parametrize(
+    "argv", [["--help"], *([name, "--help"] for name in COMMANDS), ["caption"], ["caption", "--limit", "0"]]
+)
+def test_help_and_mistakes_need_none_of_the_heavy_imports(argv: list[str]) -> None:
+    imported = _imported("-m", "cluster.cli", *argv)[1]
+    assert "cyclopts" in imported and not imported & HEAVY
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_run_as_a_module_has_its_help_as_fast(name: str) -> None:
+    said, imported = _imported("-m", COMMANDS[name], "--help")
+    assert said.startswith(f"Usage: sharegpt4v {name} --")
+    assert "cyclopts" in imported and not imported & HEAVY
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_knows_commands_nested_flags_and_choices(shell: Literal["bash", "zsh", "fish"]) -> None:
+    said = application().generate_completion(shell=shell)
+    assert all(word in said for word in ("caption", "decoding.max-new-tokens", "webdataset"))
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        (["exp"], ["export"]),
+        (["caption", "--decoding.re"], ["repetition-penalty", "retry-temperature", "retry-top-p"]),
+        (["export", "--format", ""], ["llava-json", "hf", "webdataset"]),
+        (["help", "ca"], ["caption"]),
+    ],
+)
+def test_bash_completes(words: list[str], offered: list[str], tmp_path: Path) -> None:
+    script = tmp_path / "complete"
+    typed = 'COMP_WORDS=(sharegpt4v "$@"); COMP_CWORD=$#; _sharegpt4v; printf "%s\\n" "${COMPREPLY[@]}"'
+    script.write_text(f"{application().generate_completion(shell='bash')}\n{typed}\n")
+    done = subprocess.run(["bash", script, *words], capture_output=True, text=True, timeout=60)
+    found = [line.strip().removeprefix("--decoding.") for line in done.stdout.splitlines()]
+    assert found == offered, done.stderr
 
 
 def test_the_installed_script_is_this_command() -> None:
@@ -55,24 +118,7 @@ def test_the_installed_script_is_this_command() -> None:
     if not script.exists():
         pytest.skip("the package is not installed beside this interpreter")
     done = subprocess.run([script, "--help"], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0 and "caption every image" in done.stdout
-
-
-def test_help_of_caption_mentions_every_field(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(["caption", "--help"])
-    assert ended.value.code == 0
-    said = capsys.readouterr().out
-    missing = [flag for flag in _flags(CaptionConfig) if f"{flag} " not in said and f"{flag}," not in said]
-    assert not missing
-
-
-def _flags(stage: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    for name, field in stage.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _flags(field.annotation, f"{prefix}{name}.")
-        else:
-            yield f"--{prefix}{name}".replace("_", "-")
+    assert done.returncode == 0 and "Caption every image" in done.stdout
 
 
 def test_a_dry_run_prints_the_resolved_configuration_and_writes_nothing(tmp_path: Path) -> None:

@@ -4,10 +4,12 @@ import errno
 import pickle
 
 import pytest
+import ray.data
 from ray.exceptions import RayTaskError
 
 from cluster.errors import plain_errors
-from sharegpt4v.errors import RunFailed
+from cluster.session import quiet_data_context, ray_session
+from sharegpt4v.errors import RunFailed, UserError
 from sharegpt4v.images import StorageError
 
 NOTE = (
@@ -41,3 +43,22 @@ def test_other_errors_keep_their_own_words_alone() -> None:
     refused = PermissionError(errno.EACCES, "Permission denied")
     refused.args = (*refused.args, NOTE)
     assert _said(refused) == "PermissionError: [Errno 13] Permission denied; try again"
+
+
+def test_a_user_error_in_a_worker_keeps_its_field() -> None:
+    class Refuses:
+        def __init__(self, at_once: bool) -> None:
+            if at_once:
+                raise UserError("0 is too few: give 1", field="limit")
+
+        def __call__(self, batch: object) -> object:
+            raise UserError("0 is too few: give 1", field="limit")
+
+    with ray_session("local"):
+        quiet_data_context(no_progress_seconds=60)
+        for at_once in (True, False):
+            with pytest.raises(UserError) as refused, plain_errors("try again"):
+                ray.data.range(1).map_batches(
+                    Refuses, fn_constructor_args=(at_once,), compute=ray.data.ActorPoolStrategy(size=1)
+                ).materialize()
+            assert (refused.value.text, refused.value.field) == ("0 is too few: give 1", "limit"), at_once

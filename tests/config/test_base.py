@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from sharegpt4v.config.base import load_yaml, resolve
-from sharegpt4v.config.caption import CAPTION_PRESETS, CaptionConfig, Decoding
+from sharegpt4v.config.base import flat_fields, load_yaml, resolve
+from sharegpt4v.config.caption import CaptionConfig, Decoding
 from sharegpt4v.dialogue import SAMPLING_BOUNDS, SamplingParams
 from sharegpt4v.errors import UserError
 
@@ -24,9 +24,9 @@ def test_later_layers_win_and_nested_keys_merge() -> None:
     assert (config.decoding.max_new_tokens, config.decoding.temperature) == (9, 0.5)
 
 
-@pytest.mark.parametrize("preset", sorted(CAPTION_PRESETS))
+@pytest.mark.parametrize("preset", CaptionConfig.presets)
 def test_every_preset_is_a_valid_configuration(preset: str) -> None:
-    resolve(CaptionConfig, NEEDED, CAPTION_PRESETS[preset])
+    resolve(CaptionConfig, NEEDED, CaptionConfig.presets[preset].values)
 
 
 @pytest.mark.parametrize(
@@ -37,14 +37,14 @@ def test_every_preset_is_a_valid_configuration(preset: str) -> None:
             {"decoding": {"max_tokens": 5}},
             "unknown key decoding.max_tokens; did you mean decoding.max_new_tokens?",
         ),
-        ({"max_reject_rate": 1.5}, "max_reject_rate = 1.5 is refused"),
+        ({"max_reject_rate": 1.5}, "max_reject_rate: 1.5 is refused: it should be less than or equal to 1"),
         (
             {"decoding": {"min_new_tokens": 9, "max_new_tokens": 8}},
-            "decoding.min_new_tokens = 9 is refused: --decoding.max-new-tokens is 8",
+            "decoding.min_new_tokens: 9 is refused: `max_new_tokens` is 8",
         ),
         ({"actors": "8:2"}, "the smaller number comes first: 2:8"),
         ({"actors": "many"}, "expected auto, a number such as 2, or MIN:MAX"),
-        ({"engine": "tensorrt"}, "engine = 'tensorrt' is refused"),
+        ({"engine": "tensorrt"}, "engine: 'tensorrt' is refused"),
     ],
 )
 def test_a_wrong_value_is_one_line_that_names_it(layer: dict[str, Any], message: str) -> None:
@@ -74,9 +74,15 @@ def _is_taken(kind: Callable[..., object], values: Mapping[str, float]) -> bool:
     return True
 
 
-def test_a_missing_field_names_its_flag() -> None:
-    with pytest.raises(UserError, match="give --images"):
-        resolve(CaptionConfig, {"out": "run"})
+def test_all_missing_fields_are_named_at_once() -> None:
+    with pytest.raises(UserError, match="^images: required, and so is `out`$"):
+        resolve(CaptionConfig, {})
+
+
+def test_nested_fields_have_the_group_of_their_model() -> None:
+    groups = {dotted: title for dotted, _, title in flat_fields(CaptionConfig)}
+    assert groups["decoding.top_p"] == "Decoding" and groups["fake.faults"] == "Testing"
+    assert "Other" not in groups.values()
 
 
 def test_a_configuration_is_frozen() -> None:
@@ -87,7 +93,7 @@ def test_a_configuration_is_frozen() -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("- a\n- b\n", "holds list"), ("a: [1", "is not YAML"), (None, "cannot read --config")],
+    [("- a\n- b\n", "holds list"), ("a: [1", "is not YAML"), (None, "^config: cannot read")],
 )
 def test_a_broken_file_is_one_line(tmp_path: Path, text: str | None, message: str) -> None:
     path = tmp_path / "c.yaml"

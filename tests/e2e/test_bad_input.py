@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from pipelines import caption
+from pipelines.steps import caption_job
 from tests.commands import PHOTOS, needs_photos, rows, sharegpt4v, write_images
 from tests.images.every_kind import BAD, write_bad, write_odd
 
-FAKE = ("--engine", "fake", "--fake.image-size", "24")
+FAKE = ("--engine", "fake", "--fake.image-side", "24")
 
 
 def test_every_bad_image_is_a_reject_and_every_odd_one_a_caption(
@@ -59,7 +60,7 @@ def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(caption, "ray_session", interrupted)
+    monkeypatch.setattr(caption_job, "ray_session", interrupted)
     write_images(tmp_path / "images", ["a.jpg", "b.jpg", "c.jpg"])
     return tmp_path / "images"
 
@@ -139,12 +140,14 @@ def test_a_root_that_does_not_exist_names_the_nearest(
 
 def test_an_out_that_is_a_file(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").touch()
-    assert f"--out {tmp_path}/file: File exists" in _refusal(capsys, images, tmp_path / "file")
+    assert f"--out: cannot write to {tmp_path}/file: File exists" in _refusal(
+        capsys, images, tmp_path / "file"
+    )
 
 
 @pytest.mark.parametrize("out", ["/proc/run", "/dev/null/run", "x" * 300])
 def test_an_out_that_cannot_be_written(images: Path, capsys: pytest.CaptureFixture[str], out: str) -> None:
-    assert f"cannot write to --out {out}" in _refusal(capsys, images, out)
+    assert f"--out: cannot write to {out}" in _refusal(capsys, images, out)
 
 
 def test_an_out_that_holds_other_files(
@@ -164,13 +167,13 @@ def test_an_out_that_is_a_uri(images: Path, capsys: pytest.CaptureFixture[str], 
 @pytest.mark.parametrize(
     ("field", "change"),
     [
-        ("decoding.max_new_tokens", ("--decoding.max-new-tokens", "7")),
-        ("decoding.min_new_tokens", ("--decoding.min-new-tokens", "7")),
-        ("prompt", ("--prompt", "What is this?")),
-        ("fast_decode", ("--fast-decode",)),
-        ("image_size", ("--fake.image-size", "32")),
-        ("gate.min_characters", ("--gate.min-characters", "3")),
-        ("protocol", ("--protocol", "pad")),
+        ("--decoding.max-new-tokens", ("--decoding.max-new-tokens", "7")),
+        ("--decoding.min-new-tokens", ("--decoding.min-new-tokens", "7")),
+        ("--prompt", ("--prompt", "What is this?")),
+        ("--fast-decode", ("--fast-decode",)),
+        ("image_size", ("--fake.image-side", "32")),
+        ("--gate.min-characters", ("--gate.min-characters", "3")),
+        ("--protocol", ("--protocol", "pad")),
     ],
 )
 def test_another_configuration_is_refused_on_resume(
@@ -179,7 +182,7 @@ def test_another_configuration_is_refused_on_resume(
     run = tmp_path / "run"
     assert _caption(images, run) == 130
     before = (run / "run.yaml").read_bytes()
-    assert _refusal(capsys, images, run, *change).startswith(f"{field} changed since this run began (")
+    assert _refusal(capsys, images, run, *change).startswith(f"{field}: changed since this run began (")
     assert (run / "run.yaml").read_bytes() == before
 
 
@@ -211,14 +214,14 @@ def test_a_run_folder_of_another_version(
 
 def test_an_unknown_preset(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = _refusal(capsys, images, tmp_path / "run", "--preset", "70b")
-    assert "70b" in line and "'toy', '7b'" in line
+    assert "70b" in line and '"toy", "7b"' in line
 
 
 def test_an_unknown_flag_names_the_nearest(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = _refusal(capsys, images, tmp_path / "run", "--decoding.max-tokens", "5")
-    assert line == "unknown argument --decoding.max-tokens; did you mean --decoding.max-new-tokens?"
+    assert line == "Unknown option: --decoding.max-tokens. Did you mean --decoding.max-new-tokens?"
 
 
 @pytest.mark.parametrize(
@@ -229,10 +232,10 @@ def test_an_unknown_flag_names_the_nearest(
             "unknown key decoding.max_tokens; did you mean decoding.max_new_tokens?",
         ),
         ("batchsize: 5", "unknown key batchsize; did you mean batch_size?"),
-        ("batch_size: many", "batch_size = 'many' is refused"),
+        ("batch_size: many", "--batch-size: 'many' is refused"),
         ("[1, 2]", "holds list, expected keys and values"),
         ("a: [", "is not YAML"),
-        ("preset: 70b", "unknown preset '70b'; known: toy, 7b"),
+        ("preset: 70b", "--preset: '70b' is unknown; known: toy, 7b"),
     ],
 )
 def test_a_configuration_file_with_a_mistake(

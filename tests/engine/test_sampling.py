@@ -97,17 +97,17 @@ def test_logits_that_are_no_numbers_are_told_row_by_row() -> None:
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ({"temperature": float("nan")}, "temperature is nan, expected 0 to 100"),
-        ({"temperature": -1.0}, "temperature is -1.0"),
-        ({"top_k": -1}, "top_k is -1, expected 0 or more"),
-        ({"top_p": 1.5}, "top_p is 1.5, expected above 0, 1 at most"),
-        ({"top_p": 0.0}, "top_p is 0.0, expected above 0, 1 at most"),
-        ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0, expected above 0"),
-        ({"max_new_tokens": 0}, "max_new_tokens is 0, expected 1 or more"),
-        ({"min_new_tokens": -1}, "min_new_tokens is -1, expected 0 or more"),
-        ({"min_new_tokens": 9, "max_new_tokens": 8}, "min_new_tokens is 9, .* which is 8"),
-        ({"stop": ("",)}, r"stop is \('',\), expected texts"),
-        ({"stop": "abc"}, "stop is 'abc', expected texts"),
+        ({"temperature": float("nan")}, "temperature: nan is refused: expected 0 to 100"),
+        ({"temperature": -1.0}, "temperature: -1.0 is refused"),
+        ({"top_k": -1}, "top_k: -1 is refused: expected 0 or more"),
+        ({"top_p": 1.5}, "top_p: 1.5 is refused: expected above 0, 1 at most"),
+        ({"top_p": 0.0}, "top_p: 0.0 is refused: expected above 0, 1 at most"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty: 0.0 is refused: expected above 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens: 0 is refused: expected 1 or more"),
+        ({"min_new_tokens": -1}, "min_new_tokens: -1 is refused: expected 0 or more"),
+        ({"min_new_tokens": 9, "max_new_tokens": 8}, "min_new_tokens: 9 is refused: `max_new_tokens` is 8"),
+        ({"stop": ("",)}, r"stop: \('',\) is refused: expected texts"),
+        ({"stop": "abc"}, "stop: 'abc' is refused: expected texts"),
     ],
 )
 def test_values_that_no_decoding_can_follow_are_refused(values: dict[str, Any], expected: str) -> None:

@@ -31,7 +31,7 @@ def test_poison_and_hanging_images_are_quarantined_and_all_others_captioned(
     done = caption_there(
         *("--images", shards, "--out", run, "--engine", "fake"),
         *("--fake.faults", json.dumps(faults), "--hang-seconds", "2", "--rows-per-commit", "20"),
-        *("--fake.capacity", "10"),
+        *("--fake.requests-at-once", "10"),
     )
     assert done.returncode == 0, done.stderr
     rejects = {row["id"]: row for row in rows(run, "rejects").to_pylist()}

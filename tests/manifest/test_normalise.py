@@ -131,7 +131,7 @@ def test_sft_mix_is_refused_with_its_counts_and_the_way_out(tmp_path: Path, out:
         normalise(path, None, out)
     message = str(refused.value)
     assert "1 of 4 records have no image and 1 ids repeat (first: 000000000001)" in message
-    assert "--dedupe-image" in message and "\n" not in message
+    assert "`dedupe_image`" in message and "\n" not in message
 
 
 def test_dedupe_takes_each_image_once_under_its_path(tmp_path: Path, out: Path) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipelines.caption import _say_unknown_reason
+from pipelines.steps.caption_job import _say_unknown_reason
 from sharegpt4v.captions.resume import RunProgress
 
 

@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import pipelines.check
+import pipelines.steps.check_job
 from cluster.session import ray_session
-from pipelines.check import Inspect, look
 from pipelines.check import main as check
+from pipelines.steps.check_job import Inspect, look
 from pipelines.steps.ledger import Ledger
 from sharegpt4v.errors import RunFailed
 from sharegpt4v.images import ImageReader, StorageError
@@ -212,8 +212,8 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
         for shard in shards(manifest.folder):
             inspection.add(step(pq.read_table(shard)))
 
-    monkeypatch.setattr(pipelines.check, "ray_session", lambda *_: nullcontext())
-    monkeypatch.setattr(pipelines.check, "look", look_here)
+    monkeypatch.setattr(pipelines.steps.check_job, "ray_session", lambda *_: nullcontext())
+    monkeypatch.setattr(pipelines.steps.check_job, "look", look_here)
 
 
 def test_only_strict_makes_a_finding_a_failure(
@@ -274,7 +274,7 @@ def test_a_check_that_ends_early_leaves_no_file(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(pipelines.check, "look", fail)
+    monkeypatch.setattr(pipelines.steps.check_job, "look", fail)
     write_images(tmp_path / "images", ["a.jpg"])
     arguments = ["--images", str(tmp_path / "images"), "--out", str(tmp_path / "out")]
     assert check(arguments) == code

@@ -67,11 +67,11 @@ def test_the_same_fingerprint_and_a_new_folder_pass(run: CaptionRun, tmp_path: P
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"decoding.max_new_tokens": 7}, "decoding.max_new_tokens changed.*\\(500 before, 7 now\\)"),
-        ({"model": None}, "model changed.*\\('m@1' before, None now\\)"),
-        ({"dtype": "float32"}, "dtype changed.*\\(None before, 'float32' now\\)"),
-        ({"prompt": "p@2: " + "long " * 50}, "prompt changed.*long l\\.\\.\\. now\\)"),
-        ({"prompt": "two\nlines"}, "prompt changed.*, 'two\\\\nlines' now\\)"),
+        ({"decoding.max_new_tokens": 7}, "decoding.max_new_tokens: changed.*\\(500 before, 7 now\\)"),
+        ({"model": None}, "model: changed.*\\('m@1' before, None now\\)"),
+        ({"dtype": "float32"}, "dtype: changed.*\\(None before, 'float32' now\\)"),
+        ({"prompt": "p@2: " + "long " * 50}, "prompt: changed.*long l\\.\\.\\. now\\)"),
+        ({"prompt": "two\nlines"}, "prompt: changed.*, 'two\\\\nlines' now\\)"),
     ],
 )
 def test_another_fingerprint_is_refused_with_the_field(

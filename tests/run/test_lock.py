@@ -144,7 +144,7 @@ def test_a_holder_that_has_not_written_its_name_yet(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_written_is_named_with_the_remedy(read_only: Path) -> None:
-    with pytest.raises(UserError, match=f"cannot lock {read_only}/lock.json .*denied.*give another --out"):
+    with pytest.raises(UserError, match=f"cannot lock {read_only}/lock.json .*denied.*give another folder"):
         RunLock(read_only).__enter__()
 
 

@@ -94,7 +94,7 @@ def write_report(run: Path, *, root: str | None, sample: int = MAX_SAMPLE, seed:
     Raises UserError for a sample over MAX_SAMPLE.
     """
     if not 0 <= sample <= MAX_SAMPLE:
-        raise UserError(f"a report shows 0 to {MAX_SAMPLE} captions, not {sample}: ask for fewer")
+        raise UserError(f"{sample} captions are too many: a report shows 0 to {MAX_SAMPLE}", field="sample")
     summary: dict[str, Any] = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     lengths, rows = _read_captions(run, sample, seed)
     cards = [_card(row) for row in rows]

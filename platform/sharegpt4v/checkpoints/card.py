@@ -48,11 +48,13 @@ def read_card(model: str, toy: Path = TOY_CAPTIONER) -> ModelCard:
     config = _read_config(folder, model)
     kind = config.get("model_type")
     if kind not in _PROTOCOLS:
-        raise UserError(f"{model} holds a {kind!r} model; known captioners: {', '.join(_PROTOCOLS)}")
+        raise UserError(
+            f"{model} holds a {kind!r} model; known captioners: {', '.join(_PROTOCOLS)}", field="model"
+        )
     shipped = {TOY_CAPTIONER: "toy-captioner", TOY_CHAT: "toy-chat"}
     name = shipped.get(folder) or model.rstrip("/").rsplit("/", 1)[-1]
     if not any(folder.glob("*.safetensors")):
-        raise UserError(f"--model {model} holds no *.safetensors: copy or convert the weights again")
+        raise UserError(f"{model} holds no *.safetensors: copy or convert the weights again", field="model")
     size = config["vision_config"]["image_size"]
     # A checkpoint says itself how it was trained where that differs from its family's way.
     protocol = config.get("image_protocol", _PROTOCOLS[kind])
@@ -64,7 +66,9 @@ def model_folder(model: str, toy: Path = TOY_CAPTIONER) -> Path:
     if model == "toy":
         return toy
     if not model:
-        raise UserError("this preset ships no weights: give --model FOLDER with a converted Share-Captioner")
+        raise UserError(
+            "this preset ships none: give a folder with a converted Share-Captioner", field="model"
+        )
     if "://" not in model:
         return Path(model)
     return cached(f"models/{hashlib.sha256(model.encode()).hexdigest()[:24]}", partial(_fetch, model))
@@ -76,12 +80,12 @@ def _fetch(uri: str, folder: Path) -> None:
     try:
         filesystem, path = fsspec.core.url_to_fs(uri)
         if not filesystem.isdir(path):
-            raise UserError(f"--model {uri} is not a folder there")
+            raise UserError(f"{uri} is not a folder there", field="model")
         filesystem.get(path.rstrip("/") + "/", str(folder) + "/", recursive=True)
     except (OSError, ImportError, ValueError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"cannot fetch --model {uri}: {error}") from None
+        raise UserError(f"cannot fetch {uri}: {error}", field="model") from None
 
 
 def _read_config(folder: Path, model: str) -> dict[str, Any]:
@@ -89,11 +93,12 @@ def _read_config(folder: Path, model: str) -> dict[str, Any]:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(
-            f"--model {model}: cannot read {folder / 'config.json'} ({error.strerror}); "
-            f"give a transformers folder, or leave --model away for the toy captioner"
+            f"{model}: cannot read {folder / 'config.json'} ({error.strerror}): "
+            f"give a transformers folder, or toy for the toy captioner",
+            field="model",
         ) from None
     except ValueError as error:
-        raise UserError(f"--model {model}: config.json is not JSON ({error})") from None
+        raise UserError(f"{model}: config.json is not JSON ({error})", field="model") from None
     assert isinstance(config, dict)
     return config
 

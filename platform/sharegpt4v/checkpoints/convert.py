@@ -71,9 +71,9 @@ def plan_conversion(
     checkpoint = Checkpoint(source)
     layout = detect_layout(checkpoint)
     if to == "released" and layout != "transformers":
-        raise UserError(f"{source} is in the released layout already; leave --to released away")
+        raise UserError(f"{source} is in the released layout already: leave it out", field="to")
     if vision_tower and layout != "released":
-        raise UserError(f"{source} brings its own vision tower; leave --vision-tower away")
+        raise UserError(f"{source} brings its own: leave it out", field="vision_tower")
     if layout == "captioner":
         return _captioner(checkpoint, tokenizer or source)
     if layout == "transformers":
@@ -193,7 +193,7 @@ def _captioner(checkpoint: Checkpoint, tokenizer: Path) -> Conversion:
             f"sampler: {config.sampler}, {config.image_tokens} embeddings an image",
             f"LoRA merged into {merged} weights",
             f"images: squashed to a square of {config.vision_config.image_size} px",
-            "runs with `sharegpt4v caption --model FOLDER`",
+            "runs as the model of `sharegpt4v caption`",
         ]
         metadata.write_card(out, _title(checkpoint), facts)
 

@@ -55,12 +55,12 @@ def released_tensors(checkpoint: Checkpoint, tower: Checkpoint | None) -> dict[s
     own = under_other_names((name.removeprefix(_INSIDE), t) for name, t in checkpoint.tensors.items())
     inside = any(name.startswith("vision_model.") for name in own)
     if inside and tower:
-        raise UserError(f"{checkpoint.folder} holds its own vision tower; leave --vision-tower away")
+        raise UserError(f"{checkpoint.folder} holds its own: leave it out", field="vision_tower")
     if inside:
         return own
     if tower is None:
         wanted = checkpoint.config().get("mm_vision_tower", "its CLIPVisionModel")
-        raise UserError(f"{checkpoint.folder} has no vision tower: give --vision-tower FOLDER with {wanted}")
+        raise UserError(f"{checkpoint.folder} has none: give a folder with {wanted}", field="vision_tower")
     return own | under_other_names(
         (f"vision_model.{name.removeprefix('vision_model.')}", stored)
         for name, stored in tower.tensors.items()

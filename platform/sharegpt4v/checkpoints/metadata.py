@@ -61,11 +61,14 @@ def find_tokenizer(
     tokenizer = load_tokenizer(source, added)
     for token in known:
         if tokenizer.token_to_id(token) is None:
-            raise UserError(f"the tokenizer in {source} does not know {token}; give --tokenizer FOLDER")
+            raise UserError(
+                f"the one in {source} does not know {token}; give another folder", field="tokenizer"
+            )
     if tokenizer.get_vocab_size() > rows:
         raise UserError(
-            f"the tokenizer in {source} has {tokenizer.get_vocab_size()} tokens, the model's table {rows} "
-            "rows; give --tokenizer FOLDER"
+            f"the one in {source} has {tokenizer.get_vocab_size()} tokens, the model's table {rows} rows; "
+            "give another folder",
+            field="tokenizer",
         )
     return LoadedTokenizer(tokenizer, source)
 

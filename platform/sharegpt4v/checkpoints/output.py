@@ -29,20 +29,23 @@ def check_out(out: Path, needed: int, sources: Iterable[Path]) -> Path:
         free = shutil.disk_usage(there).free + _left(_partial(out))
     except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise UserError(f"--out {out}: {reason}; give another --out") from None
+        raise UserError(f"{out}: {reason}; give another folder", field="out") from None
     for source in sources:
         if source.resolve().is_relative_to(_partial(out)):
-            raise UserError(f"{source} is cleared when --out is {out}: move it, or give another --out")
+            raise UserError(
+                f"{source} is cleared when this is {out}: move it, or give another folder", field="out"
+            )
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"--out {out}: {there} is no folder that can be written; give another --out")
+        raise UserError(f"{out}: {there} is no folder that can be written; give another", field="out")
     if out.is_mount() or out == Path.cwd():
         raise UserError(
-            f"--out {out} cannot be replaced while it is mounted or worked in; give one inside it"
+            f"{out} cannot be replaced while it is mounted or worked in; give one inside it", field="out"
         )
     if free < needed:
         raise UserError(
-            f"--out {out}: {needed / 1e9:,.2f} GB will be written and {free / 1e9:,.2f} GB are free there; "
-            "make room, or give another --out"
+            f"{out}: {needed / 1e9:,.2f} GB will be written and {free / 1e9:,.2f} GB are free there; "
+            "make room, or give another folder",
+            field="out",
         )
     return out
 
@@ -76,7 +79,7 @@ def unfinished(out: Path) -> Iterator[Path]:
 @contextmanager
 def _locked(partial: Path, out: Path) -> Iterator[None]:
     mark = partial / _MARK
-    busy = UserError(f"another convert is writing {out}: wait for it, or give another --out")
+    busy = UserError(f"another convert is writing {out}: wait for it, or give another folder", field="out")
     try:
         partial.mkdir(parents=True, exist_ok=True)
         _check_ours(partial)
@@ -85,13 +88,17 @@ def _locked(partial: Path, out: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise busy from None
     except OSError as error:
-        raise UserError(f"cannot write {partial}: {error.strerror}; give another --out") from None
+        raise UserError(
+            f"cannot write {partial}: {error.strerror}; give another folder", field="out"
+        ) from None
     with file:
         try:
             if not lock_descriptor(file.fileno(), blocking=False):
                 raise busy
         except OSError as error:
-            raise UserError(f"{mark} cannot be locked: {error.strerror}; give another --out") from None
+            raise UserError(
+                f"cannot lock {mark}: {error.strerror}; give another folder", field="out"
+            ) from None
         # It may have been finished, or given up, between the opening and the lock.
         if not mark.exists() or not os.path.samestat(mark.stat(), os.fstat(file.fileno())):
             raise busy
@@ -100,16 +107,19 @@ def _locked(partial: Path, out: Path) -> Iterator[None]:
 
 def _check_empty(out: Path) -> None:
     if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is a file; give a new folder")
+        raise UserError(f"{out} is a file; give a new folder", field="out")
     if out.exists() and any(out.iterdir()):
-        raise UserError(f"--out {out} is not empty; give a new folder")
+        raise UserError(f"{out} is not empty; give a new folder", field="out")
 
 
 def _check_ours(partial: Path) -> None:
     if not partial.exists() or (partial / _MARK).exists():
         return
     if not partial.is_dir() or any(partial.iterdir()):
-        raise UserError(f"{partial} is in the way, and no conversion left it; move it, or give another --out")
+        raise UserError(
+            f"{partial} is in the way, and no conversion left it; move it, or give another folder",
+            field="out",
+        )
 
 
 def _left(partial: Path) -> int:

@@ -38,7 +38,10 @@ def load_tokenizer(folder: Path, added: Mapping[str, int]) -> Tokenizer:
         except UserError as error:
             raise UserError(f"{folder}: {error}") from None
     else:
-        raise UserError(f"{folder} has neither tokenizer.json nor tokenizer.model: give --tokenizer FOLDER")
+        raise UserError(
+            f"{folder} has neither tokenizer.json nor tokenizer.model: give a folder with one",
+            field="tokenizer",
+        )
     for token, wanted in added.items():
         tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False)])
         got = tokenizer.token_to_id(token)
@@ -112,7 +115,7 @@ def _read(data: bytes) -> tuple[list[Piece], int, bool]:
                 if normaliser.get(2):
                     raise UserError(
                         "tokenizer.model rewrites text by a table (precompiled_charsmap) that ours does not "
-                        "read: give --tokenizer FOLDER with a tokenizer.json"
+                        "read: give a folder with a tokenizer.json as `tokenizer`"
                     )
     except (IndexError, struct.error, UnicodeDecodeError) as error:
         raise UserError(f"tokenizer.model is no sentencepiece model ({error}); copy it again") from None

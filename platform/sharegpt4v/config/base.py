@@ -1,60 +1,126 @@
-"""Configurations, one frozen model per stage, and the presets that fill them.
+"""What every configuration has: frozen models, marks of their fields, presets, and layers that become one.
 
 Importable without torch or Ray. Flags of the command line ARE these fields (dotted for nested ones); an
 unknown key is an error that names the nearest valid one.
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 
 from sharegpt4v.errors import UserError
 
 
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Marks a field with the heading that help and documentation list it under; nested fields inherit it."""
+
+    title: str
+
+
+INPUT, MODEL, DECODING, GATE = Group("Input"), Group("Model"), Group("Decoding"), Group("Gate")
+OUTPUT, RAY, TESTING = Group("Output"), Group("Ray"), Group("Testing")
+GROUPS = (INPUT, MODEL, DECODING, GATE, OUTPUT, RAY, TESTING)
+"""In the order of their headings."""
+
+
+@dataclass(frozen=True, slots=True)
+class Metavar:
+    """Marks a field with the word for its value in help; PATH is a file, a folder or a URI."""
+
+    word: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bare:
+    """Marks a field that may be named without a value, with the value it then has."""
+
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """Values under a name, a layer below file and flags. text: what it is for, in one line."""
+
+    text: str
+    values: Mapping[str, Any]
+
+
 class CommandConfig(BaseModel):
-    """Frozen, and strict about its keys."""
+    """Frozen, and strict about its keys. presets: the first one is the default."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    presets: ClassVar[Mapping[str, Preset]] = {}
 
 
-S = TypeVar("S", bound=CommandConfig)
+C = TypeVar("C", bound=CommandConfig)
 
 
-def resolve(stage: type[S], *layers: Mapping[str, Any]) -> S:
-    """The configuration from layers of increasing weight: preset, file, flags. Nested keys merge.
+def flat_fields(
+    config_class: type[CommandConfig], prefix: str = "", group: str = "Other"
+) -> Iterator[tuple[str, FieldInfo, str]]:
+    """Yields every field that is no configuration itself: its dotted name, the field, its group's title."""
+    for key, field in config_class.model_fields.items():
+        title = next((mark.title for mark in field.metadata if isinstance(mark, Group)), group)
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, CommandConfig):
+            yield from flat_fields(kind, f"{prefix}{key}.", title)
+        else:
+            yield prefix + key, field, title
+
+
+def flat_values(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns a layer's values by dotted name."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        nested = isinstance(value, Mapping)
+        flat |= flat_values(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return flat
+
+
+def resolve(config_class: type[C], *layers: Mapping[str, Any]) -> C:
+    """Makes the configuration of layers of increasing weight: preset, file, flags. Nested keys merge.
 
     Raises UserError, one line, for an unknown key (with the nearest valid one) or a value out of range.
     """
     merged: dict[str, Any] = {}
     for layer in layers:
         merged = _merge(merged, layer)
-    _refuse_unknown(stage, merged, "")
+    _refuse_unknown(config_class, merged, "")
     try:
-        return stage.model_validate(merged)
+        return config_class.model_validate(merged)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "missing":
-            raise UserError(f"{key} is missing: give --{key.replace('_', '-')}") from None
-        reason = first["msg"].removeprefix("Value error, ")
-        raise UserError(f"{key} = {first['input']!r} is refused: {reason}") from None
+        found = error.errors()
+    missing = [_dotted(item["loc"]) for item in found if item["type"] == "missing"]
+    if missing:
+        also = "".join(f", and so is `{key}`" for key in missing[1:])
+        raise UserError(f"required{also}", field=missing[0])
+    first = found[0]
+    reason = first["msg"].removeprefix("Value error, ").replace("Input should", "it should", 1)
+    raise UserError(f"{first['input']!r} is refused: {reason}", field=_dotted(first["loc"]))
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
-    """A configuration file. Raises UserError when it is missing, not YAML, or not a mapping."""
+    """Reads a configuration file. Raises UserError when it is missing, not YAML, or not a mapping."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"cannot read --config {path}: {error.strerror}") from None
+        raise UserError(f"cannot read {path}: {error.strerror}", field="config") from None
     except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}", field="config") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds {type(content).__name__}, expected keys and values")
+        raise UserError(f"{path} holds {type(content).__name__}, expected keys and values", field="config")
     return content
+
+
+def _dotted(loc: tuple[int | str, ...]) -> str:
+    return ".".join(str(part) for part in loc)
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,14 +131,16 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _refuse_unknown(stage: type[BaseModel], values: Mapping[str, Any], prefix: str) -> None:
+def _refuse_unknown(config_class: type[BaseModel], values: Mapping[str, Any], prefix: str) -> None:
     for key, value in values.items():
-        if key not in stage.model_fields:
-            near = difflib.get_close_matches(str(key), stage.model_fields, n=1, cutoff=0.5)
+        if key not in config_class.model_fields:
+            near = difflib.get_close_matches(str(key), config_class.model_fields, n=1, cutoff=0.5)
             hint = (
-                f"; did you mean {prefix}{near[0]}?" if near else f"; known: {', '.join(stage.model_fields)}"
+                f"; did you mean {prefix}{near[0]}?"
+                if near
+                else f"; known: {', '.join(config_class.model_fields)}"
             )
             raise UserError(f"unknown key {prefix}{key}{hint}")
-        nested = stage.model_fields[key].annotation
+        nested = config_class.model_fields[key].annotation
         if isinstance(nested, type) and issubclass(nested, BaseModel) and isinstance(value, Mapping):
             _refuse_unknown(nested, value, f"{prefix}{key}.")

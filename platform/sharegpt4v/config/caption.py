@@ -1,12 +1,23 @@
 """Configuration of `sharegpt4v caption`, and its presets."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from sharegpt4v.config.base import CommandConfig
+from sharegpt4v.config.base import (
+    DECODING,
+    GATE,
+    INPUT,
+    MODEL,
+    OUTPUT,
+    RAY,
+    TESTING,
+    Bare,
+    CommandConfig,
+    Metavar,
+    Preset,
+)
 from sharegpt4v.dialogue import SAMPLING_BOUNDS, ImageProtocol
 
 
@@ -48,78 +59,113 @@ class Decoding(CommandConfig):
     def _below_the_cap(cls, value: int, info: ValidationInfo) -> int:
         cap = info.data.get("max_new_tokens", value)  # absent where it was refused itself
         if value > cap:
-            raise ValueError(f"--decoding.max-new-tokens is {cap}")
+            raise ValueError(f"`max_new_tokens` is {cap}")
         return value
 
 
 class Fake(CommandConfig):
     """The fake engine: no model, given speed, given faults. For trials of the pipeline alone."""
 
-    image_size: int = Field(96, ge=1, description="pixels a side handed to the engine")
+    # None is called as another engine's argument is (capacity, image_size): the command line would take an
+    # error that names that argument for one about this field.
+    image_side: int = Field(96, ge=1, description="pixels a side handed to the engine")
     seconds_per_request: float = Field(0.0, ge=0, description="time each caption takes")
-    capacity: int = Field(1024, ge=1, description="requests it holds in work at once")
+    requests_at_once: int = Field(1024, ge=1, description="requests it holds in work at once")
     faults: dict[str, str] = Field(
-        default_factory=dict, description="fault name to a regular expression over ids, as JSON"
+        default_factory=dict, description="fault name to a regular expression over ids"
     )
 
 
 class CaptionConfig(CommandConfig):
-    """`sharegpt4v caption`: caption every image of a manifest, each exactly once."""
+    """Caption every image of a manifest, each exactly once."""
 
-    images: str = Field(
+    presets = {
+        "toy": Preset("the toy captioner that is shipped, on CPU", {"model": "toy"}),
+        "7b": Preset(
+            "Share-Captioner on GPUs, one actor a GPU; `model` must name its folder",
+            {
+                "model": "",
+                "decoding": {"max_new_tokens": 500, "repetition_penalty": 1.5},
+                "gate": {"min_characters": 60},
+                "gpus_per_actor": 1.0,
+                "cpus_per_actor": 2.0,
+                # Planned for a card of 141 GB, not measured yet; the engine opens fewer slots where memory
+                # holds fewer.
+                "batch_size": 192,
+            },
+        ),
+    }
+
+    images: Annotated[str, INPUT, Metavar("PATH")] = Field(
         description="folder of images, or a manifest: JSON array, JSONL, Parquet, tar shards; local or URI"
     )
-    out: Path = Field(description="run folder; the same command again does what is missing")
-    root: str | None = Field(None, description="where the manifest's image paths start; default: its folder")
-    model: str = Field(
+    out: Annotated[Path, OUTPUT] = Field(
+        description="run folder; the same command again does what is missing"
+    )
+    root: Annotated[str | None, INPUT, Metavar("PATH")] = Field(
+        None, description="where the manifest's image paths start; default: its folder"
+    )
+    limit: Annotated[int | None, INPUT] = Field(None, ge=1, description="only the first N images")
+    sample: Annotated[int | None, INPUT] = Field(
+        None, ge=1, description="so many images spread evenly over all sources, for a first look"
+    )
+    source: Annotated[str | None, INPUT] = Field(
+        None, min_length=1, description="source of images that name none; default: their first folder"
+    )
+    dedupe_image: Annotated[bool, INPUT] = Field(
+        False, description="take each image of a conversation file once"
+    )
+    model: Annotated[str, MODEL, Metavar("PATH")] = Field(
         "toy", description="transformers folder of the captioner or its URI; toy: the shipped one"
     )
-    engine: Literal["torch", "vllm", "fake"] = Field(
+    engine: Annotated[Literal["torch", "vllm", "fake"], MODEL] = Field(
         "torch", description="what runs the model; vllm: an extra to install, fake: no model at all"
     )
-    prompt: str | None = Field(None, description="another prompt than the captioner's own")
-    protocol: ImageProtocol | None = Field(
+    prompt: Annotated[str | None, MODEL] = Field(None, description="another prompt than the captioner's own")
+    protocol: Annotated[ImageProtocol | None, MODEL] = Field(
         None, description="how images become square; default: the model's own"
     )
-    fast_decode: bool = Field(False, description="JPEG scaled decoding: faster, slightly different pixels")
-    decoding: Decoding = Field(default_factory=Decoding)
-    gate: Gate = Field(default_factory=Gate)
-    fake: Fake = Field(default_factory=Fake)
-    actors: str = Field(
-        "auto", description="captioner actors: N, or MIN:MAX for an elastic pool; auto: 2, or one a GPU"
+    fast_decode: Annotated[bool, MODEL] = Field(
+        False, description="JPEG scaled decoding: faster, slightly different pixels"
     )
-    gpus_per_actor: float = Field(0.0, ge=0, description="GPUs each actor holds; 0 runs on CPU")
-    cpus_per_actor: float = Field(
-        0.5, gt=0, description="CPUs each actor reserves (a fraction leaves some for decoding)"
-    )
-    threads_per_actor: int = Field(1, ge=1, description="CPU threads the model uses in each actor")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], MODEL] = Field(
         "auto", description="of the weights in memory; auto: float32 on CPU, bfloat16 on GPU"
     )
-    batch_size: int = Field(32, ge=1, description="slots of the engine, per actor: images captioned at once")
-    rows_per_commit: int | None = Field(
+    batch_size: Annotated[int, MODEL] = Field(
+        32, ge=1, description="slots of the engine, per actor: images captioned at once"
+    )
+    decoding: Annotated[Decoding, DECODING] = Field(default_factory=Decoding)
+    gate: Annotated[Gate, GATE] = Field(default_factory=Gate)
+    max_reject_rate: Annotated[float, GATE] = Field(
+        0.05, ge=0, le=1, description="share of rejects that stops the run, judged from the 1,000th image on"
+    )
+    retry_rejects: Annotated[str | None, OUTPUT, Metavar("REASON"), Bare("all")] = Field(
+        None, description="try rejected images again: those with this reason, without a value all"
+    )
+    rows_per_commit: Annotated[int | None, OUTPUT] = Field(
         None,
         ge=1,
         description="images written as one file; a kill costs the few files under way; default: by size",
     )
-    hang_seconds: float = Field(
+    actors: Annotated[str, RAY, Metavar("N")] = Field(
+        "auto", description="captioner actors: N, or MIN:MAX for an elastic pool; auto: 2, or one a GPU"
+    )
+    gpus_per_actor: Annotated[float, RAY] = Field(
+        0.0, ge=0, description="GPUs each actor holds; 0 runs on CPU"
+    )
+    cpus_per_actor: Annotated[float, RAY] = Field(
+        0.5, gt=0, description="CPUs each actor reserves (a fraction leaves some for decoding)"
+    )
+    threads_per_actor: Annotated[int, RAY] = Field(
+        1, ge=1, description="CPU threads the model uses in each actor"
+    )
+    hang_seconds: Annotated[float, RAY] = Field(
         600.0, gt=0, description="an engine that makes no token for so long is taken for hung and replaced"
     )
-    limit: int | None = Field(None, ge=1, description="only the first N images")
-    sample: int | None = Field(
-        None, ge=1, description="so many images spread evenly over all sources, for a first look"
+    address: Annotated[str | None, RAY, Metavar("HOST:PORT")] = Field(
+        None, description="Ray cluster to run on; default: start one on this machine"
     )
-    source: str | None = Field(
-        None, min_length=1, description="source of images that name none; default: their first folder"
-    )
-    dedupe_image: bool = Field(False, description="take each image of a conversation file once")
-    max_reject_rate: float = Field(
-        0.05, ge=0, le=1, description="share of rejects that stops the run, judged from the 1,000th image on"
-    )
-    retry_rejects: str | None = Field(
-        None, description="take rejected images up again: a reason code, or all (the flag alone)"
-    )
-    address: str | None = Field(None, description="Ray cluster to run on; default: start one on this machine")
+    fake: Annotated[Fake, TESTING] = Field(default_factory=Fake)
 
     @field_validator("actors")
     @classmethod
@@ -130,19 +176,3 @@ class CaptionConfig(CommandConfig):
         if len(parts) == 2 and int(parts[0]) > int(parts[1]):
             raise ValueError(f"the smaller number comes first: {parts[1]}:{parts[0]}")
         return value
-
-
-CAPTION_PRESETS: Mapping[str, Mapping[str, Any]] = {
-    # The defaults, which suit any captioner on CPU; the toy one is what runs when no model is given.
-    "toy": {"model": "toy"},
-    # Share-Captioner on GPUs: one actor a GPU, the release's length cap and penalty (reference, 4).
-    "7b": {
-        "model": "",
-        "decoding": {"max_new_tokens": 500, "repetition_penalty": 1.5},
-        "gate": {"min_characters": 60},
-        "gpus_per_actor": 1.0,
-        "cpus_per_actor": 2.0,
-        # Planned for a card of 141 GB, not measured yet; the engine opens fewer where memory holds fewer.
-        "batch_size": 192,
-    },
-}

@@ -22,22 +22,22 @@ _THINGS = ("square", "tree", "house", "cat", "boat", "table", "hill", "cup")
 
 @dataclass(frozen=True, slots=True)
 class FakeOptions:
-    """image_size in pixels. seconds_per_request: time one request takes, alone or in company.
+    """image_side in pixels. seconds_per_request: time one request takes, alone or in company.
 
     faults: fault name -> regular expression over request ids. kill ends the process with SIGKILL, hang
     never answers, error fails the request, once fails only the first attempt's gate, the others
     answer with a text that the gate must catch.
     """
 
-    image_size: int = 96
-    capacity: int = 1024
+    image_side: int = 96
+    requests_at_once: int = 1024
     seconds_per_request: float = 0.0
     faults: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         unknown = set(self.faults) - set(FAULTS)
         if unknown:
-            raise UserError(f"unknown fault {sorted(unknown)[0]!r}; known: {', '.join(FAULTS)}")
+            raise UserError(f"{sorted(unknown)[0]!r} is unknown; known: {', '.join(FAULTS)}", field="faults")
 
 
 class FakeEngine:
@@ -46,8 +46,8 @@ class FakeEngine:
     def __init__(self, options: FakeOptions) -> None:
         self.options = options
         self.model = "fake@0"
-        self.image_size = options.image_size
-        self.capacity = options.capacity
+        self.image_size = options.image_side
+        self.capacity = options.requests_at_once
         self._faults = {name: re.compile(pattern) for name, pattern in options.faults.items()}
         self._scheduler = Scheduler(slots=1)
         self._thread = start_thread("fake-engine", lambda: run_until_closed(self._scheduler, self._step))

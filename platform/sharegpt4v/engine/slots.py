@@ -42,7 +42,7 @@ def slots_that_fit(wanted: int, slot_bytes: int, free_bytes: int, beside: int = 
     if fitting < 1:
         raise UserError(
             f"one slot of the engine needs {(slot_bytes + beside) / 1e9:.2f} GB of memory and "
-            f"{free_bytes / 1e9:.2f} GB are free: lower --decoding.max-new-tokens, or take a larger device"
+            f"{free_bytes / 1e9:.2f} GB are free: lower `max_new_tokens`, or take a larger device"
         )
     return min(wanted, fitting)
 

@@ -201,7 +201,7 @@ class TorchEngine:
         slots = self.capacity // 2
         if self._halved or not slots:
             raise EngineError(
-                f"out of memory with {self.capacity} slots of {self._context} tokens: lower --batch-size"
+                f"out of memory with {self.capacity} slots of {self._context} tokens: lower `batch_size`"
             )
         log.warning("out of memory with %d slots: goes on with %d", self.capacity, slots)
         self._halved = True

@@ -107,8 +107,8 @@ def open_vllm(folder: Path, adapter: Adapter, context: int, capacity: int) -> tu
         if not is_out_of_memory(error) and "memory" not in str(error):
             raise
         raise UserError(
-            f"vLLM finds no memory for {capacity} requests of {context} tokens: lower --batch-size or "
-            f"--decoding.max-new-tokens, or take a larger device ({one_line(error)[:200]})"
+            f"vLLM finds no memory for {capacity} requests of {context} tokens: lower `batch_size` or "
+            f"`max_new_tokens`, or take a larger device ({one_line(error)[:200]})"
         ) from error
     finally:
         torch.set_num_threads = set_threads  # a CPU worker puts a function there that only complains

@@ -101,7 +101,7 @@ class ImageReader:
         if self._uri:
             return f"{self._uri}/{quote(name) if self._uri.startswith('http') else name}"
         if not self._root:
-            raise Rejected("outside_root", f"{name!r} is relative and there is no root: give one with --root")
+            raise Rejected("outside_root", f"{name!r} is relative, and no root is given")
         return os.path.join(self._root, name)
 
     def _read_local(self, path: str, start: int, count: int) -> bytes:

@@ -73,7 +73,9 @@ def normalise(
     far. Raises UserError; out_dir is then as it was.
     """
     if sample is not None and limit is not None:
-        raise UserError("--limit takes the first images and --sample some of every source: give one of them")
+        raise UserError(
+            "takes the first images, and `sample` some of every source: give one of them", field="limit"
+        )
     located = locate(path, root)
     intake = _Intake(path, out_dir, dedupe_image)
     rows = _input_rows(read_batches(located, source), intake, limit, progress or (lambda read: None))
@@ -164,12 +166,12 @@ class _Intake:
             repeats = f" and {self.repeats} ids repeat (first: {listed})" if self.repeats else ""
             raise UserError(
                 f"{self._name}: {self.without_image} of {read} records have no image{repeats}, as in a "
-                "conversation file; pass --dedupe-image to take each image once and drop records without one"
+                "conversation file; `dedupe_image` takes each image once and drops records without one"
             )
         if self.repeats and not self._dedupe:
             raise UserError(
                 f"{self._name}: {self.repeats} of {read} ids repeat (first: {listed}); make them unique, or "
-                "pass --dedupe-image to take each image once under its path"
+                "let `dedupe_image` take each image once under its path"
             )
         if self._changed:
             raise UserError(

@@ -79,9 +79,11 @@ def load_adapter(folder: str | Path, dtype: torch.dtype = torch.float32, device:
     try:
         family = json.loads((folder / "config.json").read_text()).get("model_type")
     except FileNotFoundError:
-        raise UserError(f"{folder} has no config.json; --model takes a transformers folder") from None
+        raise UserError(f"{folder} has no config.json: give a transformers folder", field="model") from None
     if family not in FAMILIES:
-        raise UserError(f"{folder} holds a {family!r} model; we can run {' and '.join(FAMILIES)}")
+        raise UserError(
+            f"{folder} holds a {family!r} model; we can run {' and '.join(FAMILIES)}", field="model"
+        )
     return FAMILIES[family](folder, dtype, device)
 
 

@@ -22,7 +22,8 @@ class RunFolder:
         names = {entry.name for entry in path.iterdir()}
         if names and not names & {"run.yaml", LOCK_FILE}:  # a run's first file is its lock
             raise UserError(
-                f"--out {path} holds other files ({sorted(names)[0]}, ...): give an empty or new folder"
+                f"{path} holds other files ({sorted(names)[0]}, ...): give an empty or new folder",
+                field="out",
             )
         return cls(path.absolute())
 
@@ -50,9 +51,9 @@ class RunFolder:
 
 
 def make_writable(path: Path) -> None:
-    """Creates the folder of an --out where needed. Raises UserError for a URI and for one not writable."""
+    """Creates an output folder where needed. Raises UserError for a URI and for one not writable."""
     if "://" in str(path) or ":/" in str(path):
-        raise UserError(f"--out {path} is a URI: it must be a local or shared folder")
+        raise UserError(f"{path} is a URI: it must be a local or shared folder", field="out")
     try:
         path.mkdir(parents=True, exist_ok=True)
         # access() tells root that everything is writable; only a real write tells.
@@ -60,4 +61,6 @@ def make_writable(path: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise UserError(f"cannot write to --out {path}: {error.strerror}; choose another folder") from None
+        raise UserError(
+            f"cannot write to {path}: {error.strerror}; give another folder", field="out"
+        ) from None

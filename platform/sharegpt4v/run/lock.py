@@ -52,12 +52,14 @@ class RunLock:
         except Timeout:  # before OSError, which it is as well
             raise UserError(
                 f"{self._path.parent} is in use by another run ({_holder(self._path)}): "
-                f"wait for it, or give another --out"
+                f"wait for it, or give another folder",
+                field="out",
             ) from None
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise UserError(
-                    f"cannot lock {self._path} ({error.strerror}): make it writable, or give another --out"
+                    f"cannot lock {self._path} ({error.strerror}): make it writable, or give another folder",
+                    field="out",
                 ) from None
             log.warning(
                 "%s has no file locks (%s): make sure yourself that no second run uses %s",

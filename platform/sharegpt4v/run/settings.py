@@ -28,14 +28,16 @@ def check_fingerprint(run: RunFolder, fingerprint: dict[str, Any]) -> None:
     if old.get("schema_version") != SCHEMA_VERSION:
         raise UserError(
             f"{run.path} was written with run folder version {old.get('schema_version')}, this is "
-            f"version {SCHEMA_VERSION}: finish it with the release that began it, or give another --out"
+            f"version {SCHEMA_VERSION}: finish it with the release that began it, or give another folder",
+            field="out",
         )
     for key in sorted(fingerprint.keys() | old["fingerprint"].keys()):
         before, now = old["fingerprint"].get(key), fingerprint.get(key)
         if before != now:
             raise UserError(
-                f"{key} changed since this run began ({_short(before)} before, {_short(now)} now): "
-                f"restore it, or give another --out"
+                f"changed since this run began ({_short(before)} before, {_short(now)} now): "
+                f"restore it, or give another `out`",
+                field=key,
             )
 
 

@@ -32,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         COMMANDS[args.command].run(args)
     except UserError as error:
-        print(f"toy {args.command}: {error}", file=sys.stderr)
+        line = f"--{error.field}: {error.text}" if error.field else str(error)
+        print(f"toy {args.command}: {line}", file=sys.stderr)
         return 2
     return 0
 

@@ -33,7 +33,7 @@ def iter_write_images(
 ) -> Iterator[Scene]:
     """Does what write_images does, and yields each scene once its image is on disk, for progress bars."""
     if count < 1:
-        raise UserError(f"{count} images asked for; ask for one at least")
+        raise UserError(f"{count} is too few: give 1 or more", field="count")
     names = tuple(sources or SOURCES)
     scenes = (make_scene(seed, i, source=names[i % len(names)], difficulty=difficulty) for i in range(count))
     return _written(out_dir, scenes)

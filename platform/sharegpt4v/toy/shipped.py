@@ -20,7 +20,7 @@ from sharegpt4v.toy.tokenizer import build_tokenizer
 from sharegpt4v.toy.train import TrainingProgress, TrainingRecipe, exact_match, train
 
 SHIPPED = Path(__file__).parent / "checkpoints"
-"""One folder a model, read by `--model toy` and by everything that needs a model that knows something."""
+"""One folder a model, for the model `toy` and for everything that needs a model that knows something."""
 
 JUDGED_SCENES = 500
 
@@ -83,7 +83,7 @@ def make_and_judge(name: str | None = None, steps: int | None = None, out: Path 
     The final shares are measured on the files as written. Raises UserError for less than one step.
     """
     if steps is not None and steps < 1:
-        raise UserError(f"--steps {steps}: a model needs one at least; leave it away for the shipped number")
+        raise UserError(f"{steps} is too few: give 1 or more, or none for the shipped number", field="steps")
     for each in [name] if name else TOY_MODELS:
         toy, folder = TOY_MODELS[each], (out or SHIPPED) / each
         stages = (replace(toy.stages[0], steps=steps),) if steps else toy.stages

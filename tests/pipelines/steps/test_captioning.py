@@ -58,7 +58,7 @@ def _decoded(*ids: str, reason: dict[str, str] | None = None) -> pa.Table:
 
 
 def _caption(ledger: Ledger | None = None, **fake: Any) -> Caption:
-    spec = EngineSpec("fake", "fake@0", fake=FakeOptions(image_size=SIZE, **fake))
+    spec = EngineSpec("fake", "fake@0", fake=FakeOptions(image_side=SIZE, **fake))
     return Caption(spec, RULES, ledger or Ledger(1.0), hang_seconds=30)
 
 
@@ -96,7 +96,7 @@ def _with(engine: _Recording, monkeypatch: pytest.MonkeyPatch, ledger: Ledger | 
 
 def test_caption_keeps_the_order_and_the_schema() -> None:
     ids = [f"{index}" for index in range(9)]
-    table = _caption(capacity=4)(_decoded(*ids, reason={"3": "truncated"}))
+    table = _caption(requests_at_once=4)(_decoded(*ids, reason={"3": "truncated"}))
     assert table.schema == OUTCOMES
     assert table["id"].to_pylist() == ids and table["row"].to_pylist() == list(range(9))
     assert table["outcome"].to_pylist() == ["reject" if key == "3" else "caption" for key in ids]
@@ -193,7 +193,7 @@ def test_texts_pass_unaltered(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_same_batch_gives_the_same_rows_again() -> None:
     faults = {"once": "1", "refusal": "2"}
     batch = _decoded("0", "1", "2", "3")
-    assert _caption(faults=faults)(batch).equals(_caption(faults=faults, capacity=1)(batch))
+    assert _caption(faults=faults)(batch).equals(_caption(faults=faults, requests_at_once=1)(batch))
 
 
 def test_a_stopped_run_stops_its_steps() -> None:
@@ -217,7 +217,7 @@ def test_an_image_that_killed_its_actor_is_a_reject_and_never_asked_for(
 
 
 def test_an_engine_that_is_slow_but_gets_on_is_not_hung() -> None:
-    spec = EngineSpec("fake", "fake@0", fake=FakeOptions(image_size=SIZE, seconds_per_request=0.1))
+    spec = EngineSpec("fake", "fake@0", fake=FakeOptions(image_side=SIZE, seconds_per_request=0.1))
     step = Caption(spec, RULES, Ledger(1.0), hang_seconds=0.25)
     table: pa.Table = step(_decoded(*map(str, range(8))))  # the last answer comes after 0.8 s
     assert table["outcome"].to_pylist() == ["caption"] * 8
@@ -249,7 +249,7 @@ def test_an_engine_that_stops_after_some_progress_is_hung(monkeypatch: pytest.Mo
 def test_a_hung_engine_ends_its_process() -> None:
     script = """
 from tests.pipelines.steps import test_captioning as t
-spec = t.EngineSpec("fake", "fake@0", fake=t.FakeOptions(image_size=t.SIZE, faults={"hang": "b"}))
+spec = t.EngineSpec("fake", "fake@0", fake=t.FakeOptions(image_side=t.SIZE, faults={"hang": "b"}))
 t.Caption(spec, t.RULES, t.Ledger(1.0), hang_seconds=0.2)(t._decoded("a", "b", "c"))
 """
     done = subprocess.run(
@@ -265,7 +265,7 @@ t.Caption(spec, t.RULES, t.Ledger(1.0), hang_seconds=0.2)(t._decoded("a", "b", "
 
 
 def _committing(folder: Path, ledger: Ledger | None = None, **fake: Any) -> CaptionAndCommit:
-    spec = EngineSpec("fake", "fake@0", fake=FakeOptions(image_size=SIZE, **fake))
+    spec = EngineSpec("fake", "fake@0", fake=FakeOptions(image_side=SIZE, **fake))
     return CaptionAndCommit(folder, spec, RULES, ledger or Ledger(1.0), hang_seconds=30)
 
 

@@ -81,7 +81,7 @@ def open_captions(run: Path, scratch: Path, *, partial: bool, progress: Progress
     else:
         raise UserError(
             f"{run} is not finished (it has no _SUCCESS): run its `sharegpt4v caption` again, or take the "
-            f"captions it has with --partial"
+            f"captions it has with `partial`"
         )
     if not summary["captions"]:
         why = "its report.html says why" if finished else "run its `sharegpt4v caption` again"

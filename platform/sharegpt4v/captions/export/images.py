@@ -59,5 +59,5 @@ def _refuse_broken(rows: list[dict[str, Any]], images: list[bytes | Exception]) 
     if broken:
         raise UserError(
             f"{len(broken)} or more images cannot be exported ({'; '.join(broken[:3])}): restore them below "
-            f"--root, or export without images (llava-json, messages, hf)"
+            f"`root`, or export without images (llava-json, messages, hf)"
         )

@@ -97,7 +97,7 @@ def _refuse(captions: CaptionSet) -> None:
         if pc.any(pc.not_equal(batch.column("container"), "")).as_py():
             raise UserError(
                 f"images of {captions.name} lie in tar shards, and messages can name files only: export as "
-                f"webdataset, or as hf --with-images"
+                f"webdataset, or as hf with `with_images`"
             )
 
 

@@ -1,4 +1,4 @@
-"""A wrong --root, found by a few images before an export reads or names a million."""
+"""A wrong root, found by a few images before an export reads or names a million."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor

@@ -84,7 +84,9 @@ def export_run(
     """
     spec = FORMATS[target]
     if with_images and spec.images in ("named", "located"):
-        raise UserError(f"{target} only names images: leave --with-images out, or choose hf or webdataset")
+        raise UserError(
+            f"{target} only names images: leave it out, or choose hf or webdataset", field="with_images"
+        )
     _refuse_existing(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -111,13 +113,13 @@ def _check_root(captions: CaptionSet, spec: FormatSpec, *, given: bool) -> list[
     if problem is None:
         return []
     if given or captions.with_images:
-        raise UserError(f"{problem}: give the --root where the run's image paths begin now, or restore them")
-    return [f"{problem}; the paths are written all the same: --root gives them another beginning"]
+        raise UserError(f"{problem}: give the `root` where the run's image paths begin now, or restore them")
+    return [f"{problem}; the paths are written all the same: `root` gives them another beginning"]
 
 
 def _refuse_existing(out: Path) -> None:
     if out.exists() or out.is_symlink():
-        raise UserError(f"{out} exists already: choose another --out, or remove it")
+        raise UserError(f"{out} exists already: give another path, or remove it", field="out")
 
 
 def _summary(captions: CaptionSet, out: Path, notes: list[str], hint: str) -> ExportSummary:
