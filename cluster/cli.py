@@ -22,6 +22,7 @@ class Command:
 COMMANDS = {
     "check": Command("pipelines.check", "look at every image of a manifest, without a model", on_ray=True),
     "caption": Command("pipelines.caption", "caption every image of a manifest, exactly once", on_ray=True),
+    "compare": Command("pipelines.compare", "two finished captioning runs side by side, as one page"),
     "export": Command("pipelines.export", "write a finished run as LLaVA JSON, a HF data set, or tar shards"),
     "convert": Command("pipelines.convert", "turn a released checkpoint into one that others load"),
 }
