@@ -14,6 +14,7 @@ from cluster.errors import EXIT_USAGE
 COMMANDS = {
     "check": "pipelines.check",
     "caption": "pipelines.caption",
+    "compare": "pipelines.compare",
     "export": "pipelines.export",
     "convert": "pipelines.convert",
 }

@@ -80,7 +80,7 @@ def test_both_files_are_in_manifest_order_with_their_own_schema(
     rows: list[Row] = [(f"{9 - i}", f"{i % 5}", "truncated" if i in (1, 7) else None) for i in range(10)]
     _, rejects, duplicates = _settle(tmp_path, _table(rows[:7]), _table(rows[7:]))
     assert (rejects.schema, duplicates.schema) == (REJECTS, DUPLICATES)
-    assert rejects["id"].to_pylist() == ["8", "2"]
+    assert rejects["id"].to_pylist() == ["8", "2"] and rejects["caption"].null_count == 2
     # The second row is broken, so the next image with its bytes, the seventh, is an original.
     names = zip(duplicates["id"].to_pylist(), duplicates["original"].to_pylist(), strict=True)
     assert list(names) == [("4", "9"), ("1", "6"), ("0", "5")]

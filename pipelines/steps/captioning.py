@@ -148,7 +148,7 @@ class Caption:
             return _Row("caption", "engine_error", str(error), attempt)
         verdict = check_caption(completion.text, completion.finish_reason, self._rules.gate)
         if verdict:
-            return _Row("gate", verdict.reason, verdict.message, attempt)
+            return _Row("gate", verdict.reason, verdict.message, attempt, completion)
         return _Row(attempt=attempt, completion=completion)
 
     def _wait(self, handle: Handle) -> Completion:
@@ -164,12 +164,12 @@ class Caption:
                 before = now
 
     def _table(self, batch: pa.Table, rows: list[_Row]) -> pa.Table:
-        """Outcome rows in input order; the fields of the other half are null."""
-        kept = [row.completion for row in rows]
+        """Outcome rows in input order. A caption that the gate refused keeps its text and nothing else."""
+        kept = [None if row.reason else row.completion for row in rows]
         columns: dict[str, Any] = {
             OUTCOME: ["reject" if row.reason else "caption" for row in rows],
             **{name: batch[name] for name in _CARRIED},
-            "caption": [c.text if c else None for c in kept],
+            "caption": [row.completion.text if row.completion else None for row in rows],
             "prompt_id": [self._rules.prompt.id if c else None for c in kept],
             "model": [self._engine.model if c else None for c in kept],
             "tokens": [c.tokens if c else None for c in kept],

@@ -176,4 +176,5 @@ def _as_rejects(table: pa.Table) -> pa.Table:
     rows = len(table)
     columns = {name: table[name] for name in _WAITING.names}
     columns |= {"stage": pa.array(["check"] * rows, pa.string()), "attempt": pa.array([0] * rows, pa.int32())}
+    columns["caption"] = pa.nulls(rows, pa.string())  # nothing was written
     return pa.table([columns[name] for name in REJECTS.names], schema=REJECTS)

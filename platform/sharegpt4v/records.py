@@ -46,6 +46,7 @@ REJECTS = pa.schema(
         pa.field("stage", pa.string()),  # decode, caption, gate
         pa.field("reason", pa.string()),  # stable code that summaries count by
         pa.field("message", pa.string()),
+        pa.field("caption", pa.string()),  # what the gate refused, of the last attempt; null for other stages
         pa.field("attempt", pa.int32()),
     ]
 )
@@ -72,4 +73,4 @@ OUTCOMES = pa.schema(
         *[REJECTS.field(name) for name in ("stage", "reason", "message")],
     ]
 )
-"""One row an image, whatever became of it: the fields of the other half are null."""
+"""One row an image, whatever became of it. Fields that only the other half has are null."""

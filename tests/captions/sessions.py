@@ -34,9 +34,11 @@ def caption(run: CaptionRun, key: str, text: str = "A red cup on a table.") -> d
     return _place(run, key) | fields | {"finish_reason": "stop", "attempt": 0}
 
 
-def reject(run: CaptionRun, key: str, reason: str = "missing", attempt: int = 0) -> dict[str, Any]:
+def reject(
+    run: CaptionRun, key: str, reason: str = "missing", attempt: int = 0, caption: str | None = None
+) -> dict[str, Any]:
     fields = {"outcome": "reject", "stage": "decode", "reason": reason, "message": f"{key} is {reason}"}
-    return _place(run, key) | fields | {"attempt": attempt}
+    return _place(run, key) | fields | {"attempt": attempt, "caption": caption}
 
 
 def commit(

@@ -122,6 +122,13 @@ def test_new_shards_join_a_finished_run(run: CaptionRun) -> None:
     assert counts.by_reason == {"missing": 1, "empty": 1}
 
 
+def test_a_refused_caption_is_kept_and_not_counted_as_one(run: CaptionRun) -> None:
+    commit(run, 2, "x", reject(run, "b", "refusal", caption="I cannot see it.") | {"stage": "gate"})
+    for counts in (compact(run), compact(run)):  # from a session's file, then from its own output
+        assert [row["caption"] for row in _rows(run, "rejects")] == ["I cannot see it."]
+        assert sum(len(lengths) for lengths in counts.lengths) == counts.captions == 4
+
+
 def test_a_finished_run_compacts_to_itself(run: CaptionRun) -> None:
     compact(run)
     before = _settled(run)

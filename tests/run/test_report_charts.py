@@ -46,6 +46,23 @@ def test_no_caption_means_no_histogram() -> None:
     assert histogram({}) is None
 
 
+def test_two_runs_beside_each_other_have_one_axis() -> None:
+    short, long = {100: 900, 110: 100}, {400: 10, 900: 10}
+    one, other = histogram(short, long), histogram(long, short)
+
+    assert one and other
+    assert [(bar.low, bar.high) for bar in one.bars] == [(bar.low, bar.high) for bar in other.bars]
+    assert one.x_ticks == other.x_ticks
+    assert (sum(bar.count for bar in one.bars), sum(bar.count for bar in other.bars)) == (1_000, 20)
+
+
+def test_a_mean_and_median_beyond_the_common_axis_are_not_drawn() -> None:
+    drawn = histogram({50_000: 3}, {100: 10_000})
+
+    assert drawn and drawn.mean_x is None and drawn.median_x is None
+    assert drawn.bars[-1].count == 3
+
+
 def test_steady_commits_draw_a_level_line() -> None:
     drawn = throughput([(1_000.0 + 10 * n, 50) for n in range(1, 21)], started=1_000.0)
 

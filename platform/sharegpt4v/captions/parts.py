@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -45,8 +45,22 @@ def batches(
             yield from file.iter_batches(batch_size=rows, columns=columns)
 
 
+def rows_at(run: Path, kind: Kind, positions: Iterable[int]) -> dict[int, dict[str, Any]]:
+    """Rows by their position in file order; only the files that hold one are read."""
+    found: dict[int, dict[str, Any]] = {}
+    wanted, start = sorted(positions), 0
+    for path in paths(run, kind):
+        stop = start + pq.read_metadata(path).num_rows
+        inside = [position for position in wanted if start <= position < stop]
+        if inside:
+            rows = pq.read_table(path).take(pa.array([position - start for position in inside]))
+            found |= dict(zip(inside, rows.to_pylist(), strict=True))
+        start = stop
+    return found
+
+
 def locations(run: Path, ids: Iterable[str]) -> dict[str, Location]:
-    """Where the images of these ids lie, by id; ids that the manifest does not know are left out."""
+    """Where the images of these ids lie, by id, in manifest order; unknown ids are left out."""
     files = paths(run, "manifest")
     if not files:
         return {}

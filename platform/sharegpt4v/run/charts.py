@@ -4,10 +4,12 @@ Plain functions from counts to coordinates, so that a test can check a bar witho
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 WIDTH, HEIGHT = 560.0, 200.0
 """Plot area of a chart, in view box units, axis labels excluded."""
@@ -47,8 +49,8 @@ class Histogram:
     p95: int
     longest: int
     bars: list[Bar]
-    mean_x: float | None  # None when a few giants pull the mean beyond the axis
-    median_x: float
+    mean_x: float | None  # None beyond the axis, where a few giants pull the mean
+    median_x: float | None  # likewise, when the axis also suits another run
     x_ticks: list[Tick]
     y_ticks: list[Tick]
 
@@ -72,38 +74,57 @@ def upward(marks: list[Tick]) -> list[Tick]:
     return [Tick(HEIGHT - mark.at, mark.text) for mark in marks]
 
 
-def histogram(lengths: Mapping[int, int]) -> Histogram | None:
+@dataclass(frozen=True)
+class _Ranked:
+    """Lengths in ascending order, the captions of each, and how many captions are no longer."""
+
+    values: npt.NDArray[np.int64]
+    counts: npt.NDArray[np.int64]
+    ranks: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, lengths: Mapping[int, int]) -> "_Ranked":
+        values = np.array(sorted(lengths), dtype=np.int64)
+        counts = np.array([lengths[int(value)] for value in values], dtype=np.int64)
+        return cls(values, counts, np.cumsum(counts))
+
+    @property
+    def total(self) -> int:
+        return int(self.ranks[-1])
+
+    def at(self, rank: float) -> int:
+        return int(self.values[np.searchsorted(self.ranks, int(rank), side="right")])
+
+
+def histogram(lengths: Mapping[int, int], beside: Mapping[int, int] | None = None) -> Histogram | None:
     """Bars for {characters: captions}; None when there is no caption.
 
     The axis ends near the 99.5th percentile: one caption of a megabyte must not flatten the rest. What
     is longer falls into the last bar, whose `high` is then None.
+    beside: lengths of another run, which are drawn on the same axis; it then suits both.
     """
     if not lengths:
         return None
-    values = np.array(sorted(lengths), dtype=np.int64)
-    counts = np.array([lengths[int(value)] for value in values], dtype=np.int64)
-    ranks = np.cumsum(counts)
-    total, longest = int(ranks[-1]), int(values[-1])
-
-    def at_rank(rank: float) -> int:
-        return int(values[np.searchsorted(ranks, int(rank), side="right")])
-
-    usual = at_rank(0.995 * (total - 1))
+    ranked = _Ranked.of(lengths)
+    axis = _Ranked.of(Counter(lengths) + Counter(beside)) if beside else ranked
+    values, counts, total = ranked.values, ranked.counts, ranked.total
+    usual = axis.at(0.995 * (axis.total - 1))
     step = max(1, round(nice_step(usual + 1, BINS)))
     bins = usual // step + 1
     high = np.bincount(np.minimum(values // step, bins - 1), weights=counts, minlength=bins).astype(int)
     mean = float((values * counts).sum() / total)
-    middle = (at_rank((total - 1) // 2) + at_rank(total // 2)) / 2
+    middle = (ranked.at((total - 1) // 2) + ranked.at(total // 2)) / 2
+    longest = int(values[-1])
     scale_x, scale_y = WIDTH / (bins * step), HEIGHT / int(high.max())
     return Histogram(
         total=total,
         mean=mean,
         median=middle,
-        p95=at_rank(0.95 * (total - 1)),
+        p95=ranked.at(0.95 * (total - 1)),
         longest=longest,
         bars=_bars(high.tolist(), step, overflow=longest >= bins * step),
         mean_x=mean * scale_x if mean < bins * step else None,
-        median_x=middle * scale_x,
+        median_x=middle * scale_x if middle < bins * step else None,
         x_ticks=ticks(bins * step, scale_x, steps=6),
         y_ticks=upward(ticks(int(high.max()), scale_y)),
     )

@@ -145,8 +145,14 @@ def test_a_caption_refused_twice_is_a_reject_of_the_gate_at_attempt_one(
     engine = _Recording(lambda request: REFUSAL)
     row = _with(engine, monkeypatch)(_decoded("a")).to_pylist()[0]
     assert (row["outcome"], row["stage"], row["reason"], row["attempt"]) == ("reject", "gate", "refusal", 1)
-    assert row["caption"] is None and row["model"] is None
+    assert row["model"] is None and row["tokens"] is None
     assert len(engine.requests) == 2
+
+
+def test_a_refused_caption_is_kept_with_its_reject(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = iter([REFUSAL, replace(REFUSAL, text="Too short.")])
+    row = _with(_Recording(lambda request: next(texts)), monkeypatch)(_decoded("a")).to_pylist()[0]
+    assert (row["reason"], row["caption"]) == ("too_short", "Too short.")
 
 
 def test_an_engine_error_costs_one_image_and_is_tried_twice() -> None:
@@ -155,6 +161,7 @@ def test_an_engine_error_costs_one_image_and_is_tried_twice() -> None:
     assert table["outcome"].to_pylist() == ["caption", "reject", "caption"]
     row = table.to_pylist()[1]
     assert (row["stage"], row["reason"], row["attempt"]) == ("caption", "engine_error", 1)
+    assert row["caption"] is None
 
 
 def test_no_more_than_the_engine_holds_is_in_work_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
