@@ -62,7 +62,6 @@ def make_plan(config: CaptionConfig) -> Plan:
         use_gpu=config.gpus_per_actor > 0,
         fake=FakeOptions(**config.fake.model_dump()),
     )
-    absent = set() if decoding.min_new_tokens else {"min_new_tokens"}  # as in runs from before this flag
     fingerprint = {
         "model": model,
         "prompt": f"{prompt.id}: {prompt.text}",
@@ -70,9 +69,9 @@ def make_plan(config: CaptionConfig) -> Plan:
         "image_size": size,
         "fast_decode": config.fast_decode,
         "dtype": dtype,
-        # Its sampler draws other numbers and its kernels break ties another way.
-        **({"engine": "vllm"} if config.engine == "vllm" else {}),
-        **{f"decoding.{key}": value for key, value in decoding.model_dump(exclude=absent).items()},
+        # Another engine's sampler draws other numbers, and its kernels break ties another way.
+        "engine": config.engine,
+        **{f"decoding.{key}": value for key, value in decoding.model_dump().items()},
         **{f"gate.{key}": value for key, value in config.gate.model_dump().items()},
     }
     rules = CaptionRules(prompt, sampling, retry, GateRules(**config.gate.model_dump()))

@@ -17,7 +17,7 @@ def print_summary(run: CaptionRun) -> None:
         f"{summary['captions']:,} captions and {summary['rejects']:,} rejects of {summary['rows']:,} images "
         f"in {summary['wall_seconds']:,.1f} s{rate}, model {summary['model']}"
     )
-    if engine := summary.get("engine_statistics"):
+    if engine := summary["engine_statistics"]:
         print(
             f"each engine decoded {engine['decode_tokens_per_second']:,.0f} tokens/s with "
             f"{engine['slot_use']:.0%} of its slots in use, first tokens came after "

@@ -6,7 +6,7 @@ lets an interrupted move roll forward.
 
 import json
 import shutil
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -133,11 +133,9 @@ def _engine_statistics(sessions: list[dict[str, Any]]) -> dict[str, float] | Non
     requests: the answers that these figures are about, retries included. Rates are those of one engine while
     it is inside the model, times are means.
     """
-    known = {field.name for field in fields(EngineStats)}
     total = EngineStats()
     for session in sessions:
-        counts = session.get("engines", {})
-        total += EngineStats(**{name: count for name, count in counts.items() if name in known})
+        total += EngineStats(**session.get("engines", {}))
     if not total.slot_steps:
         return None
     return {

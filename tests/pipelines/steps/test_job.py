@@ -14,8 +14,3 @@ def test_the_first_try_and_the_retry_are_bounded_alike(tmp_path: Path) -> None:
     rules = _plan(tmp_path, Decoding(min_new_tokens=20, max_new_tokens=30)).rules
     for sampling in (rules.sampling, rules.retry):
         assert (sampling.min_new_tokens, sampling.max_new_tokens) == (20, 30)
-
-
-def test_a_run_from_before_there_was_a_minimum_can_be_finished(tmp_path: Path) -> None:
-    assert "decoding.min_new_tokens" not in _plan(tmp_path, Decoding()).fingerprint
-    assert _plan(tmp_path, Decoding(min_new_tokens=1)).fingerprint["decoding.min_new_tokens"] == 1
