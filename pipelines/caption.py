@@ -18,10 +18,11 @@ import ray.exceptions
 
 from cluster.command_line import EXIT_PROBLEM, run_command
 from cluster.errors import RESUME, plain_errors
-from cluster.session import cluster_resource, quiet_data_context, ray_session, refuse_relative_paths
+from cluster.session import cluster_resource, quiet_data_context, ray_session
 from pipelines.steps.captioning import CaptionAndCommit
 from pipelines.steps.decoding import Decode, read_row_group
-from pipelines.steps.job import Plan, describe_plan, make_plan
+from pipelines.steps.intake import Pending, say_unknown_reason, take_in, write_down_pending
+from pipelines.steps.job import CaptionJob, describe_job, make_job
 from pipelines.steps.ledger import FIRST_JUDGEMENT, RemoteLedger
 from pipelines.steps.pool import actor_pool
 from pipelines.steps.progress import ProgressBar
@@ -30,22 +31,13 @@ from sharegpt4v.atomic import write_atomic
 from sharegpt4v.captions.finish import commits, compact, roll_forward, summarise
 from sharegpt4v.captions.layout import CaptionRun
 from sharegpt4v.captions.report import write_report
-from sharegpt4v.captions.resume import (
-    ALL_REASONS,
-    RunProgress,
-    row_groups,
-    rows_per_commit,
-    survey,
-    write_pending,
-)
+from sharegpt4v.captions.resume import survey
 from sharegpt4v.captions.sessions import begin_session, end_session
 from sharegpt4v.config.caption import CAPTION_PRESETS, CaptionConfig
-from sharegpt4v.errors import RunFailed, UserError
+from sharegpt4v.errors import RunFailed
 from sharegpt4v.images import ImageReader
-from sharegpt4v.manifest import Manifest, normalise
-from sharegpt4v.manifest.locate import locate
 from sharegpt4v.run.lock import RunLock
-from sharegpt4v.run.settings import check_fingerprint, read_settings, write_settings
+from sharegpt4v.run.settings import check_fingerprint, write_settings
 
 log = logging.getLogger(__name__)
 
@@ -59,121 +51,51 @@ def main(argv: Sequence[str] | None = None, runtime_env: dict[str, Any] | None =
         sys.argv[1:] if argv is None else argv,
         presets=CAPTION_PRESETS,
         bare={"retry_rejects": "all"},
-        plan=describe_plan,
+        plan=describe_job,
     )
 
 
 def run_caption(config: CaptionConfig, runtime_env: dict[str, Any] | None = None) -> int:
     """The whole job: begin or resume, work off what is pending, finish."""
-    model = None if config.model == "toy" else config.model
-    refuse_relative_paths(images=config.images, root=config.root, out=config.out, model=model)
-    plan = make_plan(config)
+    job = make_job(config)
     run = CaptionRun.open(config.out)
     with RunLock(run.path):
         roll_forward(run)
-        check_fingerprint(run, plan.fingerprint)
-        manifest = _take_in(config, run)
+        check_fingerprint(run, job.fingerprint)
+        manifest = take_in(job, run)
         done, progress = survey(run, config.retry_rejects)
-        _say_unknown_reason(config.retry_rejects, progress)
+        say_unknown_reason(config.retry_rejects, progress)
         if progress.done == progress.rows and run.success.exists():
             print(f"{run.path} is finished: nothing to do", file=sys.stderr)
             print_summary(run)
-            print(f"report: {run.path / 'report.html'}")
+            print(f"report: {run.report}")
             return 0
         run.success.unlink(missing_ok=True)
-        facts = _facts(config, plan, manifest)
-        write_settings(run, config.model_dump(mode="json"), plan.fingerprint, facts)
-        per_commit = config.rows_per_commit or _rows_per_commit(config, plan, progress)
-        files = write_pending(run, done, per_commit)
-        if files:
+        facts = job.facts(manifest.root)
+        write_settings(run, config.model_dump(mode="json"), job.fingerprint, facts)
+        pending = write_down_pending(job, run, manifest, done, progress)
+        if pending.groups:
             print(f"{progress.done:,} of {progress.rows:,} images are done", file=sys.stderr)
-            stopped = _work(config, plan, run, files, per_commit, progress, manifest.root, runtime_env)
+            stopped = _work_off(job, run, pending, runtime_env)
             if stopped:
                 print(f"sharegpt4v caption: {_explain_stop(stopped)}", file=sys.stderr)
                 return EXIT_PROBLEM
-        return _finish(config, run, facts)
+        return _finish(job, run, facts)
 
 
-def _take_in(config: CaptionConfig, run: CaptionRun) -> Manifest:
-    """The input as manifest shards, joined to what the run already holds; says what was passed over."""
-    print(f"reading {config.images}", file=sys.stderr)
-    if config.root is None and (run.path / "run.yaml").exists():
-        before, now = read_settings(run.path)["root"], locate(config.images, None).root
-        if before != now:
-            raise UserError(
-                f"this run's images were read below {before}, now it would be {now}: "
-                f"give --root explicitly, or another --out"
-            )
-    manifest = normalise(
-        config.images,
-        config.root,
-        run.manifest,
-        limit=config.limit,
-        sample=config.sample,
-        source=config.source,
-        dedupe_image=config.dedupe_image,
-        progress=_say_read,
-    )
-    notes = {
-        **{f"{suffix or 'unnamed'} files": count for suffix, count in manifest.ignored.items()},
-        "records without an image": manifest.without_image,
-        "repeated images": manifest.repeats,
-    }
-    passed_over = ", ".join(f"{count:,} {what}" for what, count in notes.items() if count)
-    if passed_over:
-        print(f"passed over: {passed_over}", file=sys.stderr)
-    if manifest.same_image_ids:
-        print(f"{manifest.same_image_ids:,} ids share an image with an earlier one", file=sys.stderr)
-    return manifest
-
-
-def _say_unknown_reason(reason: str | None, progress: RunProgress) -> None:
-    """A mistyped reason would retry nothing without a word; one that is all repaired is no mistake."""
-    if reason not in (None, ALL_REASONS, *progress.reasons):
-        known = ", ".join(f"{name} ({count:,})" for name, count in progress.reasons.items())
-        print(f"no reject has the reason {reason!r}; there are: {known or 'none'}", file=sys.stderr)
-
-
-def _say_read(records: int) -> None:
-    if records % 100_000 == 0:
-        print(f"read {records:,} records", file=sys.stderr)
-
-
-def _rows_per_commit(config: CaptionConfig, plan: Plan, progress: RunProgress) -> int:
-    """A real captioner commits every few of its batches; the fake one is as fast as files are written."""
-    by_size = rows_per_commit(progress.rows - progress.done, plan.image_size)
-    return by_size if config.engine == "fake" else min(by_size, 2 * config.batch_size)
-
-
-def _facts(config: CaptionConfig, plan: Plan, manifest: Manifest) -> dict[str, Any]:
-    return {
-        "root": manifest.root,
-        "model": plan.spec.model,
-        "engine": config.engine,
-        "prompt_id": plan.rules.prompt.id,
-        "prompt_text": plan.rules.prompt.text,
-    }
-
-
-def _work(
-    config: CaptionConfig,
-    plan: Plan,
-    run: CaptionRun,
-    files: list[Path],
-    per_commit: int,
-    progress: RunProgress,
-    root: str,
-    runtime_env: dict[str, Any] | None,
+def _work_off(
+    job: CaptionJob, run: CaptionRun, pending: Pending, runtime_env: dict[str, Any] | None
 ) -> str | None:
-    """One session over the pending files. Returns why the ledger stopped it, or None when all is written."""
+    """One session over what is pending. Returns why the ledger stopped it, or None when all is written."""
+    config, before = job.config, pending.progress
     with ray_session(config.address, runtime_env):
         quiet_data_context(no_progress_seconds=max(1800.0, 3 * config.hang_seconds))
-        ledger = RemoteLedger.start(config.max_reject_rate, progress.captions, progress.rejects)
+        ledger = RemoteLedger.start(config.max_reject_rate, before.captions, before.rejects)
         outcomes = begin_session(run)
-        with ProgressBar("captioned", ledger.tally, progress.rows, progress.done):
+        with ProgressBar("captioned", ledger.tally, before.rows, before.done):
             try:
                 with plain_errors(RESUME):
-                    dataset(config, plan, files, per_commit, root, ledger, outcomes).materialize()
+                    dataset(job, pending, ledger, outcomes).materialize()
             except RunFailed:
                 stop = _stop_reason(ledger)
                 if stop is None:
@@ -182,6 +104,32 @@ def _work(
                 return stop
         _note_engines(run, outcomes, ledger)
     return None
+
+
+def dataset(job: CaptionJob, pending: Pending, ledger: RemoteLedger, outcomes: Path) -> ray.data.Dataset:
+    """The flow itself: a row group of the pending files is a block from reading to its commit, as a rule.
+
+    Its own rows tell only how much was committed. The row groups are named here and read where they are
+    decoded: ray.data.read_parquet would start several processes to list and inspect files that we have just
+    written.
+    """
+    config, groups = job.config, pending.groups
+    decode = Decode(ImageReader(pending.root), job.image_size, job.protocol, config.fast_decode, ledger)
+    return (
+        ray.data.from_items(groups, override_num_blocks=len(groups))
+        .map_batches(read_row_group, batch_size=1, batch_format="pyarrow")
+        # A block at a time: with a batch size Ray would gather that many row groups into one task.
+        .map_batches(decode.__call__, batch_size=None, batch_format="pyarrow")
+        .map_batches(
+            CaptionAndCommit,
+            fn_constructor_args=(outcomes, job.spec, job.rules, ledger, config.hang_seconds),
+            compute=actor_pool(config, cluster_resource("GPU"), cluster_resource("CPU")),
+            batch_size=pending.rows_per_commit,
+            batch_format="pyarrow",
+            num_cpus=config.cpus_per_actor,
+            num_gpus=config.gpus_per_actor or None,
+        )
+    )
 
 
 def _note_engines(run: CaptionRun, outcomes: Path, ledger: RemoteLedger) -> None:
@@ -199,40 +147,6 @@ def _stop_reason(ledger: RemoteLedger) -> str | None:
         return None  # it went down with the cluster, which is the reason then
 
 
-def dataset(
-    config: CaptionConfig,
-    plan: Plan,
-    files: list[Path],
-    per_commit: int,
-    root: str,
-    ledger: RemoteLedger,
-    outcomes: Path,
-) -> ray.data.Dataset:
-    """The flow itself: a row group of the pending files is a block from reading to its commit, as a rule.
-
-    Its own rows tell only how much was committed. The row groups are named here and read where they are
-    decoded: ray.data.read_parquet would start several processes to list and inspect files that we have just
-    written.
-    """
-    decode = Decode(ImageReader(root), plan.image_size, plan.protocol, config.fast_decode, ledger)
-    groups = row_groups(files)
-    return (
-        ray.data.from_items(groups, override_num_blocks=len(groups))
-        .map_batches(read_row_group, batch_size=1, batch_format="pyarrow")
-        # A block at a time: with a batch size Ray would gather that many row groups into one task.
-        .map_batches(decode.__call__, batch_size=None, batch_format="pyarrow")
-        .map_batches(
-            CaptionAndCommit,
-            fn_constructor_args=(outcomes, plan.spec, plan.rules, ledger, config.hang_seconds),
-            compute=actor_pool(config, cluster_resource("GPU"), cluster_resource("CPU")),
-            batch_size=per_commit,
-            batch_format="pyarrow",
-            num_cpus=config.cpus_per_actor,
-            num_gpus=config.gpus_per_actor or None,
-        )
-    )
-
-
 def _explain_stop(stop: str) -> str:
     return (
         f"{stop}. Put --root (or the images) right and run again with --retry-rejects, "
@@ -240,17 +154,18 @@ def _explain_stop(stop: str) -> str:
     )
 
 
-def _finish(config: CaptionConfig, run: CaptionRun, facts: dict[str, Any]) -> int:
+def _finish(job: CaptionJob, run: CaptionRun, facts: dict[str, Any]) -> int:
     """Audit, compact, summary, report, and last of all _SUCCESS."""
+    limit = job.config.max_reject_rate
     committed = commits(run)
     counts = compact(run)
     summary = summarise(run, counts, committed, facts)
     report = write_report(run.path, root=facts["root"])
     print_summary(run)
-    if counts.rows >= FIRST_JUDGEMENT and summary["reject_rate"] > config.max_reject_rate:
+    if counts.rows >= FIRST_JUDGEMENT and summary["reject_rate"] > limit:
         print(
             f"sharegpt4v caption: {summary['reject_rate']:.1%} of {counts.rows:,} images were rejected, "
-            f"--max-reject-rate is {config.max_reject_rate:.1%}: no _SUCCESS is written; see {report}",
+            f"--max-reject-rate is {limit:.1%}: no _SUCCESS is written; see {report}",
             file=sys.stderr,
         )
         return EXIT_PROBLEM

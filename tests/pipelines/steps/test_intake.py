@@ -1,8 +1,8 @@
-"""What the caption job says before it works."""
+"""What the caption job says of its input before it works."""
 
 import pytest
 
-from pipelines.caption import _say_unknown_reason
+from pipelines.steps.intake import say_unknown_reason
 from sharegpt4v.captions.resume import RunProgress
 
 
@@ -18,5 +18,5 @@ from sharegpt4v.captions.resume import RunProgress
 def test_a_mistyped_reason_to_retry_is_answered_with_those_there_are(
     reason: str | None, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _say_unknown_reason(reason, RunProgress(2_000, 797, 1_203, {"missing": 1_200, "truncated": 3}))
+    say_unknown_reason(reason, RunProgress(2_000, 797, 1_203, {"missing": 1_200, "truncated": 3}))
     assert capsys.readouterr().err == said

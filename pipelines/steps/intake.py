@@ -1,0 +1,98 @@
+"""What a session of captioning begins with: its manifest, and the part of it that is still to do."""
+
+import sys
+from dataclasses import dataclass
+
+from pipelines.steps.job import CaptionJob
+from sharegpt4v.captions.layout import CaptionRun
+from sharegpt4v.captions.resume import (
+    ALL_REASONS,
+    Done,
+    RunProgress,
+    row_groups,
+    rows_per_commit,
+    write_pending,
+)
+from sharegpt4v.errors import UserError
+from sharegpt4v.manifest import Manifest, normalise
+from sharegpt4v.manifest.locate import locate
+from sharegpt4v.run.settings import read_settings
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """What a session has to do.
+
+    groups: row groups of the files of work/pending, one for each commit of at most rows_per_commit images.
+    root: where their paths begin. progress: what the run had done before.
+    """
+
+    groups: list[dict[str, str | int]]
+    rows_per_commit: int
+    root: str
+    progress: RunProgress
+
+
+def take_in(job: CaptionJob, run: CaptionRun) -> Manifest:
+    """Joins the input to what the run already holds, and says what was passed over."""
+    config = job.config
+    print(f"reading {config.images}", file=sys.stderr)
+    if config.root is None and run.settings.exists():
+        before, now = read_settings(run.path)["root"], locate(config.images, None).root
+        if before != now:
+            raise UserError(
+                f"this run's images were read below {before}, now it would be {now}: "
+                f"give --root explicitly, or another --out"
+            )
+    manifest = normalise(
+        config.images,
+        config.root,
+        run.manifest,
+        limit=config.limit,
+        sample=config.sample,
+        source=config.source,
+        dedupe_image=config.dedupe_image,
+        progress=_say_read,
+    )
+    if passed_over := describe_passed_over(manifest):
+        print(f"passed over: {passed_over}", file=sys.stderr)
+    if manifest.same_image_ids:
+        print(f"{manifest.same_image_ids:,} ids share an image with an earlier one", file=sys.stderr)
+    return manifest
+
+
+def describe_passed_over(manifest: Manifest) -> str:
+    """What the input held beside images, counted; empty when there was nothing else."""
+    notes = {
+        **{f"{suffix or 'unnamed'} files": count for suffix, count in manifest.ignored.items()},
+        "records without an image": manifest.without_image,
+        "repeated images": manifest.repeats,
+    }
+    return ", ".join(f"{count:,} {what}" for what, count in notes.items() if count)
+
+
+def say_unknown_reason(reason: str | None, progress: RunProgress) -> None:
+    """A mistyped reason would retry nothing without a word; one that is all repaired is no mistake."""
+    if reason not in (None, ALL_REASONS, *progress.reasons):
+        known = ", ".join(f"{name} ({count:,})" for name, count in progress.reasons.items())
+        print(f"no reject has the reason {reason!r}; there are: {known or 'none'}", file=sys.stderr)
+
+
+def write_down_pending(
+    job: CaptionJob, run: CaptionRun, manifest: Manifest, done: Done, progress: RunProgress
+) -> Pending:
+    """Writes work/pending from what survey() found to be done."""
+    most = job.config.rows_per_commit or _rows_per_commit(job, progress)
+    files = write_pending(run, done, most)
+    return Pending(row_groups(files), most, manifest.root, progress)
+
+
+def _rows_per_commit(job: CaptionJob, progress: RunProgress) -> int:
+    """A real captioner commits every few of its batches; the fake one is as fast as files are written."""
+    by_size = rows_per_commit(progress.rows - progress.done, job.image_size)
+    return by_size if job.config.engine == "fake" else min(by_size, 2 * job.config.batch_size)
+
+
+def _say_read(records: int) -> None:
+    if records % 100_000 == 0:
+        print(f"read {records:,} records", file=sys.stderr)
