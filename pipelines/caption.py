@@ -23,9 +23,10 @@ from pipelines.steps.captioning import CaptionAndCommit
 from pipelines.steps.decoding import Decode, read_row_group
 from pipelines.steps.intake import Pending, say_unknown_reason, take_in, write_down_pending
 from pipelines.steps.job import CaptionJob, describe_job, make_job
-from pipelines.steps.ledger import FIRST_JUDGEMENT, RemoteLedger
+from pipelines.steps.ledger import RemoteLedger
 from pipelines.steps.pool import actor_pool
 from pipelines.steps.progress import ProgressBar
+from pipelines.steps.reject_limit import FIRST_JUDGEMENT
 from pipelines.steps.table import print_summary
 from sharegpt4v.atomic import write_atomic
 from sharegpt4v.captions.finish import commits, compact, roll_forward, summarise

@@ -68,7 +68,7 @@ class ProgressBar:
                 tally = self._tally()
             except ray.exceptions.RayError:
                 return  # Ray is going down; the main thread says why
-            done = self._done + tally.captions + tally.rejects
+            done = self._done + tally.done
             note = self._note(tally)
             if self._bar and task is not None:
                 self._bar.update(task, completed=done, note=note)
@@ -80,7 +80,7 @@ class ProgressBar:
 
     def _note(self, tally: Tally) -> str:
         elapsed = time.monotonic() - self._start
-        fresh = tally.captions + tally.rejects
+        fresh = tally.done
         rate = fresh / elapsed if elapsed else 0.0
         parts = [f"{rate:,.1f} images/s"]
         if rate and not self._bar:

@@ -16,7 +16,8 @@ from pipelines.steps import captioning
 from pipelines.steps.captioning import HUNG_EXIT_CODE, Caption, CaptionAndCommit, CaptionRules
 from pipelines.steps.decoding import decoded_schema
 from pipelines.steps.isolation import RunStopped
-from pipelines.steps.ledger import Admission, Ledger
+from pipelines.steps.ledger import Ledger
+from pipelines.steps.suspects import Admission
 from sharegpt4v.dialogue import Completion, Request, SamplingParams, sampling_seed
 from sharegpt4v.engine.build import EngineSpec
 from sharegpt4v.engine.fake import FakeOptions
