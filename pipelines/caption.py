@@ -21,17 +21,15 @@ from cluster.errors import RESUME, plain_errors
 from cluster.session import cluster_resource, quiet_data_context, ray_session
 from pipelines.steps.captioning import CaptionAndCommit
 from pipelines.steps.decoding import Decode, read_row_group
+from pipelines.steps.finishing import conclude, finish
 from pipelines.steps.intake import Pending, say_unknown_reason, take_in, write_down_pending
 from pipelines.steps.job import CaptionJob, describe_job, make_job
 from pipelines.steps.ledger import RemoteLedger
 from pipelines.steps.pool import actor_pool
 from pipelines.steps.progress import ProgressBar
-from pipelines.steps.reject_limit import FIRST_JUDGEMENT
-from pipelines.steps.table import print_summary
-from sharegpt4v.atomic import write_atomic
-from sharegpt4v.captions.finish import commits, compact, roll_forward, summarise
+from pipelines.steps.reject_limit import REMEDY
+from sharegpt4v.captions.finish import roll_forward
 from sharegpt4v.captions.layout import CaptionRun
-from sharegpt4v.captions.report import write_report
 from sharegpt4v.captions.resume import survey
 from sharegpt4v.captions.sessions import begin_session, end_session
 from sharegpt4v.config.caption import CAPTION_PRESETS, CaptionConfig
@@ -68,9 +66,7 @@ def run_caption(config: CaptionConfig, runtime_env: dict[str, Any] | None = None
         say_unknown_reason(config.retry_rejects, progress)
         if progress.done == progress.rows and run.success.exists():
             print(f"{run.path} is finished: nothing to do", file=sys.stderr)
-            print_summary(run)
-            print(f"report: {run.report}")
-            return 0
+            return conclude(job, run)
         run.success.unlink(missing_ok=True)
         facts = job.facts(manifest.root)
         write_settings(run, config.model_dump(mode="json"), job.fingerprint, facts)
@@ -79,9 +75,9 @@ def run_caption(config: CaptionConfig, runtime_env: dict[str, Any] | None = None
             print(f"{progress.done:,} of {progress.rows:,} images are done", file=sys.stderr)
             stopped = _work_off(job, run, pending, runtime_env)
             if stopped:
-                print(f"sharegpt4v caption: {_explain_stop(stopped)}", file=sys.stderr)
+                print(f"sharegpt4v caption: {stopped}; {REMEDY}", file=sys.stderr)
                 return EXIT_PROBLEM
-        return _finish(job, run, facts)
+        return finish(job, run, facts)
 
 
 def _work_off(
@@ -146,33 +142,6 @@ def _stop_reason(ledger: RemoteLedger) -> str | None:
         return ledger.tally().stop
     except ray.exceptions.RayError:
         return None  # it went down with the cluster, which is the reason then
-
-
-def _explain_stop(stop: str) -> str:
-    return (
-        f"{stop}. Put --root (or the images) right and run again with --retry-rejects, "
-        f"or raise --max-reject-rate"
-    )
-
-
-def _finish(job: CaptionJob, run: CaptionRun, facts: dict[str, Any]) -> int:
-    """Audit, compact, summary, report, and last of all _SUCCESS."""
-    limit = job.config.max_reject_rate
-    committed = commits(run)
-    counts = compact(run)
-    summary = summarise(run, counts, committed, facts)
-    report = write_report(run.path, root=facts["root"])
-    print_summary(run)
-    if counts.rows >= FIRST_JUDGEMENT and summary["reject_rate"] > limit:
-        print(
-            f"sharegpt4v caption: {summary['reject_rate']:.1%} of {counts.rows:,} images were rejected, "
-            f"--max-reject-rate is {limit:.1%}: no _SUCCESS is written; see {report}",
-            file=sys.stderr,
-        )
-        return EXIT_PROBLEM
-    write_atomic(run.success, "")
-    print(f"report: {report}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,16 +1,13 @@
 """The short table a command ends with."""
 
-import json
+from typing import Any
 
 from rich.console import Console
 from rich.table import Column, Table
 
-from sharegpt4v.captions.layout import CaptionRun
 
-
-def print_summary(run: CaptionRun) -> None:
-    """Counts by source and reason from summary.json, on standard output."""
-    summary = json.loads((run.path / "summary.json").read_text(encoding="utf-8"))
+def print_summary(summary: dict[str, Any]) -> None:
+    """Prints counts by source and reason, and rates. summary: what summary.json holds."""
     print_counts(summary["by_source"], summary["by_reason"], ("captions", "rejects"))
     rate = f", {summary['images_per_second']:,.1f} images/s" if summary["images_per_second"] else ""
     print(

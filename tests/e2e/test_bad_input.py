@@ -24,7 +24,7 @@ def test_every_bad_image_is_a_reject_and_every_odd_one_a_caption(
     odd = write_odd(images / "odd")
     (images / "odd" / "twin.jpg").write_bytes((images / "odd" / "grey.jpg").read_bytes())
     (images / "odd" / "linked inside.jpg").symlink_to("target.jpg")
-    done = caption_there("--images", images, "--out", run, *FAKE)
+    done = caption_there("--images", images, "--out", run, "--max-reject-rate", "1", *FAKE)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
 
@@ -39,6 +39,27 @@ def test_every_bad_image_is_a_reject_and_every_odd_one_a_caption(
     assert (captions["odd/1x1.png"]["width"], captions["odd/1x1.png"]["height"]) == (1, 1)
     assert json.loads((run / "summary.json").read_text())["rejects"] == len(BAD)
     assert (run / "_SUCCESS").exists()
+
+
+def test_a_run_without_a_caption_fails_until_its_images_are_repaired(
+    caption_there: "Callable[..., subprocess.CompletedProcess[str]]", tmp_path: Path
+) -> None:
+    images, run = tmp_path / "images", tmp_path / "run"
+    names = [f"{index:02}.jpg" for index in range(20)]
+    write_images(images, names)
+    good = {name: (images / name).read_bytes() for name in names}
+    for name in names:
+        (images / name).write_text("<html>not found</html>")
+    arguments = ("--images", images, "--out", run, *FAKE)
+    for _ in range(2):  # the second finds nothing to do but to finish
+        done = caption_there(*arguments)
+        assert done.returncode == 1 and "no caption was written" in done.stderr
+        assert not (run / "_SUCCESS").exists()
+    for name, content in good.items():
+        (images / name).write_bytes(content)
+    done = caption_there(*arguments, "--retry-rejects")
+    assert done.returncode == 0, done.stderr
+    assert len(rows(run, "captions")) == 20 and (run / "_SUCCESS").exists()
 
 
 @needs_photos

@@ -114,7 +114,11 @@ class CaptionConfig(CommandConfig):
     )
     dedupe_image: bool = Field(False, description="take each image of a conversation file once")
     max_reject_rate: float = Field(
-        0.05, ge=0, le=1, description="share of rejects that stops the run, judged from the 1,000th image on"
+        0.05,
+        ge=0,
+        le=1,
+        description="share of rejects above which a run is stopped, or ends with exit code 1 and without "
+        "_SUCCESS; judged from the 50th image on",
     )
     retry_rejects: str | None = Field(
         None, description="take rejected images up again: a reason code, or all (the flag alone)"

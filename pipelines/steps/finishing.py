@@ -1,0 +1,38 @@
+"""The end of a captioning run: audit, compact, summary, report, verdict, and last of all _SUCCESS."""
+
+import json
+import sys
+from typing import Any
+
+from cluster.command_line import EXIT_PROBLEM
+from pipelines.steps.job import CaptionJob
+from pipelines.steps.reject_limit import judge_run
+from pipelines.steps.table import print_summary
+from sharegpt4v.atomic import write_atomic
+from sharegpt4v.captions.finish import commits, compact, summarise
+from sharegpt4v.captions.layout import CaptionRun
+from sharegpt4v.captions.report import write_report
+
+
+def finish(job: CaptionJob, run: CaptionRun, facts: dict[str, Any]) -> int:
+    """Ends a run in which every image has its outcome. Returns the exit code."""
+    committed = commits(run)
+    summarise(run, compact(run), committed, facts)
+    write_report(run.path, root=facts["root"])
+    return conclude(job, run)
+
+
+def conclude(job: CaptionJob, run: CaptionRun) -> int:
+    """Prints what summary.json holds and judges its rejects. Returns the exit code, 0 with _SUCCESS alone."""
+    summary = json.loads(run.summary.read_text(encoding="utf-8"))
+    print_summary(summary)
+    print(f"report: {run.report}", flush=True)
+    verdict = judge_run(summary["captions"], summary["by_reason"], job.config.max_reject_rate)
+    if verdict.line:
+        print(f"sharegpt4v caption: {verdict.line}", file=sys.stderr)
+    if not verdict.success:
+        run.success.unlink(missing_ok=True)
+        return EXIT_PROBLEM
+    if not run.success.exists():
+        write_atomic(run.success, "")
+    return 0
