@@ -28,7 +28,6 @@ from pipelines.steps.ledger import RemoteLedger
 from pipelines.steps.pool import actor_pool
 from pipelines.steps.progress import ProgressBar
 from pipelines.steps.reject_limit import REMEDY
-from sharegpt4v.captions.finish import roll_forward
 from sharegpt4v.captions.layout import CaptionRun
 from sharegpt4v.captions.resume import survey
 from sharegpt4v.captions.sessions import begin_session, end_session
@@ -36,7 +35,7 @@ from sharegpt4v.config.caption import CAPTION_PRESETS, CaptionConfig
 from sharegpt4v.errors import RunFailed
 from sharegpt4v.images import ImageReader
 from sharegpt4v.run.lock import RunLock
-from sharegpt4v.run.settings import check_fingerprint, write_settings
+from sharegpt4v.run.settings import write_settings
 
 log = logging.getLogger(__name__)
 
@@ -59,8 +58,6 @@ def run_caption(config: CaptionConfig, runtime_env: dict[str, Any] | None = None
     job = make_job(config)
     run = CaptionRun.open(config.out)
     with RunLock(run.path):
-        roll_forward(run)
-        check_fingerprint(run, job.fingerprint)
         manifest = take_in(job, run)
         done, progress = survey(run, config.retry_rejects)
         say_unknown_reason(config.retry_rejects, progress)

@@ -4,11 +4,14 @@ import sys
 from dataclasses import dataclass
 
 from pipelines.steps.job import CaptionJob
+from sharegpt4v.captions.finish import roll_forward
 from sharegpt4v.captions.layout import CaptionRun
 from sharegpt4v.captions.resume import (
     ALL_REASONS,
     Done,
     RunProgress,
+    begin_anew,
+    has_outcomes,
     row_groups,
     rows_per_commit,
     write_pending,
@@ -16,7 +19,7 @@ from sharegpt4v.captions.resume import (
 from sharegpt4v.errors import UserError
 from sharegpt4v.manifest import Manifest, normalise
 from sharegpt4v.manifest.locate import locate
-from sharegpt4v.run.settings import read_settings
+from sharegpt4v.run.settings import check_fingerprint, check_version, read_settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,16 +37,18 @@ class Pending:
 
 
 def take_in(job: CaptionJob, run: CaptionRun) -> Manifest:
-    """Joins the input to what the run already holds, and says what was passed over."""
+    """Begins the run's manifest, or joins the input to what it holds, and says what was passed over.
+
+    Raises UserError for a job that does not go with the outcomes that the run has.
+    """
     config = job.config
+    check_version(run)
+    roll_forward(run)
+    if has_outcomes(run):
+        _refuse_changes(job, run)
+    else:
+        begin_anew(run)
     print(f"reading {config.images}", file=sys.stderr)
-    if config.root is None and run.settings.exists():
-        before, now = read_settings(run.path)["root"], locate(config.images, None).root
-        if before != now:
-            raise UserError(
-                f"this run's images were read below {before}, now it would be {now}: "
-                f"give --root explicitly, or another --out"
-            )
     manifest = normalise(
         config.images,
         config.root,
@@ -59,6 +64,17 @@ def take_in(job: CaptionJob, run: CaptionRun) -> Manifest:
     if manifest.same_image_ids:
         print(f"{manifest.same_image_ids:,} ids share an image with an earlier one", file=sys.stderr)
     return manifest
+
+
+def _refuse_changes(job: CaptionJob, run: CaptionRun) -> None:
+    check_fingerprint(run, job.fingerprint)
+    if job.config.root is None and run.settings.exists():
+        before, now = read_settings(run.path)["root"], locate(job.config.images, None).root
+        if before != now:
+            raise UserError(
+                f"this run's images were read below {before}, now it would be {now}: "
+                f"give --root explicitly, or another --out"
+            )
 
 
 def describe_passed_over(manifest: Manifest) -> str:

@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 
 from pipelines import caption
+from sharegpt4v.captions.layout import CaptionRun
+from tests.captions.sessions import caption as committed_caption
+from tests.captions.sessions import commit
 from tests.commands import PHOTOS, needs_photos, rows, sharegpt4v, write_images
 from tests.images.every_kind import BAD, write_bad, write_odd
 
@@ -87,6 +90,11 @@ def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def _caption(images: str | Path, out: str | Path, *more: str | Path) -> int:
     return caption.main([str(part) for part in ("--images", images, "--out", out, *FAKE, *more)])
+
+
+def _commit(run: Path, key: str) -> None:
+    """One image as an earlier session has committed it."""
+    commit(CaptionRun(run), 0, "x", committed_caption(CaptionRun(run), key))
 
 
 def _refusal(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
@@ -199,6 +207,9 @@ def test_another_configuration_is_refused_on_resume(
 ) -> None:
     run = tmp_path / "run"
     assert _caption(images, run) == 130
+    assert _caption(images, run, *change) == 130  # nothing was committed that could differ
+    assert _caption(images, run) == 130
+    _commit(run, "b.jpg")
     before = (run / "run.yaml").read_bytes()
     assert _refusal(capsys, images, run, *change).startswith(f"{field} changed since this run began (")
     assert (run / "run.yaml").read_bytes() == before
@@ -207,6 +218,7 @@ def test_another_configuration_is_refused_on_resume(
 def test_what_changes_no_row_may_change_on_resume(images: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert _caption(images, run) == 130
+    _commit(run, "b.jpg")
     assert _caption(images, run, "--actors", "1", "--rows-per-commit", "2", "--hang-seconds", "9") == 130
 
 
@@ -215,9 +227,36 @@ def test_a_changed_row_is_refused_on_resume(
 ) -> None:
     run, path = tmp_path / "run", images / "list.jsonl"
     assert _caption(_jsonl(path, {"id": "1", "image": "a.jpg"}, {"id": "2", "image": "b.jpg"}), run) == 130
+    _commit(run, "1")
     _jsonl(path, {"id": "1", "image": "a.jpg"}, {"id": "2", "image": "c.jpg"})
     line = _refusal(capsys, path, run)
     assert "1 ids are in" in line and "with another image or source (first: 2)" in line
+
+
+def _ids(run: Path) -> list[str]:
+    ids: list[str] = rows(run, "manifest")["id"].to_pylist()
+    return ids
+
+
+def test_a_first_try_that_committed_nothing_binds_neither_input_nor_root(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not even when it was killed while a try before it was being cleared away."""
+    run, path = tmp_path / "run", images / "list.jsonl"
+    assert _caption(_jsonl(path, {"id": "1", "image": "a.jpg"}, {"id": "2", "image": "b.jpg"}), run) == 130
+    _jsonl(path, {"id": "2", "image": "c.jpg"})
+    assert _caption(path, run) == 130 and _ids(run) == ["2"]
+
+    (run / "run.yaml").unlink()
+    (run / ".probe-1").touch()
+    other = tmp_path / "other"
+    write_images(other, ["d.jpg", "e.jpg"])
+    assert _caption(other, run) == 130 and _ids(run) == ["d.jpg", "e.jpg"]
+
+    assert _caption(images, run, "--limit", "2") == 130 and _ids(run) == ["a.jpg", "b.jpg"]
+    _commit(run, "b.jpg")
+    assert "images were read below" in _refusal(capsys, other, run)
+    assert _caption(images, run) == 130 and _ids(run) == ["a.jpg", "b.jpg", "c.jpg"]
 
 
 def test_a_run_folder_of_another_version(

@@ -40,6 +40,11 @@ def test_a_run_killed_at_once_may_begin_again(tmp_path: Path, first: str) -> Non
     assert CaptionRun.open(tmp_path).path == tmp_path
 
 
+def test_a_probe_that_a_kill_left_does_not_close_the_folder(tmp_path: Path) -> None:
+    (tmp_path / ".probe-77").touch()
+    assert CaptionRun.open(tmp_path).path == tmp_path
+
+
 @pytest.mark.parametrize("name", ["work", "manifest", "photo.jpg"])
 def test_a_folder_with_other_files_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
