@@ -50,7 +50,7 @@ def ray_session(address: str | None, runtime_env: dict[str, Any] | None = None) 
     runtime_env: what other nodes need to run our code; a job brought its own, and this one is not used.
     Raises UserError when the cluster cannot be reached, and RunFailed when it dies meanwhile.
     """
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    address = _resolved(address)
     local = address == "local"
     with _quiet_native_stderr():
         _connect(address, None if local or inside_job() else runtime_env)
@@ -68,6 +68,16 @@ def ray_session(address: str | None, runtime_env: dict[str, Any] | None = None) 
             ray.shutdown()
 
 
+def connection_text(address: str | None) -> str:
+    """What ray_session() will do first, for people."""
+    address = _resolved(address)
+    return "starting Ray on this machine" if address == "local" else f"connecting to Ray at {address}"
+
+
+def _resolved(address: str | None) -> str:
+    return address or os.environ.get("RAY_ADDRESS") or "local"
+
+
 def _connect(address: str, runtime_env: dict[str, Any] | None) -> None:
     if address.startswith(("http://", "https://")):
         raise UserError(
@@ -82,7 +92,6 @@ def _connect(address: str, runtime_env: dict[str, Any] | None) -> None:
     }
     # Ray's hint about a default of a coming release is of no use to our users.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    print("starting Ray on this machine" if local else f"connecting to Ray at {address}", file=sys.stderr)
     try:
         ray.init(
             address=address,

@@ -18,19 +18,21 @@ import ray.exceptions
 
 from cluster.command_line import EXIT_PROBLEM, run_command
 from cluster.errors import RESUME, plain_errors
-from cluster.session import cluster_resource, quiet_data_context, ray_session
+from cluster.session import cluster_resource, connection_text, quiet_data_context, ray_session
 from pipelines.steps.captioning import CaptionAndCommit
+from pipelines.steps.clock import command_started
 from pipelines.steps.decoding import Decode, read_row_group
 from pipelines.steps.finishing import conclude, finish
-from pipelines.steps.intake import Pending, say_unknown_reason, take_in, write_down_pending
+from pipelines.steps.intake import Pending, say_progress, take_in, write_down_pending
 from pipelines.steps.job import CaptionJob, describe_job, make_job
 from pipelines.steps.ledger import RemoteLedger
-from pipelines.steps.pool import actor_pool
+from pipelines.steps.phases import Phases
+from pipelines.steps.pool import actor_pool, describe_size, pool_size
 from pipelines.steps.progress import ProgressBar
 from pipelines.steps.reject_limit import REMEDY
 from sharegpt4v.captions.layout import CaptionRun
 from sharegpt4v.captions.resume import survey
-from sharegpt4v.captions.sessions import begin_session, end_session
+from sharegpt4v.captions.sessions import note_engines, session
 from sharegpt4v.config.caption import CAPTION_PRESETS, CaptionConfig
 from sharegpt4v.errors import RunFailed
 from sharegpt4v.images import ImageReader
@@ -57,47 +59,47 @@ def run_caption(config: CaptionConfig, runtime_env: dict[str, Any] | None = None
     """The whole job: begin or resume, work off what is pending, finish."""
     job = make_job(config)
     run = CaptionRun.open(config.out)
-    with RunLock(run.path):
-        manifest = take_in(job, run)
+    with RunLock(run.path), Phases(command_started()) as phases:
+        manifest = take_in(job, run, phases)
         done, progress = survey(run, config.retry_rejects)
-        say_unknown_reason(config.retry_rejects, progress)
+        say_progress(config.retry_rejects, progress, phases)
         if progress.done == progress.rows and run.success.exists():
+            phases.end()
             print(f"{run.path} is finished: nothing to do", file=sys.stderr)
             return conclude(job, run)
         run.success.unlink(missing_ok=True)
-        facts = job.facts(manifest.root)
-        write_settings(run, config.model_dump(mode="json"), job.fingerprint, facts)
+        write_settings(run, config.model_dump(mode="json"), job.fingerprint, job.facts(manifest.root))
         pending = write_down_pending(job, run, manifest, done, progress)
         if pending.groups:
-            print(f"{progress.done:,} of {progress.rows:,} images are done", file=sys.stderr)
-            stopped = _work_off(job, run, pending, runtime_env)
+            stopped = _work_off(job, run, pending, phases, runtime_env)
             if stopped:
                 print(f"sharegpt4v caption: {stopped}; {REMEDY}", file=sys.stderr)
                 return EXIT_PROBLEM
-        return finish(job, run, facts)
+        return finish(job, run, manifest.root, phases)
 
 
 def _work_off(
-    job: CaptionJob, run: CaptionRun, pending: Pending, runtime_env: dict[str, Any] | None
+    job: CaptionJob, run: CaptionRun, pending: Pending, phases: Phases, runtime_env: dict[str, Any] | None
 ) -> str | None:
     """One session over what is pending. Returns why the ledger stopped it, or None when all is written."""
     config, before = job.config, pending.progress
-    with ray_session(config.address, runtime_env):
+    phases.begin(connection_text(config.address))
+    with ray_session(config.address, runtime_env), phases, session(run, phases.started) as outcomes:
         quiet_data_context(no_progress_seconds=max(1800.0, 3 * config.hang_seconds))
         ledger = RemoteLedger.start(config.max_reject_rate, before.captions, before.rejects)
-        outcomes = begin_session(run)
-        with ProgressBar("captioned", ledger.tally, before.rows, before.done):
-            try:
-                with plain_errors(RESUME):
-                    dataset(job, pending, ledger, outcomes).materialize()
-            except RunFailed:
-                stop = _stop_reason(ledger)
-                if stop is None:
-                    raise
-                _note_engines(run, outcomes, ledger)
-                return stop
+        workers = describe_size(pool_size(config, cluster_resource("GPU")))
+        phases.begin(f"loading {job.spec.model.partition('@')[0]} on {workers}")
+        bar = ProgressBar("captioned", ledger.tally, before.rows, before.done, phases, "first caption")
+        stop = None
+        try:
+            with bar, plain_errors(RESUME):
+                dataset(job, pending, ledger, outcomes).materialize()
+        except RunFailed:
+            stop = _stop_reason(ledger)
+            if stop is None:
+                raise
         _note_engines(run, outcomes, ledger)
-    return None
+    return stop
 
 
 def dataset(job: CaptionJob, pending: Pending, ledger: RemoteLedger, outcomes: Path) -> ray.data.Dataset:
@@ -129,7 +131,7 @@ def dataset(job: CaptionJob, pending: Pending, ledger: RemoteLedger, outcomes: P
 def _note_engines(run: CaptionRun, outcomes: Path, ledger: RemoteLedger) -> None:
     """Statistics only: that they are lost must not end a run."""
     try:
-        end_session(run, outcomes, ledger.engines())
+        note_engines(run, int(outcomes.name), ledger.engines())
     except (ray.exceptions.RayError, OSError) as error:
         log.warning("the statistics of the engines are lost: %s", error)
 

@@ -19,10 +19,12 @@ import ray.exceptions
 
 from cluster.command_line import EXIT_PROBLEM, run_command
 from cluster.errors import plain_errors
-from cluster.session import quiet_data_context, ray_session, refuse_relative_paths
+from cluster.session import connection_text, quiet_data_context, ray_session, refuse_relative_paths
+from pipelines.steps.clock import command_started
 from pipelines.steps.decoding import LOCATION_COLUMNS, read_row_group
 from pipelines.steps.isolation import KILLED_WORKER, KILLED_WORKER_MESSAGE, Isolation
 from pipelines.steps.ledger import LedgerClient, RemoteLedger
+from pipelines.steps.phases import Phases
 from pipelines.steps.progress import ProgressBar
 from pipelines.steps.table import print_counts
 from sharegpt4v.atomic import write_atomic
@@ -85,9 +87,12 @@ def check(config: CheckConfig, runtime_env: dict[str, Any] | None = None) -> int
     refuse_relative_paths(images=config.images, root=config.root, out=config.out)
     if config.out is not None:
         _claim(config.out)
-    with tempfile.TemporaryDirectory(prefix="sharegpt4v-check-") as folder:
+    with (
+        tempfile.TemporaryDirectory(prefix="sharegpt4v-check-") as folder,
+        Phases(command_started()) as phases,
+    ):
         scratch = Path(folder)
-        print(f"reading {config.images}", file=sys.stderr)
+        phases.begin(f"reading {config.images}")
         manifest = normalise(
             config.images,
             config.root,
@@ -98,8 +103,9 @@ def check(config: CheckConfig, runtime_env: dict[str, Any] | None = None) -> int
             dedupe_image=config.dedupe_image,
         )
         inspection = Inspection(scratch)
-        with ray_session(config.address, runtime_env):
-            look(manifest, inspection)
+        phases.begin(connection_text(config.address))
+        with ray_session(config.address, runtime_env), phases:
+            look(manifest, inspection, phases)
         rejects, duplicates = (
             (config.out or scratch) / name / "part-00000.parquet" for name in ("rejects", "duplicates")
         )
@@ -110,7 +116,7 @@ def check(config: CheckConfig, runtime_env: dict[str, Any] | None = None) -> int
     return EXIT_PROBLEM if config.strict and found.by_reason else 0
 
 
-def look(manifest: Manifest, inspection: Inspection) -> None:
+def look(manifest: Manifest, inspection: Inspection, phases: Phases) -> None:
     """Inspects every image of a manifest on the cluster that Ray is connected to.
 
     Raises StorageError when an image can neither be read nor be called missing.
@@ -135,7 +141,9 @@ def look(manifest: Manifest, inspection: Inspection) -> None:
         .map_batches(step.__call__, batch_size=_ROWS_PER_BLOCK, batch_format="pyarrow")
     )
     images.context.execution_options.preserve_order = True
-    with ProgressBar("checked", ledger.tally, manifest.rows, 0), plain_errors("mend that, then check again"):
+    phases.begin(f"looking at {manifest.rows:,} images")
+    bar = ProgressBar("checked", ledger.tally, manifest.rows, 0, phases)
+    with bar, plain_errors("mend that, then check again"):
         for table in images.iter_batches(batch_size=_ROWS_AT_ONCE, batch_format="pyarrow"):
             assert isinstance(table, pa.Table)
             inspection.add(table)

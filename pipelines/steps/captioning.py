@@ -74,6 +74,7 @@ class Caption:
         self._ledger = ledger
         self._hang_seconds = hang_seconds
         self._isolation = Isolation(ledger, "caption")
+        ledger.ready(self._isolation.worker)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         rows = [

@@ -2,23 +2,27 @@
 
 import json
 import sys
-from typing import Any
 
 from cluster.command_line import EXIT_PROBLEM
 from pipelines.steps.job import CaptionJob
+from pipelines.steps.phases import Phases
 from pipelines.steps.reject_limit import judge_run
 from pipelines.steps.table import print_summary
 from sharegpt4v.atomic import write_atomic
-from sharegpt4v.captions.finish import commits, compact, summarise
+from sharegpt4v.captions.finish import close_times, commits, compact, summarise
 from sharegpt4v.captions.layout import CaptionRun
 from sharegpt4v.captions.report import write_report
 
 
-def finish(job: CaptionJob, run: CaptionRun, facts: dict[str, Any]) -> int:
+def finish(job: CaptionJob, run: CaptionRun, root: str, phases: Phases) -> int:
     """Ends a run in which every image has its outcome. Returns the exit code."""
+    phases.begin("writing captions and rejects")
     committed = commits(run)
-    summarise(run, compact(run), committed, facts)
-    write_report(run.path, root=facts["root"])
+    summary = summarise(run, compact(run), committed, job.facts(root), phases.started)
+    phases.begin("writing the report")
+    write_report(run.path, root=root)
+    close_times(run, summary, phases.started)
+    phases.end()
     return conclude(job, run)
 
 

@@ -1,9 +1,9 @@
 """What a session of captioning begins with: its manifest, and the part of it that is still to do."""
 
-import sys
 from dataclasses import dataclass
 
 from pipelines.steps.job import CaptionJob
+from pipelines.steps.phases import Phases
 from sharegpt4v.captions.finish import roll_forward
 from sharegpt4v.captions.layout import CaptionRun
 from sharegpt4v.captions.resume import (
@@ -36,11 +36,16 @@ class Pending:
     progress: RunProgress
 
 
-def take_in(job: CaptionJob, run: CaptionRun) -> Manifest:
+def take_in(job: CaptionJob, run: CaptionRun, phases: Phases) -> Manifest:
     """Begins the run's manifest, or joins the input to what it holds, and says what was passed over.
 
     Raises UserError for a job that does not go with the outcomes that the run has.
     """
+
+    def say_read(records: int) -> None:
+        if records % 100_000 == 0:
+            phases.say(f"{records:,} records")
+
     config = job.config
     check_version(run)
     roll_forward(run)
@@ -48,7 +53,7 @@ def take_in(job: CaptionJob, run: CaptionRun) -> Manifest:
         _refuse_changes(job, run)
     else:
         begin_anew(run)
-    print(f"reading {config.images}", file=sys.stderr)
+    phases.begin(f"reading {config.images}")
     manifest = normalise(
         config.images,
         config.root,
@@ -57,12 +62,12 @@ def take_in(job: CaptionJob, run: CaptionRun) -> Manifest:
         sample=config.sample,
         source=config.source,
         dedupe_image=config.dedupe_image,
-        progress=_say_read,
+        progress=say_read,
     )
     if passed_over := describe_passed_over(manifest):
-        print(f"passed over: {passed_over}", file=sys.stderr)
+        phases.say(f"passed over: {passed_over}")
     if manifest.same_image_ids:
-        print(f"{manifest.same_image_ids:,} ids share an image with an earlier one", file=sys.stderr)
+        phases.say(f"{manifest.same_image_ids:,} ids share an image with an earlier one")
     return manifest
 
 
@@ -87,11 +92,16 @@ def describe_passed_over(manifest: Manifest) -> str:
     return ", ".join(f"{count:,} {what}" for what, count in notes.items() if count)
 
 
-def say_unknown_reason(reason: str | None, progress: RunProgress) -> None:
-    """A mistyped reason would retry nothing without a word; one that is all repaired is no mistake."""
+def say_progress(reason: str | None, progress: RunProgress, phases: Phases) -> None:
+    """Says how much is done, and of a --retry-rejects `reason` that no reject has those there are.
+
+    A mistyped reason would retry nothing without a word; one that is all repaired is no mistake.
+    """
+    done = f"{progress.done:,} of {progress.rows:,} images are done"
+    phases.say(done if progress.done else f"{progress.rows:,} images")
     if reason not in (None, ALL_REASONS, *progress.reasons):
         known = ", ".join(f"{name} ({count:,})" for name, count in progress.reasons.items())
-        print(f"no reject has the reason {reason!r}; there are: {known or 'none'}", file=sys.stderr)
+        phases.say(f"no reject has the reason {reason!r}; there are: {known or 'none'}")
 
 
 def write_down_pending(
@@ -107,8 +117,3 @@ def _rows_per_commit(job: CaptionJob, progress: RunProgress) -> int:
     """A real captioner commits every few of its batches; the fake one is as fast as files are written."""
     by_size = rows_per_commit(progress.rows - progress.done, job.image_size)
     return by_size if job.config.engine == "fake" else min(by_size, 2 * job.config.batch_size)
-
-
-def _say_read(records: int) -> None:
-    if records % 100_000 == 0:
-        print(f"read {records:,} records", file=sys.stderr)

@@ -18,11 +18,13 @@ from sharegpt4v.engine.stats import EngineStats
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """Images done in this session, and workers that died. reasons: rejects by reason."""
+    """Images done in this session, and workers that died. reasons: rejects by reason. ready: workers whose
+    engine is loaded."""
 
     captions: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
     deaths: int = 0
+    ready: int = 0
     stop: str | None = None
 
     @property
@@ -36,6 +38,8 @@ class Tally:
 
 class LedgerClient(Protocol):
     """How a step reaches the ledger: over Ray in a pipeline, directly in tests."""
+
+    def ready(self, worker: str) -> None: ...
 
     def begin(self, worker: str, ids: Sequence[str]) -> Admission: ...
 
@@ -56,6 +60,10 @@ class Ledger:
         self._suspects = Suspects()
         self._limit = RejectLimit(max_reject_rate, captions, rejects)
         self._statistics = Statistics()
+
+    def ready(self, worker: str) -> None:
+        """Notes that the engine of this worker is loaded."""
+        self._statistics.ready.add(worker)
 
     def begin(self, worker: str, ids: Sequence[str]) -> Admission:
         """Asks before `ids` are worked on together."""
@@ -88,7 +96,13 @@ class Ledger:
 
     def tally(self) -> Tally:
         counts = self._statistics
-        return Tally(counts.captions, dict(counts.reasons), self._suspects.deaths, self._limit.stop)
+        return Tally(
+            counts.captions,
+            dict(counts.reasons),
+            deaths=self._suspects.deaths,
+            ready=len(counts.ready),
+            stop=self._limit.stop,
+        )
 
 
 class RemoteLedger:
@@ -109,6 +123,9 @@ class RemoteLedger:
             num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here
         )
         return cls(actor.remote(max_reject_rate, captions, rejects))
+
+    def ready(self, worker: str) -> None:
+        _wait(self._actor.ready.remote(worker))
 
     def begin(self, worker: str, ids: Sequence[str]) -> Admission:
         admission = _wait(self._actor.begin.remote(worker, list(ids)))

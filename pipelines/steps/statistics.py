@@ -13,6 +13,8 @@ class Statistics:
         self.captions = 0
         self.reasons: Counter[str] = Counter()
         """Rejects by reason."""
+        self.ready: set[str] = set()
+        """Workers whose engine is loaded."""
         self._engines: dict[str, EngineStats] = {}  # worker -> what its engine did so far
 
     def count(self, captions: int, reasons: Mapping[str, int]) -> None:

@@ -173,7 +173,7 @@ def test_the_survey_counts_rejects_by_reason_also_those_to_be_tried_again(run: C
 def test_a_commit_or_a_finished_part_is_an_outcome_and_what_precedes_them_is_none(run: CaptionRun) -> None:
     assert not has_outcomes(run)
     _left(run)
-    folder = begin_session(run)
+    folder = begin_session(run, 0.0)
     (folder / ".00000-000000000-000001.parquet.0123456789abcdef").touch()  # killed while it was written
     assert not has_outcomes(run)
     commit(run, 0, "x", *[caption(run, key) for key in "cadbe"])
@@ -189,7 +189,7 @@ def test_a_torn_commit_is_no_reason_to_clear_the_folder(run: CaptionRun) -> None
 
 
 def test_a_new_beginning_clears_what_is_ours_and_keeps_old_workers_out(run: CaptionRun) -> None:
-    old = begin_session(run)
+    old = begin_session(run, 0.0)
     _left(run)
     (run.path / "run.yaml").touch()
     (run.manifest / "notes.txt").touch()
@@ -198,7 +198,7 @@ def test_a_new_beginning_clears_what_is_ours_and_keeps_old_workers_out(run: Capt
     assert not run.settings.exists() and not run.shards()
     assert (run.manifest / "notes.txt").exists() and not (run.work / "abandoned").exists()
     table = pa.Table.from_pylist([caption(begin(run.path / "other", ["c"]), "c")], OUTCOMES)
-    assert begin_session(run).name == "0001"
+    assert begin_session(run, 0.0).name == "0001"
     with pytest.raises(FileNotFoundError):
         commit_outcomes(table, old)
 

@@ -102,7 +102,7 @@ def _refusal(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
     capsys.readouterr()
     assert _caption(*arguments) == 2
     printed = capsys.readouterr()
-    lines = [line for line in printed.err.splitlines() if not line.startswith("reading ")]
+    lines = [line for line in printed.err.splitlines() if " s  reading " not in line]
     assert len(lines) == 1 and lines[0].startswith("sharegpt4v caption: "), printed.err
     assert printed.out == ""
     return lines[0].removeprefix("sharegpt4v caption: ")
@@ -316,4 +316,4 @@ def test_a_refused_request_leaves_no_traceback_in_a_terminal(tmp_path: Path) -> 
     done = sharegpt4v("caption", "--images", tmp_path / "nowhere", "--out", tmp_path / "run", *FAKE)
     assert done.returncode == 2 and done.stdout == ""
     lines = done.stderr.splitlines()
-    assert len(lines) == 2 and lines[0].startswith("reading ") and lines[1].startswith("sharegpt4v caption: ")
+    assert len(lines) == 2 and " s  reading " in lines[0] and lines[1].startswith("sharegpt4v caption: ")

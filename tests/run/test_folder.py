@@ -110,7 +110,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
 
 
 def test_sessions_are_numbered_after_all_earlier_ones(run: CaptionRun) -> None:
-    assert [begin_session(run).name for _ in range(3)] == ["0000", "0001", "0002"]
+    assert [begin_session(run, 0.0).name for _ in range(3)] == ["0000", "0001", "0002"]
     for folder in run.outcomes.iterdir():  # the finish step removes them, the numbers go on
         folder.rmdir()
-    assert begin_session(run).name == "0003"
+    assert begin_session(run, 0.0).name == "0003"
