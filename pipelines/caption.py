@@ -16,14 +16,16 @@ from typing import Any
 import ray.data
 import ray.exceptions
 
-from cluster.command_line import EXIT_PROBLEM, run_command
+from cluster.command_line import EXIT_INTERRUPTED, EXIT_PROBLEM, run_command
 from cluster.errors import RESUME, plain_errors
 from cluster.session import cluster_resource, connection_text, quiet_data_context, ray_session
+from cluster.watchdog import prompt_interrupts
 from pipelines.steps.captioning import CaptionAndCommit
 from pipelines.steps.clock import command_started
 from pipelines.steps.decoding import Decode, read_row_group
 from pipelines.steps.finishing import conclude, finish
 from pipelines.steps.intake import Pending, say_progress, take_in, write_down_pending
+from pipelines.steps.interruption import describe_interruption
 from pipelines.steps.job import CaptionJob, describe_job, make_job
 from pipelines.steps.ledger import RemoteLedger
 from pipelines.steps.phases import Phases
@@ -56,26 +58,39 @@ def main(argv: Sequence[str] | None = None, runtime_env: dict[str, Any] | None =
 
 
 def run_caption(config: CaptionConfig, runtime_env: dict[str, Any] | None = None) -> int:
-    """The whole job: begin or resume, work off what is pending, finish."""
+    """Does the whole job under the lock of its run folder. Returns the exit code."""
     job = make_job(config)
     run = CaptionRun.open(config.out)
-    with RunLock(run.path), Phases(command_started()) as phases:
-        manifest = take_in(job, run, phases)
-        done, progress = survey(run, config.retry_rejects)
-        say_progress(config.retry_rejects, progress, phases)
-        if progress.done == progress.rows and run.success.exists():
+    with RunLock(run.path), Phases(command_started()) as phases, prompt_interrupts():
+        try:
+            return _begin_or_resume(job, run, phases, runtime_env)
+        except KeyboardInterrupt:
             phases.end()
-            print(f"{run.path} is finished: nothing to do", file=sys.stderr)
-            return conclude(job, run)
-        run.success.unlink(missing_ok=True)
-        write_settings(run, config.model_dump(mode="json"), job.fingerprint, job.facts(manifest.root))
-        pending = write_down_pending(job, run, manifest, done, progress)
-        if pending.groups:
-            stopped = _work_off(job, run, pending, phases, runtime_env)
-            if stopped:
-                print(f"sharegpt4v caption: {stopped}; {REMEDY}", file=sys.stderr)
-                return EXIT_PROBLEM
-        return finish(job, run, manifest.root, phases)
+            print(f"\n{describe_interruption(run, config.out)}", file=sys.stderr)
+            return EXIT_INTERRUPTED
+
+
+def _begin_or_resume(
+    job: CaptionJob, run: CaptionRun, phases: Phases, runtime_env: dict[str, Any] | None
+) -> int:
+    """The steps in order: take in the manifest, work off what is pending of it, finish."""
+    config = job.config
+    manifest = take_in(job, run, phases)
+    done, progress = survey(run, config.retry_rejects)
+    say_progress(config.retry_rejects, progress, phases)
+    if progress.done == progress.rows and run.success.exists():
+        phases.end()
+        print(f"{run.path} is finished: nothing to do", file=sys.stderr)
+        return conclude(job, run)
+    run.success.unlink(missing_ok=True)
+    write_settings(run, config.model_dump(mode="json"), job.fingerprint, job.facts(manifest.root))
+    pending = write_down_pending(job, run, manifest, done, progress)
+    if pending.groups:
+        stopped = _work_off(job, run, pending, phases, runtime_env)
+        if stopped:
+            print(f"sharegpt4v caption: {stopped}; {REMEDY}", file=sys.stderr)
+            return EXIT_PROBLEM
+    return finish(job, run, manifest.root, phases)
 
 
 def _work_off(

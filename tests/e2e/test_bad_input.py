@@ -1,7 +1,10 @@
 """Bad input through the real command: each bad image is one reject, each wrong request is one line."""
 
 import json
+import os
+import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -257,6 +260,33 @@ def test_a_first_try_that_committed_nothing_binds_neither_input_nor_root(
     _commit(run, "b.jpg")
     assert "images were read below" in _refusal(capsys, other, run)
     assert _caption(images, run) == 130 and _ids(run) == ["a.jpg", "b.jpg", "c.jpg"]
+
+
+def test_an_interrupted_run_says_what_is_saved_and_how_to_go_on(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert _caption(images, run) == 130
+    line = f"interrupted before the first commit: nothing is saved in {run}, the same command begins anew"
+    assert capsys.readouterr().err.splitlines()[-1] == line
+    _commit(run, "b.jpg")
+    assert _caption(images, run) == 130
+    line = f"interrupted: 1 of 3 images are saved in {run}; the same command goes on from there"
+    assert capsys.readouterr().err.splitlines()[-1] == line
+
+
+def test_a_terminated_run_ends_like_an_interrupted_one(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def terminate(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    monkeypatch.setattr(caption, "ray_session", terminate)
+    before = signal.getsignal(signal.SIGTERM)
+    assert _caption(images, tmp_path / "run") == 130
+    assert "interrupted before the first commit" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_run_folder_of_another_version(
