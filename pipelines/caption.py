@@ -23,10 +23,11 @@ from cluster.watchdog import prompt_interrupts
 from pipelines.steps.captioning import CaptionAndCommit
 from pipelines.steps.clock import command_started
 from pipelines.steps.decoding import Decode, read_row_group
+from pipelines.steps.dry_run import describe_job
 from pipelines.steps.finishing import conclude, finish
 from pipelines.steps.intake import Pending, say_progress, take_in, write_down_pending
 from pipelines.steps.interruption import describe_interruption
-from pipelines.steps.job import CaptionJob, describe_job, make_job
+from pipelines.steps.job import CaptionJob, make_job
 from pipelines.steps.ledger import RemoteLedger
 from pipelines.steps.phases import Phases
 from pipelines.steps.pool import actor_pool, describe_size, pool_size

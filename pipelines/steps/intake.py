@@ -1,6 +1,7 @@
 """What a session of captioning begins with: its manifest, and the part of it that is still to do."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from pipelines.steps.job import CaptionJob
 from pipelines.steps.phases import Phases
@@ -41,29 +42,13 @@ def take_in(job: CaptionJob, run: CaptionRun, phases: Phases) -> Manifest:
 
     Raises UserError for a job that does not go with the outcomes that the run has.
     """
-
-    def say_read(records: int) -> None:
-        if records % 100_000 == 0:
-            phases.say(f"{records:,} records")
-
-    config = job.config
     check_version(run)
     roll_forward(run)
     if has_outcomes(run):
-        _refuse_changes(job, run)
+        refuse_changes(job, run)
     else:
         begin_anew(run)
-    phases.begin(f"reading {config.images}")
-    manifest = normalise(
-        config.images,
-        config.root,
-        run.manifest,
-        limit=config.limit,
-        sample=config.sample,
-        source=config.source,
-        dedupe_image=config.dedupe_image,
-        progress=say_read,
-    )
+    manifest = read_manifest(job, run.manifest, phases)
     if passed_over := describe_passed_over(manifest):
         phases.say(f"passed over: {passed_over}")
     if manifest.same_image_ids:
@@ -71,7 +56,29 @@ def take_in(job: CaptionJob, run: CaptionRun, phases: Phases) -> Manifest:
     return manifest
 
 
-def _refuse_changes(job: CaptionJob, run: CaptionRun) -> None:
+def read_manifest(job: CaptionJob, folder: Path, phases: Phases) -> Manifest:
+    """Writes the input to `folder`, joined to the shards that are there already."""
+
+    def say_read(records: int) -> None:
+        if records % 100_000 == 0:
+            phases.say(f"{records:,} records")
+
+    config = job.config
+    phases.begin(f"reading {config.images}")
+    return normalise(
+        config.images,
+        config.root,
+        folder,
+        limit=config.limit,
+        sample=config.sample,
+        source=config.source,
+        dedupe_image=config.dedupe_image,
+        progress=say_read,
+    )
+
+
+def refuse_changes(job: CaptionJob, run: CaptionRun) -> None:
+    """Raises UserError for a job that does not go with the outcomes that the run has."""
     check_fingerprint(run, job.fingerprint)
     if job.config.root is None and run.settings.exists():
         before, now = read_settings(run.path)["root"], locate(job.config.images, None).root

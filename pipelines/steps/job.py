@@ -5,8 +5,6 @@ from typing import Any
 
 from cluster.session import refuse_relative_paths
 from pipelines.steps.captioning import CaptionRules
-from sharegpt4v.captions.layout import CaptionRun
-from sharegpt4v.captions.resume import survey
 from sharegpt4v.checkpoints.card import read_card
 from sharegpt4v.config.caption import CaptionConfig, Decoding
 from sharegpt4v.dialogue import ImageProtocol, SamplingParams
@@ -16,7 +14,6 @@ from sharegpt4v.engine.vllm_install import require_vllm
 from sharegpt4v.errors import UserError
 from sharegpt4v.gate import GateRules
 from sharegpt4v.prompts import UNIFIED_CAPTION, Prompt
-from sharegpt4v.run.settings import check_fingerprint
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,17 +108,3 @@ def _refuse_for_vllm(config: CaptionConfig) -> None:
             f"--gpus-per-actor is {config.gpus_per_actor:g}: a vllm engine takes the memory of a whole GPU, "
             f"give 1"
         )
-
-
-def describe_job(config: CaptionConfig) -> str:
-    """What `--dry-run` adds: the model that would run, and what a resume would find. Nothing is written."""
-    job = make_job(config)
-    lines = [f"# model {job.spec.model}, images {job.image_size} px by protocol {job.protocol}"]
-    if (config.out / "run.yaml").exists():
-        run = CaptionRun(config.out.absolute())
-        check_fingerprint(run, job.fingerprint)
-        _, progress = survey(run, config.retry_rejects)
-        lines.append(f"# resumes {run.path}: {progress.done:,} of {progress.rows:,} images are done")
-    else:
-        lines.append(f"# begins a new run in {config.out.absolute()}")
-    return "\n".join(lines)
