@@ -58,6 +58,8 @@ def describe_job(config: CaptionConfig) -> str:
         manifest = read_manifest(job, folder, phases)
         phases.begin("trying to decode some images")
         lines = [_images(config, manifest), _try_images(job, manifest), _model(job), _engine(job)]
+    if warning := job.toy_warning(manifest.root):
+        lines.append(warning)
     if resumes:
         _, progress = survey(run, config.retry_rejects)
         lines.append(f"resumes {run.path}: {progress.done:,} of {manifest.rows:,} images are done")

@@ -31,6 +31,8 @@ def conclude(job: CaptionJob, run: CaptionRun) -> int:
     summary = json.loads(run.summary.read_text(encoding="utf-8"))
     print_summary(summary)
     print(f"report: {run.report}", flush=True)
+    if warning := job.toy_warning(summary["root"]):
+        print(warning, file=sys.stderr)
     verdict = judge_run(summary["captions"], summary["by_reason"], job.config.max_reject_rate)
     if verdict.line:
         print(f"sharegpt4v caption: {verdict.line}", file=sys.stderr)

@@ -53,6 +53,8 @@ def take_in(job: CaptionJob, run: CaptionRun, phases: Phases) -> Manifest:
         phases.say(f"passed over: {passed_over}")
     if manifest.same_image_ids:
         phases.say(f"{manifest.same_image_ids:,} ids share an image with an earlier one")
+    if warning := job.toy_warning(manifest.root):
+        phases.say(warning)
     return manifest
 
 

@@ -14,6 +14,7 @@ from sharegpt4v.engine.vllm_install import require_vllm
 from sharegpt4v.errors import UserError
 from sharegpt4v.gate import GateRules
 from sharegpt4v.prompts import UNIFIED_CAPTION, Prompt
+from sharegpt4v.toy.truth import is_toy_world
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,20 @@ class CaptionJob:
             "prompt_id": self.rules.prompt.id,
             "prompt_text": self.rules.prompt.text,
         }
+
+    def toy_warning(self, root: str) -> str | None:
+        """One line for people where the captions will say nothing true of the images below `root`.
+
+        None for the toy captioner in the toy world, which it has learnt.
+        """
+        if self.config.engine == "fake":
+            return "warning: the fake engine looks at no image: its captions describe nothing"
+        if not self.spec.model.startswith("toy-") or is_toy_world(root):
+            return None
+        return (
+            "warning: the toy captioner knows the coloured shapes of the toy world alone: what it says of "
+            "these images is not true; --model FOLDER names a real captioner"
+        )
 
 
 def make_job(config: CaptionConfig) -> CaptionJob:

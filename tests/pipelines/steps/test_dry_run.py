@@ -60,6 +60,7 @@ def test_the_model_is_found_with_its_size_and_dtypes(images: Path, tmp_path: Pat
     size = sum(path.stat().st_size for path in TOY_CAPTIONER.glob("*.safetensors")) / 1e6
     assert "# model toy-captioner@" in said
     stored = float(said.partition("weights: ")[2].partition(" MB stored in float16, run in bfloat16")[0])
+    assert "\n# warning: the toy captioner knows the coloured shapes of the toy world alone" in said
     assert 0.9 * size < stored <= size + 0.1
 
 

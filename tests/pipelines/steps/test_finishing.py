@@ -51,7 +51,9 @@ def test_two_rejects_of_ten_are_a_success_with_a_line(
 ) -> None:
     run = _run(tmp_path, 8, 2)
     assert _finish(run) == 0 and run.success.exists()
-    assert "2 of 10 images were rejected (20.0%" in capsys.readouterr().err
+    *_, warning, line = capsys.readouterr().err.splitlines()
+    assert warning == "warning: the fake engine looks at no image: its captions describe nothing"
+    assert line.startswith("sharegpt4v caption: 2 of 10 images were rejected (20.0%")
 
 
 def test_above_the_limit_a_larger_run_is_no_success_until_the_limit_is_raised(
