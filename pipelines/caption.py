@@ -39,6 +39,7 @@ from sharegpt4v.captions.sessions import note_engines, session
 from sharegpt4v.config.caption import CAPTION_PRESETS, CaptionConfig
 from sharegpt4v.errors import RunFailed
 from sharegpt4v.images import ImageReader
+from sharegpt4v.run.disk import full_disk_named
 from sharegpt4v.run.lock import RunLock
 from sharegpt4v.run.settings import write_settings
 
@@ -62,7 +63,8 @@ def run_caption(config: CaptionConfig, runtime_env: dict[str, Any] | None = None
     """Does the whole job under the lock of its run folder. Returns the exit code."""
     job = make_job(config)
     run = CaptionRun.open(config.out)
-    with RunLock(run.path), Phases(command_started()) as phases, prompt_interrupts():
+    phases = Phases(command_started())
+    with full_disk_named(run.path, RESUME), RunLock(run.path), phases, prompt_interrupts():
         try:
             return _begin_or_resume(job, run, phases, runtime_env)
         except KeyboardInterrupt:

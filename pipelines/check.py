@@ -35,6 +35,7 @@ from sharegpt4v.images import ImageReader, inspect
 from sharegpt4v.inspection import DIGEST_BYTES, INSPECTED, KINDS, Inspection, InspectionSummary
 from sharegpt4v.manifest import Manifest, normalise
 from sharegpt4v.manifest.writer import shards
+from sharegpt4v.run.disk import full_disk_named
 from sharegpt4v.run.folder import make_writable
 
 _ROWS_PER_BLOCK = 256
@@ -89,9 +90,9 @@ def check(config: CheckConfig, runtime_env: dict[str, Any] | None = None) -> int
         _claim(config.out)
     with (
         tempfile.TemporaryDirectory(prefix="sharegpt4v-check-") as folder,
+        full_disk_named(scratch := Path(folder)),
         Phases(command_started()) as phases,
     ):
-        scratch = Path(folder)
         phases.begin(f"reading {config.images}")
         manifest = normalise(
             config.images,
@@ -109,10 +110,11 @@ def check(config: CheckConfig, runtime_env: dict[str, Any] | None = None) -> int
         rejects, duplicates = (
             (config.out or scratch) / name / "part-00000.parquet" for name in ("rejects", "duplicates")
         )
-        rejects.parent.mkdir(exist_ok=True)
-        duplicates.parent.mkdir(exist_ok=True)
-        found = inspection.settle(rejects, duplicates)
-    _report(config, manifest, found)
+        with full_disk_named(config.out or scratch):
+            rejects.parent.mkdir(exist_ok=True)
+            duplicates.parent.mkdir(exist_ok=True)
+            found = inspection.settle(rejects, duplicates)
+            _report(config, manifest, found)
     return EXIT_PROBLEM if config.strict and found.by_reason else 0
 
 
@@ -143,7 +145,7 @@ def look(manifest: Manifest, inspection: Inspection, phases: Phases) -> None:
     images.context.execution_options.preserve_order = True
     phases.begin(f"looking at {manifest.rows:,} images")
     bar = ProgressBar("checked", ledger.tally, manifest.rows, 0, phases)
-    with bar, plain_errors("mend that, then check again"):
+    with bar, plain_errors("mend that, then check again"), full_disk_named(manifest.folder):
         for table in images.iter_batches(batch_size=_ROWS_AT_ONCE, batch_format="pyarrow"):
             assert isinstance(table, pa.Table)
             inspection.add(table)

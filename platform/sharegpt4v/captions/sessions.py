@@ -1,11 +1,10 @@
 """Sessions of a captioning run: when each command began and ended, and what its engines did."""
 
 import json
-import logging
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypedDict
@@ -13,8 +12,6 @@ from typing import Any, TypedDict
 from sharegpt4v.atomic import write_atomic
 from sharegpt4v.captions.layout import CaptionRun
 from sharegpt4v.engine.stats import EngineStats
-
-log = logging.getLogger(__name__)
 
 
 class Commit(TypedDict):
@@ -45,10 +42,8 @@ def session(run: CaptionRun, started: float) -> Iterator[Path]:
     try:
         yield outcomes
     finally:
-        try:
+        with suppress(OSError):  # a full disk, as a rule, which is what the block itself ends with
             note_end(run, int(outcomes.name))
-        except OSError as error:  # a full disk, as a rule, which is what the block itself ends with
-            log.warning("the end of this session is not noted: %s", error)
 
 
 def note_end(run: CaptionRun, number: int) -> None:
