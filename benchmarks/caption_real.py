@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.machine import describe_machine
 from pipelines.steps.decoding import Decode
-from pipelines.steps.job import make_plan
+from pipelines.steps.job import make_job
 from pipelines.steps.ledger import Ledger
 from sharegpt4v.config.base import resolve
 from sharegpt4v.config.caption import CaptionConfig
@@ -48,22 +48,22 @@ def bare(images: Path, manifest: Path, threads: int) -> tuple[float, float]:
     config = resolve(
         CaptionConfig, CaptionConfig.presets["toy"].values, {"images": str(images), "out": "unused"}
     )
-    plan = make_plan(config)
+    job = make_job(config)
     start = time.perf_counter()
-    engine = build_engine(replace(plan.spec, threads=threads))
+    engine = build_engine(replace(job.spec, threads=threads))
     loaded = time.perf_counter() - start
-    decode = Decode(ImageReader(str(images)), plan.image_size, plan.protocol, False, Ledger(1.0))
+    decode = Decode(ImageReader(str(images)), job.image_size, job.protocol, False, Ledger(1.0))
     table = pq.read_table(manifest)
     for name in ("shard", "row"):
         table = table.append_column(name, pa.array(np.zeros(len(table), np.int32)))
     start = time.perf_counter()
     waiting = []
-    for offset in range(0, len(table), plan.spec.capacity):
-        part = decode(table.slice(offset, plan.spec.capacity))
+    for offset in range(0, len(table), job.spec.capacity):
+        part = decode(table.slice(offset, job.spec.capacity))
         pixels_of_all = part["pixels"].combine_chunks().to_numpy_ndarray()
         for key, pixels in zip(part["id"].to_pylist(), pixels_of_all, strict=True):
-            turns = (Turn("user", plan.rules.prompt.text, (pixels,)),)
-            waiting.append(engine.submit(Request(key, turns, plan.rules.sampling)))
+            turns = (Turn("user", job.rules.prompt.text, (pixels,)),)
+            waiting.append(engine.submit(Request(key, turns, job.rules.sampling)))
     for handle in waiting:
         handle.result()
     seconds = time.perf_counter() - start

@@ -77,12 +77,14 @@ def _why(cause: BaseException) -> str:
     if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
         path = _RETRY_NOTE.sub("", str(cause.filename or ""))
         return f"the disk is full ({path or 'while writing'}): free some space"
+    if isinstance(cause, ray.exceptions.OutOfDiskError):
+        return "the disk that holds Ray's objects is full (/tmp/ray, unless set otherwise): free some space"
     if isinstance(cause, ExecutionTimeoutError):
         return "nothing was finished for a long time, and the run was given up"
     if isinstance(cause, ray.exceptions.RaySystemError | ray.exceptions.LocalRayletDiedError):
         return "Ray went down under the run"
     text = _one_line(_last_words(str(cause)).rstrip(" :'\""))[:300]
-    return text if isinstance(cause, StorageError) else f"{type(cause).__name__}: {text}"
+    return text if isinstance(cause, StorageError | RunFailed) else f"{type(cause).__name__}: {text}"
 
 
 def _one_line(text: str) -> str:

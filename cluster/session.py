@@ -51,10 +51,10 @@ def ray_session(address: str | None) -> Iterator[None]:
     A cluster's nodes are sent our code, unless this is a job, which brought it. Raises UserError when the
     cluster cannot be reached, and RunFailed when it dies meanwhile.
     """
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
-    local = address == "local"
+    there = cluster_address(address)
+    local = there is None
     with _quiet_native_stderr():
-        _connect(address, None if local or inside_job() else runtime_env())
+        _connect(there, None if local or inside_job() else runtime_env())
         try:
             if threading.current_thread() is not threading.main_thread():
                 yield  # only the main thread can be interrupted
@@ -69,21 +69,37 @@ def ray_session(address: str | None) -> Iterator[None]:
             ray.shutdown()
 
 
-def _connect(address: str, environment: dict[str, Any] | None) -> None:
+def cluster_address(address: str | None) -> str | None:
+    """Where ray_session(address) connects to; None where it starts a cluster on this machine."""
+    there = address or os.environ.get("RAY_ADDRESS") or "local"
+    return None if there == "local" else there
+
+
+def connection_text(address: str | None) -> str:
+    """What ray_session(address) does first, for people."""
+    there = cluster_address(address)
+    return "starting Ray on this machine" if there is None else f"connecting to Ray at {there}"
+
+
+def local_cpus() -> int:
+    """CPUs that a cluster which is started here offers."""
+    return max(_LOGICAL_CPUS, len(os.sched_getaffinity(0)))
+
+
+def _connect(there: str | None, environment: dict[str, Any] | None) -> None:
+    address, local = there or "local", there is None
     if address.startswith(("http://", "https://")):
         raise UserError(
             f"{address} is a job server: give the cluster's own address, HOST:PORT, or submit a job there: "
             f"`ray job submit --address {address} --runtime-env cluster/runtime_env.yaml -- "
             f"python -m pipelines.caption ...`"
         )
-    local = address == "local"
     own: dict[str, Any] = {
-        "num_cpus": max(_LOGICAL_CPUS, len(os.sched_getaffinity(0))),
+        "num_cpus": local_cpus(),
         "include_dashboard": False,
     }
     # Ray's hint about a default of a coming release is of no use to our users.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    print("starting Ray on this machine" if local else f"connecting to Ray at {address}", file=sys.stderr)
     try:
         ray.init(
             address=address,

@@ -120,9 +120,12 @@ class Watchdog:
 def prompt_interrupts() -> Iterator[BoundedExit]:
     """SIGINT and SIGTERM raise KeyboardInterrupt, and bound the time that cleaning up may take.
 
-    For the main thread: no other one can set signal handlers.
+    No other thread than the main one can set signal handlers: in another one nothing changes.
     """
     leave = BoundedExit()
+    if threading.current_thread() is not threading.main_thread():
+        yield leave
+        return
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         for again in (signal.SIGINT, signal.SIGTERM):

@@ -24,9 +24,9 @@ def caption(config: CaptionConfig) -> int:
 
 def plan(config: CaptionConfig) -> str:
     """What would run, in a few lines; writes nothing."""
-    from pipelines.steps.job import describe_plan
+    from pipelines.steps.dry_run import describe_job
 
-    return describe_plan(config)
+    return describe_job(config)
 
 
 COMMAND = Command("caption", CaptionConfig, caption, plan)

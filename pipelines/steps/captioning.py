@@ -27,6 +27,7 @@ from sharegpt4v.gate import GateRules, check_caption
 from sharegpt4v.images import StorageError
 from sharegpt4v.prompts import Prompt
 from sharegpt4v.records import OUTCOME, OUTCOMES
+from sharegpt4v.run.disk import full_disk_named
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +75,7 @@ class Caption:
         self._ledger = ledger
         self._hang_seconds = hang_seconds
         self._isolation = Isolation(ledger, "caption")
+        ledger.ready(self._isolation.worker)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         rows = [
@@ -187,8 +189,8 @@ class CaptionAndCommit:
 
     In: a table of decoded_schema. Out: one row, `rows`: how many were committed. A commit from here needs no
     tasks of its own, and a call that Ray repeats writes the same file again instead of a second one.
-    Raises StorageError where the folder is not seen, and RunStopped, after the commit, when too much has been
-    rejected.
+    Raises StorageError where the folder is not seen, RunFailed where its disk is full, and RunStopped, after
+    the commit, when too much has been rejected.
     """
 
     def __init__(
@@ -204,7 +206,8 @@ class CaptionAndCommit:
                 f"node sees"
             )
         table = self._caption(batch)
-        commit_outcomes(table, self._outcomes)
+        with full_disk_named(self._outcomes):
+            commit_outcomes(table, self._outcomes)
         self._caption.account(table)
         return pa.table({"rows": [len(table)]})
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -12,10 +11,12 @@ import ray.data
 import ray.exceptions
 
 from cluster.errors import EXIT_PROBLEM, plain_errors
-from cluster.session import quiet_data_context, ray_session, refuse_relative_paths
+from cluster.session import connection_text, quiet_data_context, ray_session, refuse_relative_paths
+from pipelines.steps.clock import command_started
 from pipelines.steps.decoding import LOCATION_COLUMNS, read_row_group
 from pipelines.steps.isolation import KILLED_WORKER, KILLED_WORKER_MESSAGE, Isolation
 from pipelines.steps.ledger import LedgerClient, RemoteLedger
+from pipelines.steps.phases import Phases
 from pipelines.steps.progress import ProgressBar
 from pipelines.steps.table import print_counts
 from sharegpt4v.atomic import write_atomic
@@ -26,6 +27,7 @@ from sharegpt4v.images import ImageReader, inspect
 from sharegpt4v.inspection import DIGEST_BYTES, INSPECTED, KINDS, Inspection, InspectionSummary
 from sharegpt4v.manifest import Manifest, normalise
 from sharegpt4v.manifest.writer import shards
+from sharegpt4v.run.disk import full_disk_named
 from sharegpt4v.run.folder import make_writable
 
 _ROWS_PER_BLOCK = 256
@@ -68,9 +70,12 @@ def run_check(config: CheckConfig) -> int:
     refuse_relative_paths(images=config.images, root=config.root, out=config.out)
     if config.out is not None:
         _claim(config.out)
-    with tempfile.TemporaryDirectory(prefix="sharegpt4v-check-") as folder:
-        scratch = Path(folder)
-        print(f"reading {config.images}", file=sys.stderr)
+    with (
+        tempfile.TemporaryDirectory(prefix="sharegpt4v-check-") as folder,
+        full_disk_named(scratch := Path(folder)),
+        Phases(command_started()) as phases,
+    ):
+        phases.begin(f"reading {config.images}")
         manifest = normalise(
             config.images,
             config.root,
@@ -81,19 +86,21 @@ def run_check(config: CheckConfig) -> int:
             dedupe_image=config.dedupe_image,
         )
         inspection = Inspection(scratch)
-        with ray_session(config.address):
-            look(manifest, inspection)
+        phases.begin(connection_text(config.address))
+        with ray_session(config.address), phases:
+            look(manifest, inspection, phases)
         rejects, duplicates = (
             (config.out or scratch) / name / "part-00000.parquet" for name in ("rejects", "duplicates")
         )
-        rejects.parent.mkdir(exist_ok=True)
-        duplicates.parent.mkdir(exist_ok=True)
-        found = inspection.settle(rejects, duplicates)
-    _report(config, manifest, found)
+        with full_disk_named(config.out or scratch):
+            rejects.parent.mkdir(exist_ok=True)
+            duplicates.parent.mkdir(exist_ok=True)
+            found = inspection.settle(rejects, duplicates)
+            _report(config, manifest, found)
     return EXIT_PROBLEM if config.strict and found.by_reason else 0
 
 
-def look(manifest: Manifest, inspection: Inspection) -> None:
+def look(manifest: Manifest, inspection: Inspection, phases: Phases) -> None:
     """Inspects every image of a manifest on the cluster that Ray is connected to.
 
     Raises StorageError when an image can neither be read nor be called missing.
@@ -118,7 +125,9 @@ def look(manifest: Manifest, inspection: Inspection) -> None:
         .map_batches(step.__call__, batch_size=_ROWS_PER_BLOCK, batch_format="pyarrow")
     )
     images.context.execution_options.preserve_order = True
-    with ProgressBar("checked", ledger.tally, manifest.rows, 0), plain_errors("mend that, then check again"):
+    phases.begin(f"looking at {manifest.rows:,} images")
+    bar = ProgressBar("checked", ledger.tally, manifest.rows, 0, phases)
+    with bar, plain_errors("mend that, then check again"), full_disk_named(manifest.folder):
         for table in images.iter_batches(batch_size=_ROWS_AT_ONCE, batch_format="pyarrow"):
             assert isinstance(table, pa.Table)
             inspection.add(table)
@@ -128,7 +137,9 @@ def _claim(out: Path) -> None:
     make_writable(out)
     used = next((path for path in out.rglob("*") if not path.is_dir()), None)
     if used:
-        raise UserError(f"--out {out} holds other files ({used.relative_to(out)}, ...): give a new folder")
+        raise UserError(
+            f"{out} holds other files ({used.relative_to(out)}, ...): give a new folder", field="out"
+        )
 
 
 def _report(config: CheckConfig, manifest: Manifest, found: InspectionSummary) -> None:

@@ -1,48 +1,45 @@
-"""Which images are in work where, so that one that kills its process is found out and set aside.
+"""The one place that all workers of a session report to, in a process of its own: it outlives every worker.
 
-Ray starts a dead worker again and repeats its calls, for ever. The ledger lives in a process of its own
-and remembers what a dead process had in work: those images are suspects, and are tried alone. One that
-kills its process alone, twice, is quarantined.
+Its three jobs are separate classes: Suspects, RejectLimit and Statistics.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipelines.steps.reject_limit import RejectLimit
+from pipelines.steps.statistics import Statistics
+from pipelines.steps.suspects import Admission, Suspects
 from sharegpt4v.engine.stats import EngineStats
-
-LONE_TRIES = 2
-"""Times a suspect is tried alone before it is quarantined."""
-
-FIRST_JUDGEMENT = 1_000
-"""Images after which the share of rejects is judged."""
 
 
 @dataclass(frozen=True, slots=True)
-class Admission:
-    """Answer to `begin`: suspects must be tried alone, quarantined not at all; stop ends the run."""
-
-    suspects: frozenset[str] = frozenset()
-    quarantined: frozenset[str] = frozenset()
-    stop: str | None = None
-
-
-@dataclass(slots=True)
 class Tally:
-    """Images done in this session."""
+    """Images done in this session, and workers that died. reasons: rejects by reason. ready: workers whose
+    engine is loaded."""
 
     captions: int = 0
-    rejects: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
     deaths: int = 0
+    ready: int = 0
     stop: str | None = None
+
+    @property
+    def rejects(self) -> int:
+        return sum(self.reasons.values())
+
+    @property
+    def done(self) -> int:
+        return self.captions + self.rejects
 
 
 class LedgerClient(Protocol):
     """How a step reaches the ledger: over Ray in a pipeline, directly in tests."""
+
+    def ready(self, worker: str) -> None: ...
 
     def begin(self, worker: str, ids: Sequence[str]) -> Admission: ...
 
@@ -56,95 +53,56 @@ class LedgerClient(Protocol):
 
 
 class Ledger:
-    """A plain class; pipelines run one of it as a Ray actor without CPUs.
-
-    A call names itself by a `worker` token that lives as long as its process.
-    """
+    """A plain class; pipelines run one of it as a Ray actor without CPUs."""
 
     def __init__(self, max_reject_rate: float, captions: int = 0, rejects: int = 0) -> None:
         """captions, rejects: of earlier sessions, which are judged together with this one's."""
-        self._max_reject_rate = max_reject_rate
-        self._earlier = captions + rejects
-        self._earlier_rejects = rejects
-        self._holder: dict[str, str] = {}  # image id -> worker that has it in work
-        self._alone: dict[str, str] = {}  # image id -> worker that tries it alone
-        self._suspects: set[str] = set()
-        self._lone_deaths: dict[str, int] = {}
-        self._tally = Tally()
-        self._dead: set[str] = set()
-        self._engines: dict[str, EngineStats] = {}  # worker -> what its engine did so far
+        self._suspects = Suspects()
+        self._limit = RejectLimit(max_reject_rate, captions, rejects)
+        self._statistics = Statistics()
+
+    def ready(self, worker: str) -> None:
+        """Notes that the engine of this worker is loaded."""
+        self._statistics.ready.add(worker)
 
     def begin(self, worker: str, ids: Sequence[str]) -> Admission:
-        """Asks before `ids` are worked on together. Ids held by another worker mean that it died."""
-        suspects, quarantined = set(), set()
-        for key in ids:
-            holder = self._holder.get(key)
-            if holder is not None and holder != worker:
-                self._record_death(key, holder)
-            if self._lone_deaths.get(key, 0) >= LONE_TRIES:
-                quarantined.add(key)
-            elif key in self._suspects:
-                suspects.add(key)
-            else:
-                self._holder[key] = worker
-        return Admission(frozenset(suspects), frozenset(quarantined), self._tally.stop)
+        """Asks before `ids` are worked on together."""
+        return replace(self._suspects.begin(worker, ids), stop=self._limit.stop)
 
     def begin_alone(self, worker: str, key: str) -> None:
         """Marks a suspect that is about to be tried with nothing else in its process."""
-        self._holder[key] = self._alone[key] = worker
+        self._suspects.begin_alone(worker, key)
 
     def end(self, ids: Iterable[str]) -> None:
-        """These images came through: nothing is held against them any more."""
-        for key in ids:
-            self._holder.pop(key, None)
-            self._alone.pop(key, None)
-            self._suspects.discard(key)
-            self._lone_deaths.pop(key, None)
+        """Clears images that came through."""
+        self._suspects.end(ids)
 
     def count(self, captions: int, reasons: dict[str, int], example: str = "") -> str | None:
         """Adds finished images. Returns why the run must stop once too many of them are rejects.
 
         example: one of the rejects in words.
         """
-        tally = self._tally
-        tally.captions += captions
-        for reason, count in reasons.items():
-            tally.rejects += count
-            tally.reasons[reason] = tally.reasons.get(reason, 0) + count
-        done = self._earlier + tally.captions + tally.rejects
-        rejects = self._earlier_rejects + tally.rejects
-        if tally.stop is None and done >= FIRST_JUDGEMENT and rejects > self._max_reject_rate * done:
-            worst = max(
-                tally.reasons, key=lambda reason: tally.reasons[reason], default="in earlier sessions"
-            )
-            tally.stop = (
-                f"{rejects:,} of the first {done:,} images were rejected ({rejects / done:.1%}, "
-                f"--max-reject-rate is {self._max_reject_rate:.1%}), mostly as {worst}"
-                f"{'; ' if example else ''}{example}"
-            )
-        return tally.stop
+        self._statistics.count(captions, reasons)
+        self._limit.judge(self._statistics.captions, self._statistics.reasons, example)
+        return self._limit.stop
 
     def report(self, worker: str, stats: EngineStats) -> None:
-        """What the engine of this worker has done since it started; a later call may overtake this one."""
-        if stats.requests >= self._engines.get(worker, stats).requests:
-            self._engines[worker] = stats
+        """Takes what the engine of this worker has done since it started."""
+        self._statistics.report(worker, stats)
 
     def engines(self) -> EngineStats:
-        """What all engines of this session have done, those of dead workers up to their last report."""
-        return sum(self._engines.values(), EngineStats())
+        """What all engines of this session have done."""
+        return self._statistics.engines()
 
     def tally(self) -> Tally:
-        return self._tally
-
-    def _record_death(self, key: str, holder: str) -> None:
-        if holder not in self._dead:
-            self._dead.add(holder)
-            self._tally.deaths += 1
-        if self._alone.get(key) == holder:
-            self._lone_deaths[key] = self._lone_deaths.get(key, 0) + 1
-        self._suspects.add(key)
-        self._holder.pop(key, None)
-        self._alone.pop(key, None)
+        counts = self._statistics
+        return Tally(
+            counts.captions,
+            dict(counts.reasons),
+            deaths=self._suspects.deaths,
+            ready=len(counts.ready),
+            stop=self._limit.stop,
+        )
 
 
 class RemoteLedger:
@@ -165,6 +123,9 @@ class RemoteLedger:
             num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here
         )
         return cls(actor.remote(max_reject_rate, captions, rejects))
+
+    def ready(self, worker: str) -> None:
+        _wait(self._actor.ready.remote(worker))
 
     def begin(self, worker: str, ids: Sequence[str]) -> Admission:
         admission = _wait(self._actor.begin.remote(worker, list(ids)))

@@ -10,28 +10,40 @@ CALLS_PER_ACTOR = 4
 """Batches an actor holds at once: while one waits for its last captions the others fill the engine."""
 
 
+def pool_size(config: CaptionConfig, gpus: float) -> tuple[int, int]:
+    """The smallest and the largest number of actors. gpus: what all nodes have together now."""
+    if config.actors == "auto":
+        size = max(1, int(gpus / config.gpus_per_actor)) if config.gpus_per_actor else 2
+        return size, size
+    smallest, _, largest = config.actors.partition(":")
+    return int(smallest), int(largest or smallest)
+
+
+def describe_size(size: tuple[int, int]) -> str:
+    """For people: `2 workers`, `1 to 8 workers`."""
+    smallest, largest = size
+    number = f"{smallest}" if smallest == largest else f"{smallest} to {largest}"
+    return f"{number} worker{'' if largest == 1 else 's'}"
+
+
 def actor_pool(config: CaptionConfig, gpus: float, cpus: float) -> ray.data.ActorPoolStrategy:
     """Of fixed size, or elastic for `--actors MIN:MAX`. gpus, cpus: what all nodes have together now.
 
     Raises UserError for more than this machine has; a cluster may still grow.
     """
-    shape: dict[str, int]
-    if config.actors == "auto":
-        shape = {"size": max(1, int(gpus / config.gpus_per_actor)) if config.gpus_per_actor else 2}
-    elif ":" in config.actors:
-        smallest, largest = map(int, config.actors.split(":"))
-        shape = {"min_size": smallest, "max_size": largest}
-    else:
-        shape = {"size": int(config.actors)}
+    smallest, largest = pool_size(config, gpus)
     if config.address is None and not inside_job():
-        _refuse_impossible(config, shape.get("size") or shape["min_size"], gpus, cpus)
+        refuse_impossible(config, smallest, gpus, cpus)
     return ray.data.ActorPoolStrategy(
-        **shape, max_concurrent_calls_per_actor=CALLS_PER_ACTOR, enable_true_multi_threading=True
+        min_size=smallest,
+        max_size=largest,
+        max_concurrent_calls_per_actor=CALLS_PER_ACTOR,
+        enable_true_multi_threading=True,
     )
 
 
-def _refuse_impossible(config: CaptionConfig, actors: int, gpus: float, cpus: float) -> None:
-    """Actors that no node can hold would be waited for in silence."""
+def refuse_impossible(config: CaptionConfig, actors: int, gpus: float, cpus: float) -> None:
+    """Raises UserError for actors that this machine cannot hold: they would be waited for in silence."""
     if actors * config.gpus_per_actor > gpus:
         raise UserError(
             f"{actors} actors of {config.gpus_per_actor:g} GPUs need {actors * config.gpus_per_actor:g}, "

@@ -1,28 +1,38 @@
 """The short table a command ends with."""
 
-import json
+from typing import Any
 
 from rich.console import Console
 from rich.table import Column, Table
 
-from sharegpt4v.captions.layout import CaptionRun
 
-
-def print_summary(run: CaptionRun) -> None:
-    """Counts by source and reason from summary.json, on standard output."""
-    summary = json.loads((run.path / "summary.json").read_text(encoding="utf-8"))
+def print_summary(summary: dict[str, Any]) -> None:
+    """Prints counts by source and reason, and rates. summary: what summary.json holds."""
     print_counts(summary["by_source"], summary["by_reason"], ("captions", "rejects"))
-    rate = f", {summary['images_per_second']:,.1f} images/s" if summary["images_per_second"] else ""
     print(
         f"{summary['captions']:,} captions and {summary['rejects']:,} rejects of {summary['rows']:,} images "
-        f"in {summary['wall_seconds']:,.1f} s{rate}, model {summary['model']}"
+        f"in {summary['seconds']:,.1f} s{_where_time_went(summary)}, model {summary['model']}"
     )
-    if engine := summary.get("engine_statistics"):
+    if engine := summary["engine_statistics"]:
         print(
             f"each engine decoded {engine['decode_tokens_per_second']:,.0f} tokens/s with "
             f"{engine['slot_use']:.0%} of its slots in use, first tokens came after "
             f"{engine['seconds_to_first_token']:,.1f} s ({engine['requests']:,} answers)"
         )
+
+
+def _where_time_went(summary: dict[str, Any]) -> str:
+    """` (8.2 s of start-up, then 58.1 images/s)`; empty for a command that had nothing to caption."""
+    parts = []
+    if summary["startup_seconds"] is not None:
+        parts.append(f"{summary['startup_seconds']:,.1f} s of start-up")
+    if summary["images_per_second"]:
+        parts.append(f"{'then ' if parts else ''}{summary['images_per_second']:,.1f} images/s")
+    line = ", ".join(parts)
+    if summary["sessions"] > 1:
+        all_sessions = f"{summary['wall_seconds']:,.1f} s in all {summary['sessions']} sessions"
+        line = f"{line}; {all_sessions}" if line else all_sessions
+    return f" ({line})" if line else ""
 
 
 def print_counts(

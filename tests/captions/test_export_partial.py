@@ -37,12 +37,12 @@ def run(tmp_path: Path) -> CaptionRun:
     """Seven images: a finished session over four of them, then one that was killed after two outcomes."""
     run = begin(tmp_path / "run", ["c", "a", "d"], ["b"])
     (run.path / "run.yaml").write_text(yaml.safe_dump(SETTINGS))
-    begin_session(run)
+    begin_session(run, started=0.0)
     commit(run, 0, "x", caption(run, "c", "old c"), reject(run, "a"))
     commit(run, 0, "y", caption(run, "d", "d"), reject(run, "b"))
     compact(run)
     add_shard(run, ["e", "f", "g"])
-    begin_session(run)
+    begin_session(run, started=1.0)
     commit(run, 1, "x", caption(run, "e", "e"), caption(run, "a", "a at last"))
     return run
 
@@ -192,7 +192,7 @@ def test_a_run_that_never_holds_still_ends_in_one_line(
 
 def test_partial_of_a_finished_run_is_a_plain_export(run: CaptionRun, tmp_path: Path) -> None:
     commit(run, 1, "y", caption(run, "f", "f"), reject(run, "g"))
-    finish.summarise(run, compact(run), [], SETTINGS)
+    finish.summarise(run, compact(run), [], SETTINGS, started=0.0)
     run.success.touch()
 
     assert not export_run(run.path, "hf", tmp_path / "out", partial=True).partial

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from sharegpt4v.captions.finish import commits, compact, roll_forward, summarise
+from sharegpt4v.captions.finish import close_times, commits, compact, roll_forward, summarise
 from sharegpt4v.captions.layout import CaptionRun
 from sharegpt4v.captions.resume import survey
-from sharegpt4v.captions.sessions import begin_session, end_session
+from sharegpt4v.captions.sessions import begin_session, note_engines
 from sharegpt4v.engine.stats import EngineStats
 from sharegpt4v.errors import UserError
 from sharegpt4v.records import CAPTIONS, REJECTS
@@ -223,9 +224,7 @@ FACTS = {"root": "/images", "model": "m@1", "engine": "fake", "prompt_id": "p@1"
 
 
 def _session(run: CaptionRun, started: float) -> int:
-    number = int(begin_session(run).name)
-    (run.sessions / f"{number:04}.json").write_text(json.dumps({"started": started}))
-    return number
+    return int(begin_session(run, started).name)
 
 
 @pytest.fixture
@@ -244,7 +243,7 @@ def timed(tmp_path: Path) -> CaptionRun:
 
 def _finish(run: CaptionRun) -> dict[str, Any]:
     committed = commits(run)
-    return summarise(run, compact(run), committed, FACTS)
+    return summarise(run, compact(run), committed, FACTS, started=time.time())
 
 
 def test_the_summary_counts_by_source_and_reason(timed: CaptionRun) -> None:
@@ -266,13 +265,28 @@ def test_the_summary_counts_by_source_and_reason(timed: CaptionRun) -> None:
 def test_the_wall_time_leaves_out_the_hours_between_sessions(timed: CaptionRun) -> None:
     summary = _finish(timed)
     assert (summary["wall_seconds"], summary["sessions"]) == (16.0, 2)
-    assert summary["images_per_second"] == 4 / 16
     assert summary["started"] == "1970-01-01T00:16:40+00:00"
     assert summary["commits"] == [
-        {"time": 1_004.0, "rows": 1},
-        {"time": 1_010.0, "rows": 1},
-        {"time": 4_606.0, "rows": 2},
+        {"time": 1_004.0, "rows": 1, "session": 0},
+        {"time": 1_010.0, "rows": 1, "session": 0},
+        {"time": 4_606.0, "rows": 2, "session": 1},
     ]
+
+
+def test_times_are_closed_once_the_report_is_written(
+    timed: CaptionRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command that finishes is the second session, whose last commit came after 6 s."""
+    committed = commits(timed)
+    monkeypatch.setattr(time, "time", lambda: 4_607.0)
+    summary = summarise(timed, compact(timed), committed, FACTS, started=4_600.0)
+    assert (summary["seconds"], summary["wall_seconds"]) == (7.0, 17.0)
+    monkeypatch.setattr(time, "time", lambda: 4_609.5)
+    summary = close_times(timed, summary, started=4_600.0)
+    assert (summary["seconds"], summary["wall_seconds"], summary["startup_seconds"]) == (9.5, 19.5, 6.0)
+    assert summary == json.loads(timed.summary.read_text())
+    monkeypatch.undo()
+    assert _finish(timed)["wall_seconds"] == 19.5  # its end is known now, whatever comes later
 
 
 def test_a_session_without_a_commit_adds_no_time(timed: CaptionRun) -> None:
@@ -295,12 +309,8 @@ def test_engines_of_all_sessions_that_ended_count_together(timed: CaptionRun) ->
             begun=4,
             ttft_seconds=6.0,
         )
-        end_session(timed, begin_session(timed), stats)
-    begin_session(timed)  # killed
-    path = timed.sessions / "0003.json"
-    session = json.loads(path.read_text())
-    session["engines"]["steps_of_a_later_release"] = 1
-    path.write_text(json.dumps(session))
+        note_engines(timed, _session(timed, 9_000.0), stats)
+    _session(timed, 9_000.0)  # killed
     assert _finish(timed)["engine_statistics"] == {
         "requests": 8,
         "prompt_tokens": 200,

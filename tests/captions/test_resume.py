@@ -1,6 +1,7 @@
 """What is done and what is left, from every mixture of finished parts and sessions' files."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,15 @@ import pytest
 from sharegpt4v.captions.finish import compact
 from sharegpt4v.captions.layout import CaptionRun
 from sharegpt4v.captions.outcomes import commit_outcomes, outcome_files
-from sharegpt4v.captions.resume import RunProgress, rows_per_commit, survey, write_pending
+from sharegpt4v.captions.resume import (
+    RunProgress,
+    begin_anew,
+    has_outcomes,
+    rows_per_commit,
+    survey,
+    write_pending,
+)
+from sharegpt4v.captions.sessions import begin_session
 from sharegpt4v.records import OUTCOMES, PENDING
 from tests.captions.sessions import add_shard, begin, caption, commit, reject
 
@@ -159,3 +168,58 @@ def test_the_survey_counts_rejects_by_reason_also_those_to_be_tried_again(run: C
     for retry in (None, "all"):
         _, progress = survey(run, retry)
         assert list(progress.reasons.values()) == [1]
+
+
+def test_a_commit_or_a_finished_part_is_an_outcome_and_what_precedes_them_is_none(run: CaptionRun) -> None:
+    assert not has_outcomes(run)
+    _left(run)
+    folder = begin_session(run, 0.0)
+    (folder / ".00000-000000000-000001.parquet.0123456789abcdef").touch()  # killed while it was written
+    assert not has_outcomes(run)
+    commit(run, 0, "x", *[caption(run, key) for key in "cadbe"])
+    assert has_outcomes(run)
+    compact(run)
+    assert has_outcomes(run) and not run.outcomes.exists()
+
+
+def test_a_torn_commit_is_no_reason_to_clear_the_folder(run: CaptionRun) -> None:
+    torn = commit(run, 0, "x", caption(run, "a"))
+    torn.write_bytes(torn.read_bytes()[:-9])
+    assert has_outcomes(run)
+
+
+def test_a_new_beginning_clears_what_is_ours_and_keeps_old_workers_out(run: CaptionRun) -> None:
+    old = begin_session(run, 0.0)
+    _left(run)
+    (run.path / "run.yaml").touch()
+    (run.manifest / "notes.txt").touch()
+    (run.work / "abandoned" / "0000").mkdir(parents=True)  # of a try that was killed at this
+    begin_anew(run)
+    assert not run.settings.exists() and not run.shards()
+    assert (run.manifest / "notes.txt").exists() and not (run.work / "abandoned").exists()
+    table = pa.Table.from_pylist([caption(begin(run.path / "other", ["c"]), "c")], OUTCOMES)
+    assert begin_session(run, 0.0).name == "0001"
+    with pytest.raises(FileNotFoundError):
+        commit_outcomes(table, old)
+
+
+def test_a_new_beginning_may_be_killed_anywhere(run: CaptionRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run.path / "lock.json").touch()
+    (run.path / "run.yaml").touch()
+    unlink = Path.unlink
+    for lived in range(3):
+        left = iter(range(lived))
+
+        def dies(path: Path, missing_ok: bool = False, left: Iterator[int] = left) -> None:
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            unlink(path, missing_ok)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "unlink", dies)
+            with pytest.raises(KeyboardInterrupt):
+                begin_anew(run)
+        assert not has_outcomes(CaptionRun.open(run.path))
+    assert [path.name for path in run.shards()] == ["part-00001.parquet"]
+    begin_anew(run)
+    assert not run.shards()

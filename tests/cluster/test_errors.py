@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import ray.data
-from ray.exceptions import RayTaskError
+from ray.exceptions import OutOfDiskError, RayTaskError
 
 from cluster.errors import plain_errors
 from cluster.session import quiet_data_context, ray_session
@@ -33,6 +33,8 @@ def test_a_full_disk_is_named_with_its_place_where_that_is_known() -> None:
     assert _said(full) == "the disk is full (while writing): free some space; try again"
     there = OSError(errno.ENOSPC, "No space left on device", "/data/run")
     assert _said(there) == "the disk is full (/data/run): free some space; try again"
+    assert _said(RunFailed("the disk is full: /data/run")) == "the disk is full: /data/run; try again"
+    assert "holds Ray's objects is full (/tmp/ray" in _said(OutOfDiskError())
 
 
 def test_other_errors_keep_their_own_words_alone() -> None:

@@ -1,7 +1,10 @@
 """Bad input through the real command: each bad image is one reject, each wrong request is one line."""
 
 import json
+import os
+import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,9 @@ import pytest
 
 from pipelines import caption
 from pipelines.steps import caption_job
+from sharegpt4v.captions.layout import CaptionRun
+from tests.captions.sessions import caption as committed_caption
+from tests.captions.sessions import commit
 from tests.commands import PHOTOS, needs_photos, rows, sharegpt4v, write_images
 from tests.images.every_kind import BAD, write_bad, write_odd
 
@@ -25,7 +31,7 @@ def test_every_bad_image_is_a_reject_and_every_odd_one_a_caption(
     odd = write_odd(images / "odd")
     (images / "odd" / "twin.jpg").write_bytes((images / "odd" / "grey.jpg").read_bytes())
     (images / "odd" / "linked inside.jpg").symlink_to("target.jpg")
-    done = caption_there("--images", images, "--out", run, *FAKE)
+    done = caption_there("--images", images, "--out", run, "--max-reject-rate", "1", *FAKE)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
 
@@ -40,6 +46,27 @@ def test_every_bad_image_is_a_reject_and_every_odd_one_a_caption(
     assert (captions["odd/1x1.png"]["width"], captions["odd/1x1.png"]["height"]) == (1, 1)
     assert json.loads((run / "summary.json").read_text())["rejects"] == len(BAD)
     assert (run / "_SUCCESS").exists()
+
+
+def test_a_run_without_a_caption_fails_until_its_images_are_repaired(
+    caption_there: "Callable[..., subprocess.CompletedProcess[str]]", tmp_path: Path
+) -> None:
+    images, run = tmp_path / "images", tmp_path / "run"
+    names = [f"{index:02}.jpg" for index in range(20)]
+    write_images(images, names)
+    good = {name: (images / name).read_bytes() for name in names}
+    for name in names:
+        (images / name).write_text("<html>not found</html>")
+    arguments = ("--images", images, "--out", run, *FAKE)
+    for _ in range(2):  # the second finds nothing to do but to finish
+        done = caption_there(*arguments)
+        assert done.returncode == 1 and "no caption was written" in done.stderr
+        assert not (run / "_SUCCESS").exists()
+    for name, content in good.items():
+        (images / name).write_bytes(content)
+    done = caption_there(*arguments, "--retry-rejects")
+    assert done.returncode == 0, done.stderr
+    assert len(rows(run, "captions")) == 20 and (run / "_SUCCESS").exists()
 
 
 @needs_photos
@@ -69,12 +96,17 @@ def _caption(images: str | Path, out: str | Path, *more: str | Path) -> int:
     return caption.main([str(part) for part in ("--images", images, "--out", out, *FAKE, *more)])
 
 
+def _commit(run: Path, key: str) -> None:
+    """One image as an earlier session has committed it."""
+    commit(CaptionRun(run), 0, "x", committed_caption(CaptionRun(run), key))
+
+
 def _refusal(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
     """What the one line of a refused request says."""
     capsys.readouterr()
     assert _caption(*arguments) == 2
     printed = capsys.readouterr()
-    lines = [line for line in printed.err.splitlines() if not line.startswith("reading ")]
+    lines = [line for line in printed.err.splitlines() if " s  reading " not in line]
     assert len(lines) == 1 and lines[0].startswith("sharegpt4v caption: "), printed.err
     assert printed.out == ""
     return lines[0].removeprefix("sharegpt4v caption: ")
@@ -181,6 +213,9 @@ def test_another_configuration_is_refused_on_resume(
 ) -> None:
     run = tmp_path / "run"
     assert _caption(images, run) == 130
+    assert _caption(images, run, *change) == 130  # nothing was committed that could differ
+    assert _caption(images, run) == 130
+    _commit(run, "b.jpg")
     before = (run / "run.yaml").read_bytes()
     assert _refusal(capsys, images, run, *change).startswith(f"{field}: changed since this run began (")
     assert (run / "run.yaml").read_bytes() == before
@@ -189,6 +224,7 @@ def test_another_configuration_is_refused_on_resume(
 def test_what_changes_no_row_may_change_on_resume(images: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert _caption(images, run) == 130
+    _commit(run, "b.jpg")
     assert _caption(images, run, "--actors", "1", "--rows-per-commit", "2", "--hang-seconds", "9") == 130
 
 
@@ -197,9 +233,63 @@ def test_a_changed_row_is_refused_on_resume(
 ) -> None:
     run, path = tmp_path / "run", images / "list.jsonl"
     assert _caption(_jsonl(path, {"id": "1", "image": "a.jpg"}, {"id": "2", "image": "b.jpg"}), run) == 130
+    _commit(run, "1")
     _jsonl(path, {"id": "1", "image": "a.jpg"}, {"id": "2", "image": "c.jpg"})
     line = _refusal(capsys, path, run)
     assert "1 ids are in" in line and "with another image or source (first: 2)" in line
+
+
+def _ids(run: Path) -> list[str]:
+    ids: list[str] = rows(run, "manifest")["id"].to_pylist()
+    return ids
+
+
+def test_a_first_try_that_committed_nothing_binds_neither_input_nor_root(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not even when it was killed while a try before it was being cleared away."""
+    run, path = tmp_path / "run", images / "list.jsonl"
+    assert _caption(_jsonl(path, {"id": "1", "image": "a.jpg"}, {"id": "2", "image": "b.jpg"}), run) == 130
+    _jsonl(path, {"id": "2", "image": "c.jpg"})
+    assert _caption(path, run) == 130 and _ids(run) == ["2"]
+
+    (run / "run.yaml").unlink()
+    (run / ".probe-1").touch()
+    other = tmp_path / "other"
+    write_images(other, ["d.jpg", "e.jpg"])
+    assert _caption(other, run) == 130 and _ids(run) == ["d.jpg", "e.jpg"]
+
+    assert _caption(images, run, "--limit", "2") == 130 and _ids(run) == ["a.jpg", "b.jpg"]
+    _commit(run, "b.jpg")
+    assert "images were read below" in _refusal(capsys, other, run)
+    assert _caption(images, run) == 130 and _ids(run) == ["a.jpg", "b.jpg", "c.jpg"]
+
+
+def test_an_interrupted_run_says_what_is_saved_and_how_to_go_on(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert _caption(images, run) == 130
+    line = f"interrupted before the first commit: nothing is saved in {run}, the same command begins anew"
+    assert capsys.readouterr().err.splitlines()[-1] == line
+    _commit(run, "b.jpg")
+    assert _caption(images, run) == 130
+    line = f"interrupted: 1 of 3 images are saved in {run}; the same command goes on from there"
+    assert capsys.readouterr().err.splitlines()[-1] == line
+
+
+def test_a_terminated_run_ends_like_an_interrupted_one(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def terminate(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    monkeypatch.setattr(caption, "ray_session", terminate)
+    before = signal.getsignal(signal.SIGTERM)
+    assert _caption(images, tmp_path / "run") == 130
+    assert "interrupted before the first commit" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_run_folder_of_another_version(
@@ -259,4 +349,4 @@ def test_a_refused_request_leaves_no_traceback_in_a_terminal(tmp_path: Path) -> 
     done = sharegpt4v("caption", "--images", tmp_path / "nowhere", "--out", tmp_path / "run", *FAKE)
     assert done.returncode == 2 and done.stdout == ""
     lines = done.stderr.splitlines()
-    assert len(lines) == 2 and lines[0].startswith("reading ") and lines[1].startswith("sharegpt4v caption: ")
+    assert len(lines) == 2 and " s  reading " in lines[0] and lines[1].startswith("sharegpt4v caption: ")

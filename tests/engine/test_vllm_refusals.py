@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines.steps.job import make_plan
+from pipelines.steps.job import make_job
 from sharegpt4v.config.caption import CaptionConfig
 from sharegpt4v.engine.build import EngineSpec, build_engine
 from sharegpt4v.engine.vllm_setup import load_frontend
@@ -27,7 +27,7 @@ def test_a_missing_vllm_is_one_line_with_the_command_that_installs_it(tmp_path: 
     assert "\n" not in str(refused.value)
     config = CaptionConfig(images=str(tmp_path), out=tmp_path / "out", engine="vllm")
     with pytest.raises(UserError, match="pip install"):  # before a cluster is started
-        make_plan(config)
+        make_job(config)
 
 
 @needs_no_vllm
@@ -44,14 +44,14 @@ def test_a_share_of_a_gpu_is_refused() -> None:
         images="photos", out=Path("run"), engine="vllm", gpus_per_actor=0.5, address="head:6379"
     )
     with pytest.raises(UserError, match="--gpus-per-actor is 0.5: a vllm engine takes"):
-        make_plan(config)
+        make_job(config)
 
 
 def test_answers_of_the_two_engines_are_never_mixed_in_one_run(tmp_path: Path) -> None:
     def fingerprint(**more: Any) -> dict[str, Any]:
-        return make_plan(CaptionConfig(images="x", out=tmp_path, address="auto", **more)).fingerprint
+        return make_job(CaptionConfig(images="x", out=tmp_path, address="auto", **more)).fingerprint
 
-    assert fingerprint(engine="vllm") == fingerprint() | {"engine": "vllm"}
+    assert fingerprint(engine="vllm") == fingerprint() | {"engine": "vllm"} != fingerprint()
 
 
 def test_vllm_is_imported_by_nothing_but_an_engine_that_is_made() -> None:

@@ -70,6 +70,9 @@ def test_ctrl_c_ends_in_ten_seconds_and_a_second_run_is_refused_meanwhile(tmp_pa
     assert "Traceback" not in said
     kept = outcomes_left(run)
     assert 8 <= kept < 200
+    assert said.endswith(
+        f"interrupted: {kept} of 200 images are saved in {run}; the same command goes on from there\n"
+    )
     assert not (run / "_SUCCESS").exists()
 
     plan = sharegpt4v(*arguments, "--dry-run")

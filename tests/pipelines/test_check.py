@@ -2,6 +2,7 @@
 
 import json
 import tarfile
+import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -17,6 +18,7 @@ from cluster.session import ray_session
 from pipelines.check import main as check
 from pipelines.steps.check_job import Inspect, look
 from pipelines.steps.ledger import Ledger
+from pipelines.steps.phases import Phases
 from sharegpt4v.errors import RunFailed
 from sharegpt4v.images import ImageReader, StorageError
 from sharegpt4v.inspection import INSPECTED, Inspection
@@ -106,7 +108,7 @@ def _look(path: str | Path, tmp_path: Path, root: str | None = None) -> tuple[Pa
     """Rejects with their reasons, and duplicates with their originals."""
     manifest = normalise(str(path), root, tmp_path / "manifest")
     inspection = Inspection(tmp_path)
-    look(manifest, inspection)
+    look(manifest, inspection, Phases(time.time()))
     found = inspection.settle(tmp_path / "rejects.parquet", tmp_path / "duplicates.parquet")
     assert found.count("images") == manifest.rows
     rejects = pq.read_table(tmp_path / "rejects.parquet").to_pylist()
@@ -207,7 +209,7 @@ def test_the_command_finds_every_bad_file_and_none_that_is_only_odd(tmp_path: Pa
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """The command with its one step called here, for what it does around it."""
 
-    def look_here(manifest: Manifest, inspection: Inspection) -> None:
+    def look_here(manifest: Manifest, inspection: Inspection, phases: Phases) -> None:
         step = Inspect(ImageReader(manifest.root), Ledger(1.0))
         for shard in shards(manifest.folder):
             inspection.add(step(pq.read_table(shard)))

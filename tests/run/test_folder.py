@@ -40,6 +40,11 @@ def test_a_run_killed_at_once_may_begin_again(tmp_path: Path, first: str) -> Non
     assert CaptionRun.open(tmp_path).path == tmp_path
 
 
+def test_a_probe_that_a_kill_left_does_not_close_the_folder(tmp_path: Path) -> None:
+    (tmp_path / ".probe-77").touch()
+    assert CaptionRun.open(tmp_path).path == tmp_path
+
+
 @pytest.mark.parametrize("name", ["work", "manifest", "photo.jpg"])
 def test_a_folder_with_other_files_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
@@ -105,7 +110,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
 
 
 def test_sessions_are_numbered_after_all_earlier_ones(run: CaptionRun) -> None:
-    assert [begin_session(run).name for _ in range(3)] == ["0000", "0001", "0002"]
+    assert [begin_session(run, 0.0).name for _ in range(3)] == ["0000", "0001", "0002"]
     for folder in run.outcomes.iterdir():  # the finish step removes them, the numbers go on
         folder.rmdir()
-    assert begin_session(run).name == "0003"
+    assert begin_session(run, 0.0).name == "0003"

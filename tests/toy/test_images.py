@@ -10,9 +10,10 @@ from PIL import Image
 from sharegpt4v.errors import UserError
 from sharegpt4v.toy.__main__ import main
 from sharegpt4v.toy.captions import detailed_caption
-from sharegpt4v.toy.images import TRUTH_FILE, write_images
+from sharegpt4v.toy.images import write_images
 from sharegpt4v.toy.scene import Scene, make_scene
 from sharegpt4v.toy.sources import SOURCES
+from sharegpt4v.toy.truth import TRUTH_FILE
 
 
 def digests(folder: Path) -> dict[str, str]:

@@ -6,7 +6,7 @@ lets an interrupted move roll forward.
 
 import json
 import shutil
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from sharegpt4v.atomic import publish, sync, write_atomic
 from sharegpt4v.captions.layout import CaptionRun
 from sharegpt4v.captions.outcomes import outcome_files
+from sharegpt4v.captions.sessions import Commit, note_end, read_sessions, session_times
 from sharegpt4v.captions.settle import Counts, settled_shards, write_parts
 from sharegpt4v.engine.stats import EngineStats
 from sharegpt4v.errors import UserError
@@ -24,16 +25,20 @@ from sharegpt4v.errors import UserError
 _MARKER = "_COMPLETE"
 
 
-def commits(run: CaptionRun) -> list[dict[str, float]]:
+def commits(run: CaptionRun) -> list[Commit]:
     """When each file of outcomes was committed, in any session, and its rows; in time order.
 
     Kept in work/commits.json as well: compacting removes the files, and a kill may follow at once.
     """
     path = run.path / "work" / "commits.json"
-    known: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.exists() else {}
+    known: dict[str, Commit] = json.loads(path.read_text()) if path.exists() else {}
     for file in outcome_files(run):
         name = str(file.relative_to(run.outcomes))
-        known[name] = {"time": file.stat().st_mtime, "rows": pq.read_metadata(file).num_rows}
+        known[name] = Commit(
+            time=file.stat().st_mtime,
+            rows=pq.read_metadata(file).num_rows,
+            session=int(file.parent.name),
+        )
     write_atomic(path, json.dumps(known))
     return sorted(known.values(), key=lambda commit: commit["time"])
 
@@ -94,27 +99,25 @@ def compact(run: CaptionRun) -> Counts:
 
 
 def summarise(
-    run: CaptionRun, counts: Counts, committed: list[dict[str, float]], facts: dict[str, Any]
+    run: CaptionRun, counts: Counts, committed: list[Commit], facts: dict[str, Any], started: float
 ) -> dict[str, Any]:
-    """Writes and returns summary.json: counts by source and reason, rates, wall time, commits.
+    """Writes and returns summary.json: counts by source and reason, rates, times, commits.
 
-    committed: what commits() gave before compact().
+    committed: what commits() gave before compact(). started: unix time at which this command began.
+    session_times() says what the times mean.
     """
-    sessions = [json.loads(path.read_text()) for path in sorted(run.sessions.glob("*.json"))]
-    wall = _wall_seconds([session["started"] for session in sessions], committed)
-    fresh = sum(int(commit["rows"]) for commit in committed)
+    sessions = read_sessions(run)
     lengths = np.concatenate(counts.lengths) if counts.lengths else np.zeros(0)
     summary = {
         **{k: v for k, v in asdict(counts).items() if k != "lengths"},
         "by_reason": dict(counts.by_reason.most_common()),
         "reject_rate": counts.rejects / max(1, counts.rows),
-        "wall_seconds": round(wall, 3),
+        **session_times(sessions, committed, started),
         "sessions": len(sessions),
-        "images_per_second": round(fresh / wall, 3) if wall else 0.0,
         **facts,
         "engine_statistics": _engine_statistics(sessions),
         # No session is known of a finished run whose work/ was removed.
-        "started": _iso(sessions[0]["started"] if sessions else datetime.now(UTC).timestamp()),
+        "started": _iso(sessions[0]["started"] if sessions else started),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "caption_characters": {
             "mean": round(float(lengths.mean()), 1) if len(lengths) else 0.0,
@@ -123,8 +126,22 @@ def summarise(
         },
         "commits": committed,
     }
-    write_atomic(run.path / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+    _write_summary(run, summary)
     return summary
+
+
+def close_times(run: CaptionRun, summary: dict[str, Any], started: float) -> dict[str, Any]:
+    """Writes and returns the summary with the times up to now: a command ends after its report is written."""
+    sessions = read_sessions(run)
+    if sessions and sessions[-1]["started"] == started:
+        note_end(run, sessions[-1]["number"])
+    summary = summary | session_times(sessions, summary["commits"], started)
+    _write_summary(run, summary)
+    return summary
+
+
+def _write_summary(run: CaptionRun, summary: dict[str, Any]) -> None:
+    write_atomic(run.summary, json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
 
 
 def _engine_statistics(sessions: list[dict[str, Any]]) -> dict[str, float] | None:
@@ -133,11 +150,9 @@ def _engine_statistics(sessions: list[dict[str, Any]]) -> dict[str, float] | Non
     requests: the answers that these figures are about, retries included. Rates are those of one engine while
     it is inside the model, times are means.
     """
-    known = {field.name for field in fields(EngineStats)}
     total = EngineStats()
     for session in sessions:
-        counts = session.get("engines", {})
-        total += EngineStats(**{name: count for name, count in counts.items() if name in known})
+        total += EngineStats(**session.get("engines", {}))
     if not total.slot_steps:
         return None
     return {
@@ -153,11 +168,3 @@ def _engine_statistics(sessions: list[dict[str, Any]]) -> dict[str, float] | Non
 
 def _iso(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
-
-
-def _wall_seconds(starts: list[float], committed: list[dict[str, float]]) -> float:
-    """Sum over sessions from start to last commit: a killed session has no other end."""
-    times = np.array([commit["time"] for commit in committed])
-    ends = [*starts[1:], float("inf")][: len(starts)]
-    last = [times[(times >= a) & (times < b)] for a, b in zip(starts, ends, strict=True)]
-    return sum(float(inside.max()) - start for start, inside in zip(starts, last, strict=True) if len(inside))

@@ -4,6 +4,8 @@ Done is what stands in finished parts (captions/, rejects/) or in a readable fil
 is one bit per manifest row.
 """
 
+import os
+import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -40,6 +42,41 @@ class RunProgress:
     @property
     def done(self) -> int:
         return self.captions + self.rejects
+
+
+def has_outcomes(run: CaptionRun) -> bool:
+    """Whether anything was committed or finished, which binds a run to its input and its settings.
+
+    Call roll_forward() first. Raises OSError for a folder that cannot be read, lest it be taken for empty.
+    """
+    folders = (run.captions, run.rejects, run.outcomes)
+    return any(
+        name.endswith(".parquet") and not name.startswith(".")
+        for folder in folders
+        if folder.exists()
+        for _, _, names in os.walk(folder, onerror=_fail)
+        for name in names
+    )
+
+
+def begin_anew(run: CaptionRun) -> None:
+    """Removes what tries without an outcome left behind: settings, manifest, folders of sessions.
+
+    To be called under the run's lock. A kill in the middle leaves a run without an outcome again. The numbers
+    of sessions go on: workers of a dead session, should any be left, must not write into a new one's folder.
+    """
+    run.settings.unlink(missing_ok=True)
+    for shard in run.shards():
+        shard.unlink()
+    abandoned = run.work / "abandoned"
+    shutil.rmtree(abandoned, ignore_errors=True)
+    if run.outcomes.exists():
+        run.outcomes.rename(abandoned)  # at once, while such a worker may be writing there
+        shutil.rmtree(abandoned, ignore_errors=True)
+
+
+def _fail(error: OSError) -> None:
+    raise error
 
 
 def survey(run: CaptionRun, retry_rejects: str | None = None) -> tuple[Done, RunProgress]:

@@ -1,26 +1,105 @@
-"""Sessions of a captioning run: when each began, and what its engines did."""
+"""Sessions of a captioning run: when each command began and ended, and what its engines did."""
 
 import json
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, TypedDict
 
 from sharegpt4v.atomic import write_atomic
 from sharegpt4v.captions.layout import CaptionRun
 from sharegpt4v.engine.stats import EngineStats
 
 
-def begin_session(run: CaptionRun) -> Path:
-    """A folder for this session's outcomes, numbered after all earlier ones, and its start time."""
+class Commit(TypedDict):
+    """time: unix seconds at which a file of outcomes was committed. rows: its images. session: its number."""
+
+    time: float
+    rows: int
+    session: int
+
+
+def begin_session(run: CaptionRun, started: float) -> Path:
+    """Makes the folder of a new session's outcomes, numbered after all earlier ones, and notes its start.
+
+    started: unix time at which its command began.
+    """
     run.sessions.mkdir(parents=True, exist_ok=True)
     number = 1 + max((int(p.stem) for p in run.sessions.glob("*.json")), default=-1)
-    write_atomic(run.sessions / f"{number:04}.json", json.dumps({"started": datetime.now(UTC).timestamp()}))
+    write_atomic(run.sessions / f"{number:04}.json", json.dumps({"number": number, "started": started}))
     outcomes = run.outcomes / f"{number:04}"
     outcomes.mkdir(parents=True)
     return outcomes
 
 
-def end_session(run: CaptionRun, outcomes: Path, engines: EngineStats) -> None:
-    """Adds what its engines did to the session of `outcomes`; one that was killed has no such entry."""
-    path = run.sessions / f"{outcomes.name}.json"
-    write_atomic(path, json.dumps(json.loads(path.read_text()) | {"engines": asdict(engines)}))
+@contextmanager
+def session(run: CaptionRun, started: float) -> Iterator[Path]:
+    """begin_session(), and its end is noted however the block ends; one that was killed has none."""
+    outcomes = begin_session(run, started)
+    try:
+        yield outcomes
+    finally:
+        with suppress(OSError):  # a full disk, as a rule, which is what the block itself ends with
+            note_end(run, int(outcomes.name))
+
+
+def note_end(run: CaptionRun, number: int) -> None:
+    """Notes that a session has lasted until now."""
+    _note(run, number, {"ended": time.time()})
+
+
+def note_engines(run: CaptionRun, number: int, engines: EngineStats) -> None:
+    """Adds what its engines did to a session."""
+    _note(run, number, {"engines": asdict(engines)})
+
+
+def _note(run: CaptionRun, number: int, facts: dict[str, Any]) -> None:
+    path = run.sessions / f"{number:04}.json"
+    write_atomic(path, json.dumps(json.loads(path.read_text()) | facts))
+
+
+def read_sessions(run: CaptionRun) -> list[dict[str, Any]]:
+    """All sessions in order: number, started, ended (unless killed) and engines (where they were noted)."""
+    return [json.loads(path.read_text()) for path in sorted(run.sessions.glob("*.json"))]
+
+
+def session_times(
+    sessions: Sequence[dict[str, Any]], committed: Sequence[Commit], started: float
+) -> dict[str, float | None]:
+    """The times of a run, as summary.json has them, rounded to milliseconds.
+
+    seconds: of the present command, which began at unix time `started`, until now.
+    startup_seconds: of these, until its first commit; None when it committed nothing.
+    wall_seconds: of all sessions together, a killed one until its last commit.
+    images_per_second: from the first commit of each session to its last, without start-up and finish; 0 where
+        no session had a second commit.
+    """
+    now, wall, startup = time.time(), 0.0, None
+    parts: defaultdict[int, list[Commit]] = defaultdict(list)
+    for commit in committed:
+        parts[commit["session"]].append(commit)
+    for session in sessions:
+        times = [commit["time"] for commit in parts[session["number"]]]
+        end = now if session["started"] == started else session.get("ended", max(times, default=0.0))
+        wall += max(0.0, end - session["started"])
+        if session["started"] == started and times:
+            startup = round(max(0.0, min(times) - started), 3)
+    return {
+        "seconds": round(now - started, 3),
+        "startup_seconds": startup,
+        "wall_seconds": round(wall, 3),
+        "images_per_second": round(_steady_rate(list(parts.values())), 3),
+    }
+
+
+def _steady_rate(parts: Sequence[Sequence[Commit]]) -> float:
+    rows = seconds = 0.0
+    for part in filter(None, parts):
+        first, *others = sorted(part, key=lambda commit: commit["time"])
+        if others:
+            rows += sum(commit["rows"] for commit in others)
+            seconds += others[-1]["time"] - first["time"]
+    return rows / seconds if seconds else 0.0

@@ -5,6 +5,8 @@ Needs no torch: the driver learns a model's name, digest and image shape from JS
 
 import hashlib
 import json
+import struct
+from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +23,9 @@ _PROTOCOLS: dict[str, ImageProtocol] = {
     "share_captioner": "squash",  # reference, 4: resized to a square, aspect not kept
     "llava": "pad",  # reference, 5: SFT and inference pad with the mean colour
 }
+
+_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""What safetensors calls the dtypes that captioners are stored in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +77,26 @@ def model_folder(model: str, toy: Path = TOY_CAPTIONER) -> Path:
     if "://" not in model:
         return Path(model)
     return cached(f"models/{hashlib.sha256(model.encode()).hexdigest()[:24]}", partial(_fetch, model))
+
+
+def stored_weights(folder: Path) -> tuple[int, tuple[str, ...]]:
+    """Bytes of all tensors in the folder's safetensors files, and their dtypes, the commonest first.
+
+    Reads the files' headers alone. Raises UserError for a file that is none.
+    """
+    by_dtype: Counter[str] = Counter()
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with open(path, "rb") as file:
+                (length,) = struct.unpack("<Q", file.read(8))
+                tensors = json.loads(file.read(min(length, path.stat().st_size)))
+            tensors.pop("__metadata__", None)
+            for tensor in tensors.values():
+                start, end = tensor["data_offsets"]
+                by_dtype[_DTYPES.get(tensor["dtype"], tensor["dtype"])] += end - start
+        except (struct.error, ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(f"{path} is no safetensors file: copy or convert the weights again") from None
+    return by_dtype.total(), tuple(dtype for dtype, _ in by_dtype.most_common())
 
 
 def _fetch(uri: str, folder: Path) -> None:

@@ -137,7 +137,11 @@ class CaptionConfig(CommandConfig):
     decoding: Annotated[Decoding, DECODING] = Field(default_factory=Decoding)
     gate: Annotated[Gate, GATE] = Field(default_factory=Gate)
     max_reject_rate: Annotated[float, GATE] = Field(
-        0.05, ge=0, le=1, description="share of rejects that stops the run, judged from the 1,000th image on"
+        0.05,
+        ge=0,
+        le=1,
+        description="share of rejects above which a run stops, or ends with exit code 1 and no _SUCCESS; "
+        "judged from the 50th image on",
     )
     retry_rejects: Annotated[str | None, OUTPUT, Metavar("REASON"), Bare("all")] = Field(
         None, description="try rejected images again: those with this reason, without a value all"

@@ -63,8 +63,10 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._close()
-        shutil.rmtree(self._temporary, ignore_errors=True)
+        try:
+            self._close()
+        finally:  # the disk may be too full for the end of the file
+            shutil.rmtree(self._temporary, ignore_errors=True)
 
     def _close(self) -> None:
         if self._writer is not None:

@@ -8,6 +8,9 @@ from typing import Self
 from sharegpt4v.errors import UserError
 from sharegpt4v.run.lock import LOCK_FILE
 
+_PROBE = ".probe-"
+"""Begins the name of a file that is made to see whether a folder can be written; a kill may leave one."""
+
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
@@ -19,12 +22,7 @@ class RunFolder:
     def open(cls, path: Path) -> Self:
         """Create the folder where needed. Raises UserError when it cannot be written or is something else."""
         make_writable(path)
-        names = {entry.name for entry in path.iterdir()}
-        if names and not names & {"run.yaml", LOCK_FILE}:  # a run's first file is its lock
-            raise UserError(
-                f"{path} holds other files ({sorted(names)[0]}, ...): give an empty or new folder",
-                field="out",
-            )
+        refuse_other_files(path)
         return cls(path.absolute())
 
     @property
@@ -50,17 +48,33 @@ class RunFolder:
         return self.path / "_SUCCESS"
 
 
+def refuse_other_files(path: Path) -> None:
+    """Raises UserError for a URI, and for a folder that holds files and is no run's. Writes nothing."""
+    _refuse_uri(path)
+    if not path.is_dir():
+        return
+    names = {entry.name for entry in path.iterdir() if not entry.name.startswith(_PROBE)}
+    if names and not names & {"run.yaml", LOCK_FILE}:  # a run's first file is its lock
+        raise UserError(
+            f"--out {path} holds other files ({sorted(names)[0]}, ...): give an empty or new folder"
+        )
+
+
 def make_writable(path: Path) -> None:
     """Creates an output folder where needed. Raises UserError for a URI and for one not writable."""
-    if "://" in str(path) or ":/" in str(path):
-        raise UserError(f"{path} is a URI: it must be a local or shared folder", field="out")
+    _refuse_uri(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
         # access() tells root that everything is writable; only a real write tells.
-        probe = path / f".probe-{os.getpid()}"
+        probe = path / f"{_PROBE}{os.getpid()}"
         probe.touch()
         probe.unlink()
     except OSError as error:
         raise UserError(
             f"cannot write to {path}: {error.strerror}; give another folder", field="out"
         ) from None
+
+
+def _refuse_uri(path: Path) -> None:
+    if "://" in str(path) or ":/" in str(path):
+        raise UserError(f"{path} is a URI: it must be a local or shared folder", field="out")

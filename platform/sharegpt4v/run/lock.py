@@ -13,6 +13,7 @@ from typing import Self
 from filelock import FileLock, Timeout
 
 from sharegpt4v.errors import UserError
+from sharegpt4v.run.disk import FULL
 
 LOCK_FILE = "lock.json"
 """In the run folder: locked, and names the last process that held it. It stays when the run ends."""
@@ -30,7 +31,8 @@ class RunLock:
     other's locks on NFS, CephFS and Lustre mounted with flock; with local_lock, nolock or localflock
     every node sees its own alone. On storage without locks a warning is logged and the run goes on
     unguarded: a second run there costs work, and money where captions are paid for.
-    Raises UserError when another run holds the folder, naming it, and when the lock file cannot be written.
+    Raises UserError when another run holds the folder, naming it, and when the lock file cannot be written;
+    OSError when the disk is full.
     """
 
     def __init__(self, run: Path) -> None:
@@ -56,6 +58,8 @@ class RunLock:
                 field="out",
             ) from None
         except OSError as error:
+            if error.errno in FULL:
+                raise
             if error.errno not in _NO_LOCKS:
                 raise UserError(
                     f"cannot lock {self._path} ({error.strerror}): make it writable, or give another folder",

@@ -17,20 +17,27 @@ SCHEMA_VERSION = 1
 _PACKAGES = ("sharegpt4v-platform", "torch", "transformers", "ray", "pyarrow", "pillow", "numpy")
 
 
+def check_version(run: RunFolder) -> None:
+    """Raises UserError for a run folder of another version; a new one has none yet."""
+    if not run.settings.exists():
+        return
+    version = read_settings(run.path).get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise UserError(
+            f"{run.path} was written with run folder version {version}, this is version {SCHEMA_VERSION}: "
+            f"finish it with the release that began it, or give another --out"
+        )
+
+
 def check_fingerprint(run: RunFolder, fingerprint: dict[str, Any]) -> None:
     """Raises UserError naming the first field that would make a resume's rows differ from the earlier ones.
 
     fingerprint: what changes an output row, and only that. A new run folder has nothing to compare with.
     """
-    if not (run.settings).exists():
+    check_version(run)
+    if not run.settings.exists():
         return
     old = read_settings(run.path)
-    if old.get("schema_version") != SCHEMA_VERSION:
-        raise UserError(
-            f"{run.path} was written with run folder version {old.get('schema_version')}, this is "
-            f"version {SCHEMA_VERSION}: finish it with the release that began it, or give another folder",
-            field="out",
-        )
     for key in sorted(fingerprint.keys() | old["fingerprint"].keys()):
         before, now = old["fingerprint"].get(key), fingerprint.get(key)
         if before != now:

@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.progress import track
 
 from sharegpt4v.errors import UserError
-from sharegpt4v.toy.images import TRUTH_FILE, iter_write_images
+from sharegpt4v.toy.images import iter_write_images
 from sharegpt4v.toy.sources import OBJECTS_BY_DIFFICULTY
+from sharegpt4v.toy.truth import TRUTH_FILE
 
 
 class Command(NamedTuple):

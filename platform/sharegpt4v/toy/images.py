@@ -11,8 +11,8 @@ from sharegpt4v.toy.captions import brief_caption, detailed_caption
 from sharegpt4v.toy.render import render
 from sharegpt4v.toy.scene import Scene, make_scene
 from sharegpt4v.toy.sources import SOURCES
+from sharegpt4v.toy.truth import TRUTH_FILE
 
-TRUTH_FILE = "truth.jsonl"
 _JPEG_QUALITY = 92
 
 

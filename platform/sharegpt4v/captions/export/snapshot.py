@@ -83,4 +83,4 @@ def _complete(run: CaptionRun, folder: Path, counts: Counts, facts: dict[str, An
     copied.sessions.mkdir(parents=True)
     for session in run.sessions.glob("*.json"):
         shutil.copy2(session, copied.sessions)
-    return summarise(copied, counts, [], facts)
+    return summarise(copied, counts, [], facts, started=time.time())

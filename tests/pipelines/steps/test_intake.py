@@ -1,0 +1,32 @@
+"""What the caption job says of its input before it works."""
+
+import time
+
+import pytest
+
+from pipelines.steps.intake import say_progress
+from pipelines.steps.phases import Phases
+from sharegpt4v.captions.resume import RunProgress
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        (None, []),
+        ("all", []),
+        ("missing", []),
+        ("misssing", ["no reject has the reason 'misssing'; there are: missing (1,200), truncated (3)"]),
+    ],
+)
+def test_a_mistyped_reason_to_retry_is_answered_with_those_there_are(
+    reason: str | None, said: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    progress = RunProgress(2_000, 797, 1_203, {"missing": 1_200, "truncated": 3})
+    say_progress(reason, progress, Phases(time.time()))
+    lines = [line.partition(" s  ")[2] for line in capsys.readouterr().err.splitlines()]
+    assert lines == ["2,000 of 2,000 images are done", *said]
+
+
+def test_a_new_run_says_how_many_images_it_has(capsys: pytest.CaptureFixture[str]) -> None:
+    say_progress(None, RunProgress(2_000, 0, 0), Phases(time.time()))
+    assert capsys.readouterr().err.endswith(" s  2,000 images\n")
