@@ -100,7 +100,7 @@ def test_completion_knows_commands_nested_flags_and_choices(shell: Literal["bash
     [
         (["exp"], ["export"]),
         (["caption", "--decoding.re"], ["repetition-penalty", "retry-temperature", "retry-top-p"]),
-        (["export", "--format", ""], ["llava-json", "hf", "webdataset"]),
+        (["export", "--format", ""], ["llava-json", "messages", "hf", "webdataset"]),
         (["help", "ca"], ["caption"]),
     ],
 )

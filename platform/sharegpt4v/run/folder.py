@@ -56,7 +56,7 @@ def refuse_other_files(path: Path) -> None:
     names = {entry.name for entry in path.iterdir() if not entry.name.startswith(_PROBE)}
     if names and not names & {"run.yaml", LOCK_FILE}:  # a run's first file is its lock
         raise UserError(
-            f"--out {path} holds other files ({sorted(names)[0]}, ...): give an empty or new folder"
+            f"{path} holds other files ({sorted(names)[0]}, ...): give an empty or new folder", field="out"
         )
 
 

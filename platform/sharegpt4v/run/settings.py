@@ -25,7 +25,8 @@ def check_version(run: RunFolder) -> None:
     if version != SCHEMA_VERSION:
         raise UserError(
             f"{run.path} was written with run folder version {version}, this is version {SCHEMA_VERSION}: "
-            f"finish it with the release that began it, or give another --out"
+            f"finish it with the release that began it, or give another folder",
+            field="out",
         )
 
 
