@@ -168,7 +168,7 @@ def test_a_full_disk_does_not_leave_the_folder_locked(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "pwrite", full)
-    with pytest.raises(UserError, match="No space left on device"):
+    with pytest.raises(OSError, match="No space left on device"):
         RunLock(tmp_path).__enter__()
     monkeypatch.undo()
     with RunLock(tmp_path):
