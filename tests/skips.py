@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 from rich.table import Column, Table
 
-SUITES = ("browser", "workers", "faults")
+SUITES = ("browser", "slow", "workers", "faults")
 """Markers of tests that `make test` skips; `make test-NAME` runs each."""
 
 
