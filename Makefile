@@ -10,7 +10,7 @@ SKIPPED := $(VENV)/.skipped
 RAY_TESTS := tests/cluster tests/e2e tests/faults
 
 .DELETE_ON_ERROR:
-.PHONY: help setup quickstart test test-browser test-faults test-kernels test-workers lint bench toy-models clean
+.PHONY: help setup quickstart test test-browser test-faults test-kernels test-slow test-workers lint bench toy-models clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
@@ -40,6 +40,9 @@ test: setup  ## the tests: six to nine minutes on two cores; at the end a table 
 
 test-browser: setup  ## the report in a real browser: chromium, where it is on the PATH
 	$(PYTEST) -rs -m browser
+
+test-slow: setup  ## benchmarks from start to end, at toy size
+	$(PYTEST) -rs -m slow
 
 test-workers: setup  ## clusters of several nodes
 	$(PYTEST) -rs -m workers

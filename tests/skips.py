@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
-SUITES = ("browser", "workers", "faults")
+SUITES = ("browser", "slow", "workers", "faults")
 """Markers of tests that `make test` skips; `make test-NAME` runs each."""
 
 
@@ -27,7 +27,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         for suite in SUITES:
             if item.get_closest_marker(suite):
-                item.add_marker(pytest.mark.skip(reason=f"of a suite of its own: make test-{suite}"))
+                item.add_marker(pytest.mark.skip(reason=f"left to make test-{suite}"))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
@@ -49,7 +49,7 @@ def table(path: Path) -> Table:
     """The skipped tests that runs of pytest have appended to `path`, counted by file and reason."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     counts = Counter((row["reason"], row["file"]) for row in rows)
-    shown = Table("tests", "in", "skipped because", title=f"tests that were skipped: {len(rows)}")
+    shown = Table("tests", Column("in", overflow="fold"), "skipped", title=f"skipped tests: {len(rows)}")
     for (reason, file), count in sorted(counts.items()):
         shown.add_row(str(count), file, reason)
     return shown

@@ -4,7 +4,11 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 from tests.commands import REPOSITORY, environment
+
+pytestmark = pytest.mark.slow
 
 
 def printed(*words: str) -> str:

@@ -9,6 +9,8 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[2]
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("kind", ["ShareGPT4V .bin", "Share-Captioner LoRA .bin"])
 def test_no_more_than_the_largest_tensor_and_one_shard(kind: str) -> None:
