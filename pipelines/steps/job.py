@@ -37,8 +37,11 @@ def make_plan(config: CaptionConfig) -> Plan:
         if config.engine == "vllm":
             _refuse_for_vllm(config)
         card = read_card(config.model)
-        # A URI goes to the actors as it is: each node fetches it once into its own cache.
-        weights = config.model if "://" in config.model else str(card.folder.absolute())
+        # A URI goes to the actors as it is: each node fetches it once into its own cache. So does `toy`: the
+        # library brings it along, and has another path on every node.
+        weights = (
+            config.model if config.model == "toy" or "://" in config.model else str(card.folder.absolute())
+        )
         model, size, protocol = card.id, card.image_size, config.protocol or card.protocol
     decoding = config.decoding
     sampling = SamplingParams(
