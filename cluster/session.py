@@ -11,7 +11,9 @@ from typing import Any
 
 import ray
 from ray.data import DataContext
+from ray.exceptions import AuthenticationError
 
+from cluster.access import refused_token, require_access, token_file
 from cluster.env import runtime_env
 from cluster.watchdog import Service, Watchdog, prompt_interrupts
 from sharegpt4v.errors import UserError
@@ -91,7 +93,7 @@ def _connect(there: str | None, environment: dict[str, Any] | None) -> None:
     if address.startswith(("http://", "https://")):
         raise UserError(
             f"{address} is a job server: give the cluster's own address, HOST:PORT, or submit a job there: "
-            f"`ray job submit --address {address} --runtime-env cluster/runtime_env.yaml -- "
+            f'`ray job submit --address {address} --runtime-env-json "$(python -m cluster.env)" -- '
             f"python -m pipelines.caption ...`"
         )
     own: dict[str, Any] = {
@@ -100,6 +102,8 @@ def _connect(there: str | None, environment: dict[str, Any] | None) -> None:
     }
     # Ray's hint about a default of a coming release is of no use to our users.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if not local and not inside_job():
+        require_access(address)
     try:
         ray.init(
             address=address,
@@ -109,15 +113,16 @@ def _connect(there: str | None, environment: dict[str, Any] | None) -> None:
             **(own if local else {}),
         )
         _keep_token_private()
+    except AuthenticationError:
+        raise refused_token(address) from None
     except (ConnectionError, ValueError, RuntimeError) as error:
         cause = " ".join(str(error).split())[:200]
-        token = "; if it asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH"
-        raise UserError(f"cannot reach Ray at {address}: {cause}{'' if local else token}") from None
+        raise UserError(f"cannot reach Ray at {address}: {cause}") from None
 
 
 def _keep_token_private() -> None:
     """Ray writes the token of a cluster that it starts readable for all on this machine."""
-    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    token = token_file()
     if token.exists() and token.stat().st_uid == os.getuid() and token.stat().st_mode & 0o077:
         token.chmod(0o600)
 

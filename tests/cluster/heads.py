@@ -14,8 +14,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.commands import environment
-
 
 @dataclass(frozen=True, slots=True)
 class Head:
@@ -37,16 +35,6 @@ def bare_python(folder: Path) -> Path:
     installed = [path for path in sys.path if Path(path).name == "site-packages"]
     (packages / "installed.pth").write_text("\n".join(installed) + "\n")
     return folder / "bin" / "python"
-
-
-def token_environment(folder: Path) -> dict[str, str]:
-    """For processes that share one cluster token, kept out of the home directory."""
-    token = folder / "token"
-    if not token.exists():
-        token.touch(mode=0o600)
-        token.write_text("ab" * 32)
-    kept = {key: value for key, value in environment().items() if not key.startswith("RAY_")}
-    return kept | {"RAY_AUTH_TOKEN_PATH": str(token)}
 
 
 @contextmanager

@@ -49,3 +49,7 @@ def test_a_real_captioner_is_not_warned_of(tmp_path: Path) -> None:
     shutil.copytree(TOY_CAPTIONER, tmp_path / "share-captioner")
     job = make_job(CaptionConfig(images="x", out=tmp_path / "run", model=str(tmp_path / "share-captioner")))
     assert job.toy_warning(str(tmp_path)) is None
+
+
+def test_the_toy_is_sent_by_its_name_because_each_node_has_it_elsewhere(tmp_path: Path) -> None:
+    assert make_job(CaptionConfig(images="x", out=tmp_path / "run")).spec.weights == "toy"
