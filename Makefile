@@ -10,7 +10,8 @@ SKIPPED := $(VENV)/.skipped
 RAY_TESTS := tests/cluster tests/e2e tests/faults
 
 .DELETE_ON_ERROR:
-.PHONY: help setup quickstart test test-browser test-faults test-kernels test-slow test-workers lint bench toy-models clean
+.PHONY: help setup quickstart test test-browser test-faults test-kernels test-slow test-workers lint docs bench \
+	toy-models vllm clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
@@ -58,6 +59,10 @@ lint: setup  ## ruff and mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: setup  ## the pages of docs/ as HTML in docs/_build/html
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
 
 bench: setup  ## the measurements of benchmarks/README.md (two hours)
 	$(BIN)/python -m benchmarks.image_prep

@@ -1,16 +1,19 @@
-"""Whether a cluster answers, and takes the token of this machine: Ray itself tries for half a minute and says neither."""
+"""Asks a cluster whether it answers and takes our token; Ray would try for half a minute and say neither."""
 
+import importlib
 import os
 import re
 import socket
 from pathlib import Path
+from typing import Any
 
-from ray._raylet import AuthenticationTokenLoader, GcsClient
 from ray.exceptions import AuthenticationError
 
 from sharegpt4v.errors import UserError
 
 _CONNECT_SECONDS = 5.0
+
+_raylet: Any = importlib.import_module("ray._raylet")  # compiled, and without annotations
 
 
 def require_access(address: str) -> None:
@@ -25,12 +28,15 @@ def require_access(address: str) -> None:
         socket.create_connection((parts[1], int(parts[2])), timeout=_CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise UserError(
-            f"cannot reach Ray at {address}: {error}: give the address that `ray start --head` prints, HOST:6379"
+            f"cannot reach Ray at {address}: {error}: give the address that `ray start --head` prints, "
+            "HOST:6379"
         ) from None
     try:
-        if _token_mode() and not AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True):
+        if _token_mode() and not _raylet.AuthenticationTokenLoader.instance().has_token(
+            ignore_auth_mode=True
+        ):
             raise refused_token(address)  # Ray's client would end the whole process
-        GcsClient(address=address)
+        _raylet.GcsClient(address=address)
     except AuthenticationError:
         raise refused_token(address) from None
 

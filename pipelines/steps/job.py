@@ -97,8 +97,8 @@ def _model(config: CaptionConfig) -> tuple[str, str | None, int, ImageProtocol]:
     if config.engine == "fake":
         return "fake@0", None, config.fake.image_side, config.protocol or "squash"
     card = read_card(config.model)
-    # A URI goes to the actors as it is: each node fetches it once into its own cache. So does `toy`: the library
-    # brings it along, and has another path on every node.
+    # A URI goes to the actors as it is: each node fetches it once into its own cache. So does `toy`, which
+    # the library brings along and which has another path on every node.
     as_given = config.model == "toy" or "://" in config.model
     weights = config.model if as_given else str(card.folder.absolute())
     return card.id, weights, card.image_size, config.protocol or card.protocol

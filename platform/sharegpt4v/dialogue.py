@@ -14,6 +14,9 @@ if TYPE_CHECKING:  # configurations import this module, and help is printed from
 ImageProtocol = Literal["pad", "crop", "squash"]
 """How an image of any shape becomes the model's square; images/protocols.py does it."""
 
+EngineName = Literal["torch", "vllm", "fake"]
+"""The engines that engine/build.py can build."""
+
 Image: TypeAlias = "npt.NDArray[np.uint8]"
 """(H, W, 3) uint8 RGB at the model's own size; the device normalises."""
 

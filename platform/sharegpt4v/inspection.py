@@ -5,7 +5,7 @@ and memory holds 16 bytes an image: a million images that are all missing cost n
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from sharegpt4v import records
 from sharegpt4v.atomic import atomic_path
 from sharegpt4v.records import MANIFEST, REJECTS
 
@@ -28,10 +29,8 @@ DIGEST_BYTES = 16
 INSPECTED = pa.schema(
     [
         *[MANIFEST.field(name) for name in ("id", "image", "source")],
-        pa.field(
-            "digest", pa.binary(DIGEST_BYTES), nullable=False
-        ),  # of the file; zeros where it is not read
-        pa.field("reason", pa.string()),  # null: nothing is wrong with this image by itself
+        pa.field("digest", pa.binary(DIGEST_BYTES), nullable=False),
+        pa.field("reason", pa.string()),
         pa.field("message", pa.string()),
     ]
 )
@@ -40,10 +39,18 @@ INSPECTED = pa.schema(
 DUPLICATES = pa.schema(
     [
         *[MANIFEST.field(name) for name in ("id", "image", "source")],
-        pa.field("original", pa.string(), nullable=False),  # id of the first image with the same bytes
+        pa.field("original", pa.string(), nullable=False),
     ]
 )
 """Images that repeat an earlier one. They are usable: captioning describes them like any other."""
+
+COLUMNS: Mapping[str, str] = {
+    **records.COLUMNS,
+    "digest": "first 16 bytes of the file's SHA-256; zeros where it was not read",
+    "reason": "stable code that summaries count by; null: nothing is wrong with this image by itself",
+    "original": "id of the first image with the same bytes",
+}
+"""What each column of these schemas holds; the documentation is made from it."""
 
 _OVERSIZED = frozenset({"too_large", "bad_aspect", "bomb"})
 _WAITING = pa.schema([column for column in INSPECTED if column.name != "digest"])

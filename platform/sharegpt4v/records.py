@@ -4,6 +4,8 @@ Every file the platform writes between stages has one of these schemas, column f
 any Parquet reader (pandas, DuckDB, Spark, Ray Data) can take up the work where we left it.
 """
 
+from collections.abc import Mapping
+
 import pyarrow as pa
 
 TURN = pa.struct([pa.field("from", pa.string()), pa.field("value", pa.string())])
@@ -12,11 +14,11 @@ TURN = pa.struct([pa.field("from", pa.string()), pa.field("value", pa.string())]
 MANIFEST = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
-        pa.field("image", pa.string(), nullable=False),  # path below the root, or a URI fsspec reads
-        pa.field("source", pa.string(), nullable=False),  # coco, lcs, sam, textcaps, ... or any name
-        pa.field("container", pa.string(), nullable=False),  # tar shard that holds the bytes, or ""
-        pa.field("offset", pa.int64(), nullable=False),  # first byte inside the container, or 0
-        pa.field("size", pa.int64(), nullable=False),  # bytes inside the container, or -1
+        pa.field("image", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("container", pa.string(), nullable=False),
+        pa.field("offset", pa.int64(), nullable=False),
+        pa.field("size", pa.int64(), nullable=False),
         pa.field("conversations", pa.list_(TURN)),
     ]
 )
@@ -27,13 +29,13 @@ CAPTIONS = pa.schema(
         pa.field("image", pa.string()),
         pa.field("source", pa.string()),
         pa.field("caption", pa.string()),
-        pa.field("prompt_id", pa.string()),  # name@version of the prompt, see prompts.py
-        pa.field("model", pa.string()),  # name@digest of the weights that wrote the caption
-        pa.field("tokens", pa.int32()),  # generated tokens, end token included
-        pa.field("finish_reason", pa.string()),  # stop or length
-        pa.field("attempt", pa.int32()),  # 0 first, 1 the retry with other sampling
-        pa.field("image_sha256", pa.string()),  # hex digest of the file's bytes
-        pa.field("width", pa.int32()),  # pixels, after the EXIF rotation
+        pa.field("prompt_id", pa.string()),
+        pa.field("model", pa.string()),
+        pa.field("tokens", pa.int32()),
+        pa.field("finish_reason", pa.string()),
+        pa.field("attempt", pa.int32()),
+        pa.field("image_sha256", pa.string()),
+        pa.field("width", pa.int32()),
         pa.field("height", pa.int32()),
     ]
 )
@@ -43,10 +45,10 @@ REJECTS = pa.schema(
         pa.field("id", pa.string()),
         pa.field("image", pa.string()),
         pa.field("source", pa.string()),
-        pa.field("stage", pa.string()),  # decode, caption, gate
-        pa.field("reason", pa.string()),  # stable code that summaries count by
+        pa.field("stage", pa.string()),
+        pa.field("reason", pa.string()),
         pa.field("message", pa.string()),
-        pa.field("caption", pa.string()),  # what the gate refused, of the last attempt; null for other stages
+        pa.field("caption", pa.string()),
         pa.field("attempt", pa.int32()),
     ]
 )
@@ -56,8 +58,8 @@ OUTCOME = "outcome"
 
 PENDING = pa.schema(
     [
-        pa.field("shard", pa.int32()),  # number of the manifest shard: manifest/part-<shard>.parquet
-        pa.field("row", pa.int32()),  # position inside that shard
+        pa.field("shard", pa.int32()),
+        pa.field("row", pa.int32()),
         *[MANIFEST.field(name) for name in ("id", "image", "source", "container", "offset", "size")],
     ]
 )
@@ -74,3 +76,29 @@ OUTCOMES = pa.schema(
     ]
 )
 """One row an image, whatever became of it. Fields that only the other half has are null."""
+
+COLUMNS: Mapping[str, str] = {
+    "id": "names the image; unique in the manifest",
+    "image": "path below the root, or a URI that fsspec reads",
+    "source": "data set the image comes from: coco, lcs, sam, textcaps, ... or any name",
+    "container": 'tar shard that holds the bytes, or "" for a file of its own',
+    "offset": "first byte inside the container, or 0",
+    "size": "bytes inside the container, or -1 for a file of its own",
+    "conversations": "turns that the input brought along, spelt as in the released files; null without any",
+    "caption": "what the model wrote; in rejects what the gate refused last, null for other stages",
+    "prompt_id": "name@version of the prompt",
+    "model": "name@digest of the weights that wrote the caption",
+    "tokens": "generated tokens, end token included",
+    "finish_reason": "stop: the model ended the caption; length: it was cut at the length cap",
+    "attempt": "0 the first, 1 the retry with other sampling after the gate refused",
+    "image_sha256": "hex digest of the image file's bytes",
+    "width": "pixels of the original, after its EXIF rotation",
+    "height": "likewise",
+    "stage": "what refused the image: decode, caption (the engine), gate; check in the output of `check`",
+    "reason": "stable code that summaries count by, such as missing, truncated or too_short",
+    "message": "what happened, in one line for people",
+    "shard": "number of the manifest shard: manifest/part-<shard>.parquet",
+    "row": "position inside that shard",
+    OUTCOME: "what became of the image: caption or reject",
+}
+"""What each column of these schemas holds; the documentation is made from it."""

@@ -18,7 +18,7 @@ from sharegpt4v.config.base import (
     Metavar,
     Preset,
 )
-from sharegpt4v.dialogue import SAMPLING_BOUNDS, ImageProtocol
+from sharegpt4v.dialogue import SAMPLING_BOUNDS, EngineName, ImageProtocol
 
 
 class Gate(CommandConfig):
@@ -118,7 +118,7 @@ class CaptionConfig(CommandConfig):
     model: Annotated[str, MODEL, Metavar("PATH")] = Field(
         "toy", description="transformers folder of the captioner or its URI; toy: the shipped one"
     )
-    engine: Annotated[Literal["torch", "vllm", "fake"], MODEL] = Field(
+    engine: Annotated[EngineName, MODEL] = Field(
         "torch", description="what runs the model; vllm: an extra to install, fake: no model at all"
     )
     prompt: Annotated[str | None, MODEL] = Field(None, description="another prompt than the captioner's own")

@@ -1,16 +1,20 @@
 """From a configuration to a running engine; what crosses to an actor is the small picklable spec."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from sharegpt4v.checkpoints.card import model_folder
-from sharegpt4v.dialogue import Turn
+from sharegpt4v.dialogue import EngineName, Turn
 from sharegpt4v.engine.fake import FakeEngine, FakeOptions
 from sharegpt4v.engine.handle import Engine
 
 if TYPE_CHECKING:
+    import torch
+
     from sharegpt4v.models.adapter import Adapter
 
 
@@ -22,7 +26,7 @@ class EngineSpec:
     otherwise the model's whole context.
     """
 
-    kind: Literal["torch", "vllm", "fake"]
+    kind: EngineName
     model: str
     weights: str | None = None
     capacity: int = 32
@@ -34,31 +38,54 @@ class EngineSpec:
 
 
 def build_engine(spec: EngineSpec) -> Engine:
-    """Loads the weights and starts the engine's thread; torch is imported here, where it is needed."""
-    if spec.kind == "fake":
-        return FakeEngine(spec.fake)
-    import torch
-    from transformers.utils import logging
+    """Loads the weights and starts the engine's thread."""
+    return ENGINES[spec.kind](spec)
 
+
+def _build_fake(spec: EngineSpec) -> Engine:
+    return FakeEngine(spec.fake)
+
+
+def _build_torch(spec: EngineSpec) -> Engine:
+    # This thread only loads: the engine's own wants no other team of OpenMP threads beside it.
+    folder, dtype = _prepare_loading(spec, threads=1)
     from sharegpt4v.engine.torch_engine import TorchEngine
     from sharegpt4v.models.load import load_adapter
 
-    assert spec.weights is not None
-    logging.disable_progress_bar()  # the run has its own, and an actor's goes nowhere
-    # Ray sets OMP_NUM_THREADS=1 for actors of one CPU or less; the configuration knows better. For the torch
-    # engine this thread only loads: the engine's own wants no other team of OpenMP threads beside it.
-    torch.set_num_threads(1 if spec.kind == "torch" else spec.threads)
-    folder, dtype = model_folder(spec.weights), getattr(torch, spec.dtype)
-    if spec.kind == "vllm":
-        from sharegpt4v.engine.vllm_engine import VllmEngine
-        from sharegpt4v.engine.vllm_setup import load_frontend
-
-        adapter = load_frontend(folder, dtype, spec.use_gpu)
-        return VllmEngine(adapter, spec.model, spec.capacity, max_context=_context(spec, adapter))
-    device = "cuda" if spec.use_gpu else "cpu"
-    adapter = load_adapter(folder, dtype=dtype, device=device)
+    adapter = load_adapter(folder, dtype=dtype, device="cuda" if spec.use_gpu else "cpu")
     context = _context(spec, adapter)
     return TorchEngine(adapter, spec.model, spec.capacity, max_context=context, threads=spec.threads)
+
+
+def _build_vllm(spec: EngineSpec) -> Engine:
+    folder, dtype = _prepare_loading(spec, threads=spec.threads)
+    from sharegpt4v.engine.vllm_engine import VllmEngine
+    from sharegpt4v.engine.vllm_setup import load_frontend
+
+    adapter = load_frontend(folder, dtype, spec.use_gpu)
+    return VllmEngine(adapter, spec.model, spec.capacity, max_context=_context(spec, adapter))
+
+
+ENGINES: Mapping[EngineName, Callable[[EngineSpec], Engine]] = {
+    "torch": _build_torch,
+    "vllm": _build_vllm,
+    "fake": _build_fake,
+}
+"""Builder by name. Each imports what is heavy itself: the fake engine needs no torch."""
+
+
+def _prepare_loading(spec: EngineSpec, threads: int) -> "tuple[Path, torch.dtype]":
+    """Returns the folder of the weights, fetched where they are at a URI, and their type in memory."""
+    import torch
+    from transformers.utils import logging
+
+    assert spec.weights is not None
+    logging.disable_progress_bar()  # the run has its own, and an actor's goes nowhere
+    # Ray sets OMP_NUM_THREADS=1 for actors of one CPU or less; the configuration knows better.
+    torch.set_num_threads(threads)
+    dtype = getattr(torch, spec.dtype)
+    assert isinstance(dtype, torch.dtype)
+    return model_folder(spec.weights), dtype
 
 
 def _context(spec: EngineSpec, adapter: "Adapter") -> int | None:
