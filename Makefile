@@ -67,6 +67,7 @@ docs: setup  ## the pages of docs/ as HTML in docs/_build/html
 bench: setup  ## the measurements of benchmarks/README.md (two hours)
 	$(BIN)/python -m benchmarks.image_prep
 	$(BIN)/python -m benchmarks.caption_overhead
+	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.caption_real
 	$(BIN)/python -m benchmarks.slot_use
 	$(BIN)/python -m benchmarks.engine
