@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from cluster.command_line import Command, run_command
+from sharegpt4v.collector import collector_paused
 from sharegpt4v.config.caption import CaptionConfig
 
 
@@ -17,7 +18,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def caption(config: CaptionConfig) -> int:
     """Begins or resumes the run, and returns the exit code."""
-    from pipelines.steps.caption_job import run_caption  # imports ray and torch
+    with collector_paused():
+        from pipelines.steps.caption_job import run_caption  # imports ray and torch
 
     return run_caption(config)
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from cluster.command_line import Command, run_command
+from sharegpt4v.collector import collector_paused
 from sharegpt4v.config.check import CheckConfig
 
 
@@ -17,7 +18,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def check(config: CheckConfig) -> int:
     """Looks at every image, and returns the exit code."""
-    from pipelines.steps.check_job import run_check  # imports ray
+    with collector_paused():
+        from pipelines.steps.check_job import run_check  # imports ray
 
     return run_check(config)
 

@@ -94,7 +94,7 @@ def test_the_library_names_no_flag() -> None:
 
 
 ORDER = (
-    *("errors", "dialogue", "atomic", "records", "prompts", "gate", "templates", "images", "manifest"),
+    *("errors", "collector", "dialogue", "atomic", "records", "prompts", "gate", "templates", "images", "manifest"),
     *(
         "inspection",
         "models",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from sharegpt4v.checkpoints.card import model_folder
+from sharegpt4v.collector import collector_paused
 from sharegpt4v.dialogue import EngineName, Turn
 from sharegpt4v.engine.fake import FakeEngine, FakeOptions
 from sharegpt4v.engine.handle import Engine
@@ -47,11 +48,12 @@ def _build_fake(spec: EngineSpec) -> Engine:
 
 
 def _build_torch(spec: EngineSpec) -> Engine:
-    # This thread only loads: the engine's own wants no other team of OpenMP threads beside it.
-    folder, dtype = _prepare_loading(spec, threads=1)
-    from sharegpt4v.engine.torch_engine import TorchEngine
-    from sharegpt4v.models.load import load_adapter
+    with collector_paused():
+        from sharegpt4v.engine.torch_engine import TorchEngine
+        from sharegpt4v.models.load import load_adapter
 
+    # This thread only loads: a second team of OpenMP threads would slow down the engine's own.
+    folder, dtype = _prepare_loading(spec, threads=1)
     adapter = load_adapter(folder, dtype=dtype, device="cuda" if spec.use_gpu else "cpu")
     context = _context(spec, adapter)
     return TorchEngine(adapter, spec.model, spec.capacity, max_context=context, threads=spec.threads)
