@@ -25,7 +25,7 @@ from pipelines.steps.interruption import describe_interruption
 from pipelines.steps.job import CaptionJob, make_job
 from pipelines.steps.ledger import RemoteLedger
 from pipelines.steps.phases import Phases
-from pipelines.steps.pool import actor_pool, describe_size, pool_size
+from pipelines.steps.pool import actor_pool, decode_tasks, describe_size, pool_size
 from pipelines.steps.progress import ProgressBar
 from pipelines.steps.reject_limit import REMEDY
 from sharegpt4v.captions.layout import CaptionRun
@@ -83,7 +83,7 @@ def _work_off(job: CaptionJob, run: CaptionRun, pending: Pending, phases: Phases
     with ray_session(config.address), phases, session(run, phases.started) as outcomes:
         quiet_data_context(no_progress_seconds=max(1800.0, 3 * config.hang_seconds))
         ledger = RemoteLedger.start(config.max_reject_rate, before.captions, before.rejects)
-        workers = describe_size(pool_size(config, cluster_resource("GPU")))
+        workers = describe_size(pool_size(config, pending.images, cluster_resource("GPU")))
         phases.begin(f"loading {job.spec.model.partition('@')[0]} on {workers}")
         bar = ProgressBar("captioned", ledger.tally, before.rows, before.done, phases, "first caption")
         stop = None
@@ -107,15 +107,17 @@ def dataset(job: CaptionJob, pending: Pending, ledger: RemoteLedger, outcomes: P
     """
     config, groups = job.config, pending.groups
     decode = Decode(ImageReader(pending.root), job.image_size, job.protocol, config.fast_decode, ledger)
+    tasks = decode_tasks(pending.images, pending.remote)
     return (
         ray.data.from_items(groups, override_num_blocks=len(groups))
-        .map_batches(read_row_group, batch_size=1, batch_format="pyarrow")
+        # Both with the same limit, or Ray would not make one task of them.
+        .map_batches(read_row_group, batch_size=1, batch_format="pyarrow", compute=tasks)
         # A block at a time: with a batch size Ray would gather that many row groups into one task.
-        .map_batches(decode.__call__, batch_size=None, batch_format="pyarrow")
+        .map_batches(decode.__call__, batch_size=None, batch_format="pyarrow", compute=tasks)
         .map_batches(
             CaptionAndCommit,
             fn_constructor_args=(outcomes, job.spec, job.rules, ledger, config.hang_seconds),
-            compute=actor_pool(config, cluster_resource("GPU"), cluster_resource("CPU")),
+            compute=actor_pool(config, pending.images, cluster_resource("GPU"), cluster_resource("CPU")),
             batch_size=pending.rows_per_commit,
             batch_format="pyarrow",
             num_cpus=config.cpus_per_actor,

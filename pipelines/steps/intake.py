@@ -36,6 +36,11 @@ class Pending:
     root: str
     progress: RunProgress
 
+    @property
+    def images(self) -> int:
+        """How many are still to be captioned."""
+        return self.progress.rows - self.progress.done
+
 
 def take_in(job: CaptionJob, run: CaptionRun, phases: Phases) -> Manifest:
     """Begins the run's manifest, or joins the input to what it holds, and says what was passed over.

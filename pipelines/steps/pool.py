@@ -10,10 +10,22 @@ CALLS_PER_ACTOR = 4
 """Batches an actor holds at once: while one waits for its last captions the others fill the engine."""
 
 
-def pool_size(config: CaptionConfig, gpus: float) -> tuple[int, int]:
-    """The smallest and the largest number of actors. gpus: what all nodes have together now."""
+SMALL_TOY_RUN = 256
+"""Images that the toy captioner is through with before a second actor, which costs five seconds of CPU time,
+has loaded its model. How fast another model is on CPUs is not known beforehand."""
+
+
+def pool_size(config: CaptionConfig, images: int, gpus: float) -> tuple[int, int]:
+    """The smallest and the largest number of actors.
+
+    images: how many are to be captioned. gpus: what all nodes have together now.
+    """
     if config.actors == "auto":
-        size = max(1, int(gpus / config.gpus_per_actor)) if config.gpus_per_actor else 2
+        if config.gpus_per_actor:
+            size = max(1, int(gpus / config.gpus_per_actor))
+        else:
+            toy = config.model == "toy" or config.engine == "fake"
+            size = 1 if toy and images <= SMALL_TOY_RUN else 2
         return size, size
     smallest, _, largest = config.actors.partition(":")
     return int(smallest), int(largest or smallest)
@@ -26,12 +38,13 @@ def describe_size(size: tuple[int, int]) -> str:
     return f"{number} worker{'' if largest == 1 else 's'}"
 
 
-def actor_pool(config: CaptionConfig, gpus: float, cpus: float) -> ray.data.ActorPoolStrategy:
-    """Of fixed size, or elastic for `--actors MIN:MAX`. gpus, cpus: what all nodes have together now.
+def actor_pool(config: CaptionConfig, images: int, gpus: float, cpus: float) -> ray.data.ActorPoolStrategy:
+    """Of fixed size, or elastic for `--actors MIN:MAX`.
 
-    Raises UserError for more than this machine has; a cluster may still grow.
+    images: how many are to be captioned. gpus, cpus: what all nodes have together now. Raises UserError for
+    more than this machine has; a cluster may still grow.
     """
-    smallest, largest = pool_size(config, gpus)
+    smallest, largest = pool_size(config, images, gpus)
     if config.address is None and not inside_job():
         refuse_impossible(config, smallest, gpus, cpus)
     return ray.data.ActorPoolStrategy(

@@ -152,7 +152,9 @@ class CaptionConfig(CommandConfig):
         description="images written as one file; a kill costs the few files under way; default: by size",
     )
     actors: Annotated[str, RAY, Metavar("N")] = Field(
-        "auto", description="captioner actors: N, or MIN:MAX for an elastic pool; auto: 2, or one a GPU"
+        "auto",
+        description="captioner actors: N, or MIN:MAX for an elastic pool; auto: one a GPU, otherwise 2, "
+        "1 for a few toy captions",
     )
     gpus_per_actor: Annotated[float, RAY] = Field(
         0.0, ge=0, description="GPUs each actor holds; 0 runs on CPU"
