@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow.parquet as pq
+
 from pipelines.steps.job import CaptionJob
 from pipelines.steps.phases import Phases
 from sharegpt4v.captions.finish import roll_forward
@@ -28,12 +30,14 @@ class Pending:
     """What a session has to do.
 
     groups: row groups of the files of work/pending, one for each commit of at most rows_per_commit images.
-    root: where their paths begin. progress: what the run had done before.
+    root: where their paths begin. remote: whether some of the first images are URIs. progress: what the run
+    had done before.
     """
 
     groups: list[dict[str, str | int]]
     rows_per_commit: int
     root: str
+    remote: bool
     progress: RunProgress
 
     @property
@@ -124,7 +128,15 @@ def write_down_pending(
     """Writes work/pending from what survey() found to be done."""
     most = job.config.rows_per_commit or _rows_per_commit(job, progress)
     files = write_pending(run, done, most)
-    return Pending(row_groups(files), most, manifest.root, progress)
+    return Pending(row_groups(files), most, manifest.root, is_remote(manifest.root, files), progress)
+
+
+def is_remote(root: str, files: list[Path]) -> bool:
+    """Whether the root, or any image or archive of the first commit in files of work/pending, is a URI."""
+    if "://" in root or not files:
+        return "://" in root
+    first = pq.ParquetFile(files[0]).read_row_group(0, ["image", "container"])
+    return any("://" in place for column in first.columns for place in column.to_pylist())
 
 
 def _rows_per_commit(job: CaptionJob, progress: RunProgress) -> int:

@@ -1,10 +1,13 @@
 """What the caption job says of its input before it works."""
 
 import time
+from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from pipelines.steps.intake import say_progress
+from pipelines.steps.intake import is_remote, say_progress
 from pipelines.steps.phases import Phases
 from sharegpt4v.captions.resume import RunProgress
 
@@ -30,3 +33,22 @@ def test_a_mistyped_reason_to_retry_is_answered_with_those_there_are(
 def test_a_new_run_says_how_many_images_it_has(capsys: pytest.CaptureFixture[str]) -> None:
     say_progress(None, RunProgress(2_000, 0, 0), Phases(time.time()))
     assert capsys.readouterr().err.endswith(" s  2,000 images\n")
+
+
+@pytest.mark.parametrize(
+    ("root", "image", "container", "remote"),
+    [
+        ("/photos", "a.jpg", "", False),
+        ("/photos", "a.jpg", "0001.tar", False),
+        ("s3://bucket/photos", "a.jpg", "", True),
+        ("/photos", "https://host/a.jpg", "", True),
+        ("/photos", "a.jpg", "gs://bucket/0001.tar", True),
+    ],
+)
+def test_images_that_come_over_a_network(
+    tmp_path: Path, root: str, image: str, container: str, remote: bool
+) -> None:
+    pending = tmp_path / "part-00000.parquet"
+    pq.write_table(pa.table({"image": ["b.jpg", image], "container": ["", container]}), pending)
+    assert is_remote(root, [pending]) is remote
+    assert is_remote(root, []) is ("://" in root)

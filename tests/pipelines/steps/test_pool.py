@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.steps.pool import CALLS_PER_ACTOR, actor_pool, pool_size
+from pipelines.steps.pool import CALLS_PER_ACTOR, actor_pool, decode_tasks, pool_size
 from sharegpt4v.config.caption import CaptionConfig
 from sharegpt4v.errors import UserError
 
@@ -41,6 +41,11 @@ def test_few_images_of_a_fast_engine_do_not_wait_for_a_second_actor() -> None:
     # A slow one takes longer for them than a second one for its start.
     assert pool_size(_config(model="somewhere/7b"), 256, gpus=0) == (2, 2)
     assert pool_size(_config(gpus_per_actor=1), 256, gpus=8) == (8, 8)
+
+
+def test_few_images_do_not_start_many_decoders() -> None:
+    assert [decode_tasks(images, remote=False).size for images in (1, 200, 257, 1_025)] == [1, 1, 2, None]
+    assert decode_tasks(200, remote=True).size is None  # they wait most of the time, so many should
 
 
 def test_more_gpus_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
