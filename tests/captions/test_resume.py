@@ -159,7 +159,7 @@ def test_pending_files_of_an_earlier_session_go(run: CaptionRun) -> None:
 
 
 def test_commits_are_small_for_small_runs_and_bounded_for_large_ones() -> None:
-    assert [rows_per_commit(rows, 96) for rows in (1, 200, 6_400, 1_200_000)] == [8, 8, 200, 4096]
+    assert [rows_per_commit(rows, 96) for rows in (1, 200, 6_400, 1_200_000)] == [16, 16, 200, 4096]
     assert rows_per_commit(1_200_000, 448) == 195  # 117 MB of pixels
 
 
