@@ -66,9 +66,9 @@ def ray_session(address: str | None) -> Iterator[None]:
                     with Watchdog(_services(local), leave):
                         yield
                 finally:
-                    ray.shutdown()  # here too, where a slow goodbye is cut short
+                    _leave()  # here too, where a slow goodbye is cut short
         finally:
-            ray.shutdown()
+            _leave()
 
 
 def cluster_address(address: str | None) -> str | None:
@@ -118,6 +118,16 @@ def _connect(there: str | None, environment: dict[str, Any] | None) -> None:
     except (ConnectionError, ValueError, RuntimeError) as error:
         cause = " ".join(str(error).split())[:200]
         raise UserError(f"cannot reach Ray at {address}: {cause}") from None
+
+
+def _leave() -> None:
+    """Ends the connection, and a cluster that was started here; does nothing the second time."""
+    node = ray._private.worker._global_node
+    if node is not None:
+        # The monitor of the autoscaler, where this is the head: at SIGTERM it would look for the rest of Ray,
+        # which has ended before it, and be killed after a second.
+        node.kill_monitor(check_alive=False)
+    ray.shutdown()
 
 
 def _keep_token_private() -> None:
