@@ -94,20 +94,9 @@ def test_the_library_names_no_flag() -> None:
 
 
 ORDER = (
-    *("errors", "collector", "dialogue", "atomic", "records", "prompts", "gate", "templates", "images", "manifest"),
-    *(
-        "inspection",
-        "models",
-        "checkpoints",
-        "engine",
-        "python_api",
-        "config",
-        "run",
-        "captions",
-        "train",
-        "evaluate",
-    ),
-    *("analysis", "toy"),
+    *("errors", "collector", "dialogue", "atomic", "records", "prompts", "gate", "templates", "images"),
+    *("manifest", "inspection", "models", "checkpoints", "engine", "python_api", "config", "run"),
+    *("captions", "train", "evaluate", "analysis", "toy"),
 )
 """Parts of the library; each may import those before it, and itself."""
 

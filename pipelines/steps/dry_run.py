@@ -57,7 +57,12 @@ def describe_job(config: CaptionConfig) -> str:
                 (folder / shard.name).symlink_to(shard)
         manifest = read_manifest(job, folder, phases)
         phases.begin("trying to decode some images")
-        lines = [_images(config, manifest), _try_images(job, manifest), _model(job), _engine(job)]
+        lines = [
+            _images(config, manifest),
+            _try_images(job, manifest),
+            _model(job),
+            _engine(job, manifest.rows),
+        ]
     if warning := job.toy_warning(manifest.root):
         lines.append(warning)
     if resumes:
@@ -131,14 +136,14 @@ def _model(job: CaptionJob) -> str:
     return f"model {job.spec.model}, {shape}; weights: {stored}, run in {job.spec.dtype}"
 
 
-def _engine(job: CaptionJob) -> str:
+def _engine(job: CaptionJob, images: int) -> str:
     config = job.config
     engine = f"engine {config.engine}{_vllm_version() if config.engine == 'vllm' else ''}"
     there = cluster_address(config.address)
     if there is not None:
         return f"{engine} on the cluster at {there}, which is not looked at"
     gpus = _local_gpus() if config.gpus_per_actor else 0
-    size = pool_size(config, gpus)
+    size = pool_size(config, images, gpus)
     refuse_impossible(config, size[0], gpus, local_cpus())
     line = f"{engine} on {describe_size(size)} of this machine"
     if not config.gpus_per_actor:
