@@ -1,4 +1,4 @@
-"""Whether a cluster answers, and takes the token of this machine: Ray itself tries for half a minute and says neither."""
+"""Whether a cluster answers and takes our token; Ray alone tries for half a minute and says neither."""
 
 import os
 import re
@@ -25,7 +25,7 @@ def require_access(address: str) -> None:
         socket.create_connection((parts[1], int(parts[2])), timeout=_CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise UserError(
-            f"cannot reach Ray at {address}: {error}: give the address that `ray start --head` prints, HOST:6379"
+            f"cannot reach Ray at {address}: {error}: give the address that `ray start --head` prints"
         ) from None
     try:
         if _token_mode() and not AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True):
