@@ -45,14 +45,14 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def user(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment of somebody with a new home directory who typed the README's lines about the token."""
     home = tmp_path_factory.mktemp("home")
-    tools = home / "bin"
-    tools.mkdir()
+    scripts = home / "bin"
+    scripts.mkdir()
     for name, module in {"sharegpt4v": "cluster.cli", "ray": "ray.scripts.scripts", "python": ""}.items():
         run = f"{sys.executable} {f'-m {module}' if module else ''}"
-        (tools / name).write_text(f'#!/tools/sh\nexec {run} "$@"\n')
-        (tools / name).chmod(0o755)
+        (scripts / name).write_text(f'#!/bin/sh\nexec {run} "$@"\n')
+        (scripts / name).chmod(0o755)
     kept = {key: value for key, value in environment().items() if not key.startswith("RAY_")}
-    new = kept | {"HOME": str(home), "PATH": f"{tools}{os.pathsep}{kept['PATH']}"}
+    new = kept | {"HOME": str(home), "PATH": f"{scripts}{os.pathsep}{kept['PATH']}"}
     assert "export RAY_AUTH_MODE=token" in BEFORE
     done = _type(BEFORE, checkout, new)
     assert done.returncode == 0, done.stderr
@@ -63,7 +63,9 @@ def user(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
 @pytest.fixture(scope="module")
 def cluster(user: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     python = bare_python(tmp_path_factory.mktemp("python"))
-    seen = subprocess.run([python, "-c", "import ray, sharegpt4v"], capture_output=True, text=True, cwd="/")
+    seen = subprocess.run(
+        [python, "-I", "-c", "import ray, sharegpt4v"], capture_output=True, text=True, cwd="/"
+    )
     assert "No module named 'sharegpt4v'" in seen.stderr  # and ray is there
     with head(python, user, job_server=True) as started:
         yield started
