@@ -96,12 +96,12 @@ def _run(command: Command[C], given: dict[str, Any]) -> int:
 
 
 def name_flags(text: str, config_class: type[CommandConfig]) -> str:
-    """The text with flags for the fields that it names in backticks."""
+    """Replaces the fields that a text names in backticks by flags."""
     return with_flags(text, flags(config_class))
 
 
 def error_line(error: UserError, config_class: type[CommandConfig]) -> str:
-    """The error with flags for the fields that it names: "limit: ..." becomes "--limit: ..."."""
+    """Replaces the fields that an error names by flags: "limit: ..." becomes "--limit: ..."."""
     text = name_flags(error.text, config_class)
     return f"{flags(config_class).get(error.field, error.field)}: {text}" if error.field else text
 

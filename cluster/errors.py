@@ -47,7 +47,7 @@ def plain_errors(advice: str) -> Iterator[None]:
 
 
 def _innermost(error: BaseException) -> BaseException:
-    """Ray wraps what a step raised two or three times."""
+    """Unwraps what a step raised: Ray wraps it two or three times."""
     from ray.data.exceptions import SystemException
 
     cause = error
@@ -68,7 +68,7 @@ def _user_error(cause: BaseException) -> UserError | None:
 
 
 def _why(cause: BaseException) -> str:
-    """The cause in one line."""
+    """Describes the cause in one line."""
     import ray.exceptions
     from ray.data.exceptions import ExecutionTimeoutError
 
@@ -92,7 +92,7 @@ def _one_line(text: str) -> str:
 
 
 def _last_words(text: str) -> str:
-    """What a traceback ends with: an actor that could not begin hands its cause on as such a text."""
+    """Returns the end of a traceback: an actor that could not begin hands its cause on as such a text."""
     text = _RETRY_NOTE.sub("", text)
     if "Traceback" not in text and 'File "' not in text:
         return text

@@ -31,7 +31,7 @@ _PRESET_WIDTH = 74
 
 
 def signature(config_class: type[CommandConfig]) -> inspect.Signature:
-    """One keyword parameter a field, under the heading it is marked with, and those that every command has.
+    """Makes a keyword parameter of each field, under its heading, and those that every command has.
 
     Arguments come as texts (booleans and choices as what they are), without what was not given; a field
     marked Bare that was given without a value comes as an empty text.
@@ -40,19 +40,19 @@ def signature(config_class: type[CommandConfig]) -> inspect.Signature:
 
 
 def usage(name: str, config_class: type[CommandConfig]) -> str:
-    """The first line of a command's help, with the flags that must be given."""
+    """Returns the first line of a command's help, with the flags that must be given."""
     fields = [(dotted, field) for dotted, field, _ in flat_fields(config_class) if field.is_required()]
     required = "".join(f"{_flag(dotted)} {_word(field)} " for dotted, field in fields)
     return f"Usage: sharegpt4v {name} {required}[flags]"
 
 
 def field_name(parameter: str) -> str:
-    """The dotted field that a parameter of `signature` is for."""
+    """Returns the dotted field that a parameter of `signature` is for."""
     return parameter.replace("__", ".")
 
 
 def bare_values(config_class: type[CommandConfig]) -> dict[str, str]:
-    """What fields have that are given without a value, by dotted name."""
+    """Returns the values of fields whose flag is given without one, by dotted name."""
     return {name: mark.value for name, field, _ in flat_fields(config_class) if (mark := _mark(field, Bare))}
 
 
@@ -69,7 +69,7 @@ def flags(config_class: type[CommandConfig]) -> dict[str, str]:
 
 
 def with_flags(text: str, known: Mapping[str, str]) -> str:
-    """The text with flags in place of the fields it names in backticks. known: see `flags`."""
+    """Replaces the fields that a text names in backticks by flags. known: see `flags`."""
     return re.sub(r"`([\w.]+)`", lambda found: known.get(found[1], found[0]), text)
 
 
@@ -133,7 +133,7 @@ def _flag(dotted: str) -> str:
 
 
 def _word(field: FieldInfo) -> str:
-    """What help puts in the place of a value."""
+    """Returns the word that help shows for a value."""
     if mark := _mark(field, Metavar):
         return mark.word
     kind = _plain_type(field.annotation)
@@ -147,7 +147,7 @@ def _mark(field: FieldInfo, kind: type[M]) -> M | None:
 
 
 def _plain_type(annotation: Any) -> Any:
-    """The one type beside None of an optional field."""
+    """Returns the one type beside None of an optional field."""
     if typing.get_origin(annotation) in (types.UnionType, typing.Union):
         return next(kind for kind in typing.get_args(annotation) if kind is not type(None))
     return annotation

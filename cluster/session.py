@@ -31,7 +31,7 @@ _GCS_PATIENCE = 40.0
 
 
 def inside_job() -> bool:
-    """Whether this process was started by Ray's job server, in a copy of the submitted working directory."""
+    """Returns whether Ray's job server started this process, in a copy of the submitted working directory."""
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
@@ -48,7 +48,7 @@ def refuse_relative_paths(**paths: str | Path | None) -> None:
 
 @contextmanager
 def ray_session(address: str | None) -> Iterator[None]:
-    """A connection to `address`, or to RAY_ADDRESS, as inside a job, or to a cluster started here.
+    """Connects to `address`, or to RAY_ADDRESS, as inside a job, or starts a cluster here.
 
     A cluster's nodes are sent our code, unless this is a job, which brought it. Raises UserError when the
     cluster cannot be reached, and RunFailed when it dies meanwhile.
@@ -66,19 +66,19 @@ def ray_session(address: str | None) -> Iterator[None]:
                     with Watchdog(_services(local), leave):
                         yield
                 finally:
-                    _leave()  # here too, where a slow goodbye is cut short
+                    _leave()  # here too, where a slow shutdown is cut short
         finally:
             _leave()
 
 
 def cluster_address(address: str | None) -> str | None:
-    """Where ray_session(address) connects to; None where it starts a cluster on this machine."""
+    """Returns where ray_session(address) connects to; None where it starts a cluster on this machine."""
     there = address or os.environ.get("RAY_ADDRESS") or "local"
     return None if there == "local" else there
 
 
 def connection_text(address: str | None) -> str:
-    """What ray_session(address) does first, for people."""
+    """Describes what ray_session(address) does first, for people."""
     there = cluster_address(address)
     return "starting Ray on this machine" if there is None else f"connecting to Ray at {there}"
 
@@ -131,14 +131,14 @@ def _leave() -> None:
 
 
 def _keep_token_private() -> None:
-    """Ray writes the token of a cluster that it starts readable for all on this machine."""
+    """Makes the token file readable by its owner only: Ray writes it readable for all on this machine."""
     token = token_file()
     if token.exists() and token.stat().st_uid == os.getuid() and token.stat().st_mode & 0o077:
         token.chmod(0o600)
 
 
 def _services(local: bool) -> list[Service]:
-    """The two processes of Ray that a driver cannot do without: the head's and its own node's."""
+    """Returns the two processes of Ray that a driver cannot do without: the head's and its own node's."""
     context = ray.get_runtime_context()
     host, _, port = context.gcs_address.rpartition(":")
     own = context.get_node_id()
@@ -152,13 +152,13 @@ def _services(local: bool) -> list[Service]:
 
 
 def cluster_resource(name: str) -> float:
-    """What all living nodes have of it together, `GPU` for example."""
+    """Sums a resource, `GPU` for example, over all living nodes."""
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     return float(sum(node["Resources"].get(name, 0) for node in nodes if node["Alive"]))
 
 
 def quiet_data_context(no_progress_seconds: float) -> None:
-    """Ray Data without its own bars (ours count images, not blocks), and with hangs turned into errors."""
+    """Sets up Ray Data without its own bars (ours count images, not blocks), and with errors for hangs."""
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = DataContext.get_current()
     context.enable_progress_bars = False
@@ -171,7 +171,7 @@ def _quiet_native_stderr() -> Iterator[None]:
     """Keeps what Ray's C++ side writes to file descriptor 2 off the terminal; Python's stderr stays there.
 
     It warns, for one, about the constructor arguments of Ray Data's own actors. Nothing is lost: the same
-    lines stand in Ray's session logs.
+    lines are in Ray's session logs.
     """
     sys.stderr.flush()
     terminal = os.dup(2)

@@ -18,7 +18,7 @@ from cluster.errors import EXIT_INTERRUPTED, EXIT_PROBLEM
 from sharegpt4v.errors import RunFailed
 
 LEAVE_SECONDS = 8.0
-"""After Ctrl-C, or once Ray is lost, the process is gone within this time, Ray's goodbye or not."""
+"""After Ctrl-C, or once Ray is lost, the process ends within this time, whether Ray has shut down or not."""
 
 _LOOK_SECONDS = 1.0
 
@@ -37,7 +37,7 @@ class Service:
     advice: str
 
     def answers(self) -> bool:
-        """Whether somebody accepts connections there."""
+        """Returns whether the service accepts connections."""
         try:
             socket.create_connection((self.host, self.port), timeout=2 * _LOOK_SECONDS).close()
         except OSError:
@@ -51,7 +51,7 @@ class Service:
 class BoundedExit:
     """Ends the process for good some seconds after the first cause to leave, however long cleaning up takes.
 
-    What was committed is safe however the process ends, so a slow goodbye is cut short.
+    What was committed is safe however the process ends, so a slow shutdown is cut short.
     """
 
     def __init__(self) -> None:
@@ -59,7 +59,7 @@ class BoundedExit:
         self._lock = threading.Lock()
 
     def arm(self, code: int, line: str) -> None:
-        """The first call counts. line: said only when cleaning up took too long to say it properly."""
+        """Starts the timer; the first call counts. line: printed only when cleaning up takes too long."""
         with self._lock:
             if self._timer is None:
                 self._timer = threading.Timer(LEAVE_SECONDS, _exit, args=(code, line))
@@ -118,7 +118,7 @@ class Watchdog:
 
 @contextmanager
 def prompt_interrupts() -> Iterator[BoundedExit]:
-    """SIGINT and SIGTERM raise KeyboardInterrupt, and bound the time that cleaning up may take.
+    """Makes SIGINT and SIGTERM raise KeyboardInterrupt, and bounds the time that cleaning up may take.
 
     No other thread than the main one can set signal handlers: in another one nothing changes.
     """

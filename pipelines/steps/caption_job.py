@@ -56,7 +56,7 @@ def run_caption(config: CaptionConfig) -> int:
 
 
 def _begin_or_resume(job: CaptionJob, run: CaptionRun, phases: Phases) -> int:
-    """The steps in order: take in the manifest, work off what is pending of it, finish."""
+    """Runs the steps in order: take in the manifest, work off what is pending of it, finish."""
     config = job.config
     manifest = take_in(job, run, phases)
     done, progress = survey(run, config.retry_rejects)
@@ -77,7 +77,7 @@ def _begin_or_resume(job: CaptionJob, run: CaptionRun, phases: Phases) -> int:
 
 
 def _work_off(job: CaptionJob, run: CaptionRun, pending: Pending, phases: Phases) -> str | None:
-    """One session over what is pending. Returns why the ledger stopped it, or None when all is written."""
+    """Runs one session over what is pending. Returns why the ledger stopped it, or None when all is written."""
     config, before = job.config, pending.progress
     phases.begin(connection_text(config.address))
     with ray_session(config.address), phases, session(run, phases.started) as outcomes:
@@ -99,9 +99,9 @@ def _work_off(job: CaptionJob, run: CaptionRun, pending: Pending, phases: Phases
 
 
 def dataset(job: CaptionJob, pending: Pending, ledger: RemoteLedger, outcomes: Path) -> ray.data.Dataset:
-    """The flow itself: a row group of the pending files is a block from reading to its commit, as a rule.
+    """Builds the flow: a row group of the pending files is one block from reading to its commit, as a rule.
 
-    Its own rows tell only how much was committed. The row groups are named here and read where they are
+    Its own rows only count what was committed. The row groups are named here and read where they are
     decoded: ray.data.read_parquet would start several processes to list and inspect files that we have just
     written.
     """

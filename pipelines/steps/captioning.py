@@ -86,7 +86,7 @@ class Caption:
         column = batch["pixels"]  # one chunk as a rule, and combine_chunks would copy even that
         pixels = (column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()).to_numpy_ndarray()
         todo = [index for index, row in enumerate(rows) if not row.reason]
-        # No more than the engine works on at once is held in work, so that a death has few suspects.
+        # No more images than the engine processes at once are in progress, so that a death has few suspects.
         at_once = self._engine.capacity  # read once: an engine short of memory lowers it
         for start in range(0, len(todo), at_once):
             self._caption(ids, pixels, rows, todo[start : start + at_once])
@@ -118,7 +118,7 @@ class Caption:
     def _attempt(
         self, ids: list[str], pixels: npt.NDArray[np.uint8], rows: list[_Row], members: list[int]
     ) -> None:
-        """First try for all, then the retry for those the gate or the engine refused."""
+        """Makes a first try for all, then the retry for those the gate or the engine refused."""
         for attempt, sampling in enumerate((self._rules.sampling, self._rules.retry)):
             try:
                 handles = [
@@ -154,7 +154,7 @@ class Caption:
         return _Row(attempt=attempt, completion=completion)
 
     def _wait(self, handle: Handle) -> Completion:
-        """Waits as long as the engine gets on; an engine that does not takes its process with it."""
+        """Waits while the engine makes progress; ends the process of an engine that makes none."""
         before = self._engine.stats()
         while True:
             try:
@@ -166,7 +166,7 @@ class Caption:
                 before = now
 
     def _table(self, batch: pa.Table, rows: list[_Row]) -> pa.Table:
-        """Outcome rows in input order. A caption that the gate refused keeps its text and nothing else."""
+        """Makes outcome rows in input order. A caption that the gate refused keeps its text and nothing else."""
         kept = [None if row.reason else row.completion for row in rows]
         columns: dict[str, Any] = {
             OUTCOME: ["reject" if row.reason else "caption" for row in rows],

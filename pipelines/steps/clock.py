@@ -10,12 +10,12 @@ _COMMANDS = ("cluster.", "pipelines.")
 
 
 def command_started() -> float:
-    """Unix time at which this process was started, or now where another program calls a command."""
+    """Returns the unix time at which this process was started, or now where another program calls a command."""
     return process_started() if _is_command() else time.time()
 
 
 def process_started() -> float:
-    """Unix time at which this process was started; now where the system does not say (there is no /proc)."""
+    """Returns the unix time at which this process was started; now where there is no /proc."""
     try:
         # The command's name is in parentheses and may contain any character.
         after_name = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()

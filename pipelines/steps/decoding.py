@@ -29,7 +29,7 @@ LOCATION_COLUMNS = ("image", "container", "offset", "size")
 
 
 def decoded_schema(size: int) -> pa.Schema:
-    """What Decode gives: who the image is, its pixels (size, size, 3) uint8 RGB, or the reason for none."""
+    """Returns the schema of Decode's output: identity, pixels (size, size, 3) uint8 RGB, or a reject reason."""
     return pa.schema(
         [
             *[PENDING.field(name) for name in IDENTITY_COLUMNS],
@@ -40,7 +40,7 @@ def decoded_schema(size: int) -> pa.Schema:
 
 
 def read_row_group(batch: pa.Table, columns: Sequence[str] | None = None) -> pa.Table:
-    """The rows of one row group: columns file and row_group (one row) in, that file's or `columns` out."""
+    """Reads one row group: columns file and row_group (one row) in, that file's columns or `columns` out."""
     [place] = batch.to_pylist()
     return pq.ParquetFile(place["file"]).read_row_group(place["row_group"], columns=columns)
 

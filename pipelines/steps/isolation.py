@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pipelines.steps.ledger import LedgerClient
 
 KILLED_WORKER = "killed_worker"
-KILLED_WORKER_MESSAGE = "its process died each time this image was in work, twice with nothing else in it"
+KILLED_WORKER_MESSAGE = "its process died each time this image was in progress, twice with nothing else in it"
 
 
 class RunStopped(RuntimeError):

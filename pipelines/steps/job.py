@@ -32,7 +32,7 @@ class CaptionJob:
     fingerprint: dict[str, Any]
 
     def facts(self, root: str) -> dict[str, Any]:
-        """What readers of the run folder need to know. root: where the manifest's image paths begin."""
+        """Returns what readers of the run folder need to know. root: where the manifest's image paths begin."""
         return {
             "root": root,
             "model": self.spec.model,
@@ -42,7 +42,7 @@ class CaptionJob:
         }
 
     def toy_warning(self, root: str) -> str | None:
-        """One line for people where the captions will say nothing true of the images below `root`.
+        """Returns a line for people where the captions will say nothing true of the images below `root`.
 
         None for the toy captioner in the toy world, which it has learnt.
         """
@@ -93,7 +93,7 @@ def make_job(config: CaptionConfig) -> CaptionJob:
 
 
 def _model(config: CaptionConfig) -> tuple[str, str | None, int, ImageProtocol]:
-    """Its id, where its weights are, and the size in pixels and the protocol of the images it takes."""
+    """Returns the model's id, where its weights are, and the size (pixels) and protocol of its images."""
     if config.engine == "fake":
         return "fake@0", None, config.fake.image_side, config.protocol or "squash"
     card = read_card(config.model)
@@ -105,7 +105,7 @@ def _model(config: CaptionConfig) -> tuple[str, str | None, int, ImageProtocol]:
 
 
 def _sampling(decoding: Decoding) -> tuple[SamplingParams, SamplingParams]:
-    """Of the first try and of the one retry."""
+    """Returns the sampling of the first try and of the one retry."""
     first = SamplingParams(
         max_new_tokens=decoding.max_new_tokens,
         min_new_tokens=decoding.min_new_tokens,
@@ -117,7 +117,7 @@ def _sampling(decoding: Decoding) -> tuple[SamplingParams, SamplingParams]:
 
 
 def _refuse_for_vllm(config: CaptionConfig) -> None:
-    """At once and not in an actor; of a cluster's machines nothing is known here."""
+    """Refuses what vLLM cannot do before an actor starts; a cluster's machines are not known here."""
     if config.address is None:
         require_vllm()
     if 0 < config.gpus_per_actor < 1:

@@ -56,7 +56,7 @@ class Ledger:
     """A plain class; pipelines run one of it as a Ray actor without CPUs."""
 
     def __init__(self, max_reject_rate: float, captions: int = 0, rejects: int = 0) -> None:
-        """captions, rejects: of earlier sessions, which are judged together with this one's."""
+        """Starts with the counts of earlier sessions, which are judged together with this one's."""
         self._suspects = Suspects()
         self._limit = RejectLimit(max_reject_rate, captions, rejects)
         self._statistics = Statistics()
@@ -91,7 +91,7 @@ class Ledger:
         self._statistics.report(worker, stats)
 
     def engines(self) -> EngineStats:
-        """What all engines of this session have done."""
+        """Sums what all engines of this session have done."""
         return self._statistics.engines()
 
     def tally(self) -> Tally:
@@ -157,5 +157,5 @@ class RemoteLedger:
 
 
 def _wait(reference: Any) -> Any:
-    """As ray.get, but without giving the task's CPU back meanwhile: Ray would start one more worker on it."""
+    """Waits as ray.get does, but keeps the task's CPU: Ray would start one more worker on it."""
     return reference.future().result()

@@ -1,4 +1,4 @@
-"""Memory for the pixels of one batch, used again for the next.
+"""Memory for the pixels of a batch, reused for the next one.
 
 A batch is larger than what the C library keeps when it is freed. Fresh memory the kernel clears first, which
 was a tenth of the time of a decoder at 96 x 96 pixels (benchmarks/README.md).
@@ -19,7 +19,7 @@ _MOST_KEPT = 256 << 20
 
 
 def pixel_memory(shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-    """An array of `shape`, uint8, with whatever it held before.
+    """Returns an array of `shape`, uint8, with whatever its memory held before.
 
     Its memory comes back when nothing refers to it any more: an Arrow array over it counts as well.
     """

@@ -18,7 +18,7 @@ has loaded its model. How fast another model is on CPUs is not known beforehand.
 
 
 def pool_size(config: CaptionConfig, images: int, gpus: float) -> tuple[int, int]:
-    """The smallest and the largest number of actors.
+    """Returns the smallest and the largest number of actors.
 
     images: how many are to be captioned. gpus: what all nodes have together now.
     """
@@ -38,7 +38,7 @@ IMAGES_PER_DECODER = 256
 
 
 def decode_tasks(images: int, remote: bool) -> ray.data.TaskPoolStrategy:
-    """How many tasks may decode at once: as Ray likes, but few for a small run.
+    """Limits how many tasks decode at once: as many as Ray chooses, but few for a small run.
 
     images: how many are to be decoded. remote: they come over a network, and most of the time is waiting.
     """
@@ -47,14 +47,14 @@ def decode_tasks(images: int, remote: bool) -> ray.data.TaskPoolStrategy:
 
 
 def describe_size(size: tuple[int, int]) -> str:
-    """For people: `2 workers`, `1 to 8 workers`."""
+    """Formats a size for people: `2 workers`, `1 to 8 workers`."""
     smallest, largest = size
     number = f"{smallest}" if smallest == largest else f"{smallest} to {largest}"
     return f"{number} worker{'' if largest == 1 else 's'}"
 
 
 def actor_pool(config: CaptionConfig, images: int, gpus: float, cpus: float) -> ray.data.ActorPoolStrategy:
-    """Of fixed size, or elastic for `--actors MIN:MAX`.
+    """Returns a pool of fixed size, or an elastic one for `--actors MIN:MAX`.
 
     images: how many are to be captioned. gpus, cpus: what all nodes have together now. Raises UserError for
     more than this machine has; a cluster may still grow.

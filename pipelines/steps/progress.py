@@ -26,7 +26,7 @@ class ProgressBar:
     def __init__(
         self, verb: str, tally: Callable[[], Tally], total: int, done: int, phases: Phases, loaded: str = ""
     ) -> None:
-        """verb: what has been done to the images, captioned or checked. total: images of the whole run.
+        """Prepares the bar. verb: what is done to the images, captioned or checked. total: images of the run.
 
         done: those of earlier sessions, so that a resumed run starts there. loaded: the phase that begins
         with the first loaded engine.
@@ -106,7 +106,7 @@ class ProgressBar:
 
 
 def _bar(verb: str) -> Progress | None:
-    """None where stderr is no terminal."""
+    """Returns a bar, or None where stderr is no terminal."""
     console = Console(stderr=True)
     if not console.is_terminal:
         return None

@@ -19,7 +19,7 @@ class RejectLimit:
     """Judges, under way, what this session has done together with what earlier ones did."""
 
     def __init__(self, max_reject_rate: float, captions: int = 0, rejects: int = 0) -> None:
-        """captions, rejects: of earlier sessions."""
+        """Starts with the counts of earlier sessions."""
         self.stop: str | None = None
         """Why the run must end; it stays once it is set."""
         self._limit = max_reject_rate

@@ -1,6 +1,6 @@
-"""Which images were in work when a process died, so that one that kills its process is set aside.
+"""Records which images were in progress when a process died, to set aside one that kills its process.
 
-Ray starts a dead worker again and repeats its calls, for ever. What a dead process had in work are suspects
+Ray starts a dead worker again and repeats its calls, for ever. The images that a dead process had in progress are suspects
 and are tried alone; one that kills its process alone, twice, is quarantined.
 """
 
@@ -21,12 +21,12 @@ class Admission:
 
 
 class Suspects:
-    """Remembers what each worker has in work. `worker` is a token that lives as long as its process."""
+    """Records what each worker has in progress. `worker` is a token that lives as long as its process."""
 
     def __init__(self) -> None:
         self.deaths = 0
-        """Workers that died with images in work."""
-        self._holder: dict[str, str] = {}  # image id -> worker that has it in work
+        """Workers that died with images in progress."""
+        self._holder: dict[str, str] = {}  # image id -> worker that has it in progress
         self._alone: dict[str, str] = {}  # image id -> worker that tries it alone
         self._suspects: set[str] = set()
         self._lone_deaths: dict[str, int] = {}

@@ -22,7 +22,7 @@ def print_summary(summary: dict[str, Any]) -> None:
 
 
 def _where_time_went(summary: dict[str, Any]) -> str:
-    """` (8.2 s of start-up, then 58.1 images/s)`; empty for a command that had nothing to caption."""
+    """Returns ` (8.2 s of start-up, then 58.1 images/s)`; empty where nothing was captioned."""
     parts = []
     if summary["startup_seconds"] is not None:
         parts.append(f"{summary['startup_seconds']:,.1f} s of start-up")
@@ -38,7 +38,7 @@ def _where_time_went(summary: dict[str, Any]) -> str:
 def print_counts(
     by_source: dict[str, dict[str, int]], by_reason: dict[str, int], columns: tuple[str, ...]
 ) -> None:
-    """One row a source with the named counts and a row of sums, then what was rejected and why."""
+    """Prints a row a source with the named counts and a row of sums, then what was rejected and why."""
     console = Console(highlight=False, markup=False)
     sources = Table("source", *_right(columns))
     for source, counts in sorted(by_source.items()):
