@@ -23,7 +23,7 @@ def caption(config: CaptionConfig) -> int:
 
 
 def plan(config: CaptionConfig) -> str:
-    """What would run, in a few lines; writes nothing."""
+    """Looks at what would run and says so in a few lines; writes nothing."""
     from pipelines.steps.dry_run import describe_job
 
     return describe_job(config)
