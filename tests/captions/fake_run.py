@@ -106,6 +106,8 @@ def _summary(captions: list[dict[str, Any]], rejects: list[dict[str, Any]]) -> d
         "by_source": sources,
         "by_reason": dict(Counter(row["reason"] for row in rejects)),
         "reject_rate": len(rejects) / max(1, rows),
+        "seconds": 12.5,
+        "startup_seconds": 4.5,
         "wall_seconds": 12.5,
         "sessions": 1,
         "images_per_second": rows / 12.5,

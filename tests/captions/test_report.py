@@ -253,3 +253,14 @@ def test_a_failing_report_leaves_the_old_one(mixed: Path, root: Path) -> None:
     with pytest.raises(Exception, match="tokens"):
         write_report(mixed, root=str(root))
     assert (mixed / "report.html").read_bytes() == before
+
+
+def test_start_up_and_steady_rate_are_apart(tmp_path: Path) -> None:
+    rows = [caption("a", "b")]
+    page = write_report(write_run(tmp_path / "one", rows, images_per_second=58.12), root=None).read_text()
+    assert '58.1</dd><dd class="note">after start-up' in page
+    assert '12 s</dd><dd class="note">1 session, 4.5 s of it start-up</dd>' in page
+    # One commit alone gives no rate, and a command that only finished had no start-up.
+    small = write_run(tmp_path / "two", rows, images_per_second=0.0, startup_seconds=None, sessions=2)
+    page = write_report(small, root=None).read_text()
+    assert '–</dd><dd class="note">after start-up' in page and '<dd class="note">2 sessions</dd>' in page

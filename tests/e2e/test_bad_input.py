@@ -285,7 +285,7 @@ def test_a_terminated_run_ends_like_an_interrupted_one(
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
 
-    monkeypatch.setattr(caption, "ray_session", terminate)
+    monkeypatch.setattr(caption_job, "ray_session", terminate)
     before = signal.getsignal(signal.SIGTERM)
     assert _caption(images, tmp_path / "run") == 130
     assert "interrupted before the first commit" in capsys.readouterr().err

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from pipelines import caption
+from pipelines.steps import caption_job
 from sharegpt4v.captions.layout import CaptionRun
 from tests.captions.sessions import caption as committed_caption
 from tests.captions.sessions import commit
 from tests.commands import outcomes_left, rows, write_images
 
-FAKE = ("--engine", "fake", "--fake.image-size", "24")
+FAKE = ("--engine", "fake", "--fake.image-side", "24")
 REMEDY = "free some space there, or move it to a larger disk; what was committed is kept: run the same"
 
 
@@ -49,7 +50,7 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(caption, "ray_session", interrupted)
+    monkeypatch.setattr(caption_job, "ray_session", interrupted)
 
 
 def _last_line(capsys: pytest.CaptureFixture[str]) -> str:

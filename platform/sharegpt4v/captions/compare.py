@@ -131,7 +131,7 @@ def _figures(summary: Mapping[str, Any]) -> dict[str, str]:
         "characters, mean": f"{characters['mean']:,.0f}",
         "characters, median": f"{characters['median']:,.0f}",
         "tokens a caption": f"{summary['tokens'] / max(1, summary['captions']):,.0f}",
-        "images per second": f"{summary['images_per_second']:,.3g}",
+        "images per second": f"{summary['images_per_second']:,.3g}" if summary["images_per_second"] else "–",
         "engine": printable(summary["engine"]),
     }
 

@@ -95,7 +95,9 @@ def stored_weights(folder: Path) -> tuple[int, tuple[str, ...]]:
                 start, end = tensor["data_offsets"]
                 by_dtype[_DTYPES.get(tensor["dtype"], tensor["dtype"])] += end - start
         except (struct.error, ValueError, KeyError, TypeError, AttributeError):
-            raise UserError(f"{path} is no safetensors file: copy or convert the weights again") from None
+            raise UserError(
+                f"{path} is no safetensors file: copy or convert the weights again", field="model"
+            ) from None
     return by_dtype.total(), tuple(dtype for dtype, _ in by_dtype.most_common())
 
 

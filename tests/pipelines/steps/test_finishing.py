@@ -11,6 +11,7 @@ from pipelines.steps.phases import Phases
 from sharegpt4v.captions.layout import CaptionRun
 from sharegpt4v.captions.sessions import begin_session
 from sharegpt4v.config.caption import CaptionConfig
+from sharegpt4v.run.settings import write_settings
 from tests.captions.sessions import begin, caption, commit, reject
 
 
@@ -31,6 +32,7 @@ def _run(path: Path, captions: int, rejects: int) -> CaptionRun:
 
 def _finish(run: CaptionRun, max_reject_rate: float = 0.05) -> int:
     job = _job(run, max_reject_rate)
+    write_settings(run, job.config.model_dump(mode="json"), job.fingerprint, job.facts(str(run.path)))
     return finish(job, run, str(run.path), Phases(time.time()))
 
 
