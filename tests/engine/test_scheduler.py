@@ -165,7 +165,9 @@ def test_a_sweep_ends_cancelled_and_expired_requests_wherever_they_are(where: st
     with pytest.raises(EngineError, match=f"not finished within its 60 s, after {tokens} tokens"):
         late.result(0)
     assert not stay.done()
-    assert scheduler.stats().failed == 1
+    stats = scheduler.stats()
+    assert stats.failed == 1
+    assert stats.queued == (where in ("waiting", "suspects")) and stats.running == (where == "running")
 
 
 def test_requests_are_swept_while_others_run_and_wait() -> None:
@@ -254,22 +256,27 @@ def test_slots_are_compacted_only_when_nothing_waits_for_them() -> None:
 # Failed steps
 
 
-def test_suspects_are_tried_by_halves_until_the_one_at_fault_is_alone() -> None:
+@pytest.mark.parametrize(
+    ("fault", "expected"), [("c", ["abcd", "ab", "cd", "c", "d"]), ("a", ["abcd", "ab", "a", "b", "cd"])]
+)
+def test_suspects_are_tried_by_halves_until_the_one_at_fault_is_alone(
+    fault: str, expected: list[str]
+) -> None:
     scheduler = Scheduler(slots=4)
     handles = _submit(scheduler, "abcd")
     groups = []
     while not all(handle.done() for handle in handles.values()):
         group = _admit(scheduler, length=1)
         groups.append("".join(group.values()))
-        if "c" in groups[-1]:
+        if fault in groups[-1]:
             scheduler.suspect(RuntimeError("a bad step"))
         else:
             for slot in group:
                 scheduler.take(slot, 1)
-    assert groups == ["abcd", "ab", "cd", "c", "d"]
+    assert groups == expected
     with pytest.raises(EngineError, match="RuntimeError: a bad step"):
-        handles["c"].result(0)
-    assert [handles[key].result(0).text for key in "abd"] == ["1", "1", "1"]
+        handles.pop(fault).result(0)
+    assert [handle.result(0).text for handle in handles.values()] == ["1", "1", "1"]
     stats = scheduler.stats()
     assert (stats.requests, stats.failed, stats.running, stats.queued) == (3, 1, 0, 0)
 

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import chain
-from typing import Protocol
+from typing import Any, Protocol
 
 from sharegpt4v.dialogue import Completion, Request
 from sharegpt4v.engine.handle import EngineClosed, EngineError, Handle, one_line
@@ -61,7 +61,7 @@ class Scheduler:
         self._waiting: deque[Handle] = deque()
         self._suspects: deque[list[Handle]] = deque()  # groups to be tried apart
         self._swept = 0.0
-        self._stats = EngineStats(slots=slots)
+        self._counts: dict[str, Any] = {}  # fields of EngineStats, replaced together: all of one moment
 
     # From any thread
 
@@ -75,7 +75,8 @@ class Scheduler:
 
     def stats(self) -> EngineStats:
         queued = len(self._intake) + len(self._waiting) + sum(map(len, self._suspects))
-        return replace(self._stats, queued=queued, running=len(self.running))
+        now = EngineStats(slots=self._slots, running=len(self.running), queued=queued)
+        return replace(now, **self._counts)
 
     def close(self) -> None:
         """Refuses further requests and fails those not yet received; the engine's thread fails the others."""
@@ -136,7 +137,7 @@ class Scheduler:
         count = len(self.running)
         if self._waiting or self._suspects or self.beginning or count == 0 or max(self.running) < count:
             return []
-        sources = sorted((slot for slot in self.running if slot >= count), reverse=True)
+        sources = sorted(slot for slot in self.running if slot >= count)
         targets = [slot for slot in range(count) if slot not in self.running]
         moves = list(zip(sources, targets, strict=True))
         for source, target in moves:
@@ -145,8 +146,7 @@ class Scheduler:
 
     def count(self, **more: float) -> None:
         """Adds to the statistics, step by step: who watches them sees whether the engine still works."""
-        now = {name: getattr(self._stats, name) + value for name, value in more.items()}
-        self._stats = replace(self._stats, **now)
+        self._counts = self._counts | {name: self._counts.get(name, 0) + more[name] for name in more}
 
     # Ends
 
@@ -230,7 +230,6 @@ class Scheduler:
         self._suspects.clear()
         self._clear_slots()
         self._slots, self._group = slots, group
-        self._stats = replace(self._stats, slots=slots)
 
     def abandon(self, why: str) -> None:
         """Closes, and fails whatever is unfinished with EngineClosed."""
