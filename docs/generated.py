@@ -91,7 +91,7 @@ def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
     value = field.get_default(call_default_factory=True, validated_data={})
-    return "no default" if value is None else f"default `{_plain(value)}`"
+    return "optional" if value is None else f"default `{_plain(value)}`"
 
 
 def _plain(value: Any) -> str:
