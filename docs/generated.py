@@ -63,9 +63,13 @@ def _field(dotted: str, field: FieldInfo, config_class: type[CommandConfig]) -> 
     """An entry of a definition list: the field, then its type, default and description."""
     yield f"`{dotted}`"
     facts = f"{_kind(field.annotation)}{_bounds(field)}; {_default(field)}"
-    description = with_flags(field.description or "", flags(config_class))
+    description = _with_flags(field.description or "", config_class)
     yield f": *{facts}*\\\n  {description}"
     yield ""
+
+
+def _with_flags(text: str, config_class: type[CommandConfig]) -> str:
+    return with_flags(text, {name: f"`{flag}`" for name, flag in flags(config_class).items()})
 
 
 def _kind(annotation: Any) -> str:
@@ -91,7 +95,7 @@ def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
     value = field.get_default(call_default_factory=True, validated_data={})
-    return "no default" if value is None else f"default `{_plain(value)}`"
+    return "optional" if value is None else f"default `{_plain(value)}`"
 
 
 def _plain(value: Any) -> str:
@@ -106,7 +110,7 @@ def _presets(name: str, config_class: type[CommandConfig]) -> Iterator[str]:
     yield from (f"### Presets of {name}", "")
     for number, (preset, layer) in enumerate(config_class.presets.items()):
         first = " (the default)" if number == 0 else ""
-        yield from (f"`{preset}`{first}", f": {with_flags(layer.text, flags(config_class))}", "")
+        yield from (f"`{preset}`{first}", f": {_with_flags(layer.text, config_class)}", "")
         for dotted, value in flat_values(layer.values).items():
             yield f"  - `{dotted}`: " + (f"`{_plain(value)}`" if value != "" else "to be given")
         yield ""

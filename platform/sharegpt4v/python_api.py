@@ -111,8 +111,10 @@ def _read(image: str) -> bytes:
 class Captioner(_Model):
     """Describes images in detail, each with the captioner's own prompt unless another is given.
 
-    with Captioner.load("models/share-captioner") as captioner:
-        print(captioner.caption("photo.jpg"))
+    For example::
+
+        with Captioner.load("models/share-captioner") as captioner:
+            print(captioner.caption("photo.jpg"))
     """
 
     _toy = TOY_CAPTIONER
@@ -149,11 +151,13 @@ class Captioner(_Model):
 
 
 class Chat(_Model):
-    """A dialogue about images with ShareGPT4V or another LLaVA-shaped model.
+    """Holds a dialogue about images with ShareGPT4V or another LLaVA-shaped model.
 
-    chat = Chat.load("models/7b")
-    print(chat.ask("What is in this photo?", "photo.jpg"))
-    print(chat.ask("What colour is it?"))  # goes on with the same dialogue
+    For example::
+
+        chat = Chat.load("models/7b")
+        print(chat.ask("What is in this photo?", "photo.jpg"))
+        print(chat.ask("What colour is it?"))  # goes on with the same dialogue
     """
 
     _toy = TOY_CHAT
