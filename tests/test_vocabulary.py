@@ -26,7 +26,7 @@ OLD_WORDS = re.compile(r"\b(?:told|stands|stood|gets on|goodbye|hear of|heard of
 
 NO_VERBS = frozenset(
     "a an the what whether where which who how when why all every each of as in for with without its "
-    "their true false none ids bytes tensors pixels tokens rows counts names text texts one".split()
+    "their true false none ids bytes tensors pixels tokens rows text texts one".split()
 )
 """First words of docstrings that name a thing where they should say what is done."""
 
