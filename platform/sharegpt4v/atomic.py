@@ -1,8 +1,8 @@
-"""Files and folders that have their name only once they are whole, and still after a power cut.
+"""Writes files and folders that get their name only once complete, and keep it after a power cut.
 
-Everything is written beside its place, synced, renamed, and the rename is synced: whatever is deleted
-afterwards because the new file exists cannot outlive it on the disk. A killed process leaves at most a
-hidden file or folder `.NAME.<16 hex digits>`, which no reader looks at.
+Each is written under a temporary name beside its path, synced and renamed, and the rename is synced: so
+after a power cut nothing that was deleted because the new file existed is lost without it. A killed process
+leaves at most a hidden file or folder `.NAME.<16 hex digits>`, which no reader opens.
 """
 
 import errno
@@ -18,18 +18,18 @@ _FOLDERS_NOT_SYNCED = {errno.EINVAL, errno.ENOTSUP}
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Writes a file whole or not at all; text as UTF-8. Raises OSError, the old file is then as it was."""
+    """Writes a file completely or not at all; text as UTF-8. Raises OSError and then keeps the old file."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yields a path beside `path` where the block makes a file or folder, which takes the name at its end.
+    """Yields a temporary path beside `path` for the block to write; renames it to `path` after the block.
 
-    A file replaces an older file; a folder replaces nothing but an empty folder. When the block fails, what
-    it made is removed and `path` is as before. The name is new each time, so that several processes, also on
-    several nodes, may write one `path`: the last one wins. Raises OSError, also where the parent is missing.
+    A file replaces an older file; a folder replaces only an empty folder. When the block fails, its output
+    is removed and `path` is unchanged. The temporary name is unique, so that several processes, also on
+    several nodes, may write one `path`: the last rename wins. Raises OSError, also for a missing parent.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
@@ -44,7 +44,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def publish(temporary: Path, path: Path) -> None:
-    """Gives a finished file or folder its name, for good: synced before, and its folder after.
+    """Renames a finished file or folder durably: syncs it before, and its parent folder after.
 
     Both paths are on one file system. Raises OSError where `path` is a folder that is not empty.
     """
@@ -54,7 +54,7 @@ def publish(temporary: Path, path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Returns once a file, or a folder with all that is in it, is on the disk. Links are not followed."""
+    """Syncs a file, or a folder and all its content, to the disk. Links are not followed."""
     if not path.is_dir():
         _sync_file(path)
         return

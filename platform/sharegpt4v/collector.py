@@ -1,4 +1,4 @@
-"""Python's cyclic garbage collector kept away from objects that live as long as their process."""
+"""Excludes objects that exist as long as their process from Python's cyclic garbage collection."""
 
 import gc
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def collector_paused() -> Iterator[None]:
-    """Pauses the collector while modules are imported, and leaves what exists then out of later collections.
+    """Pauses the collector during imports and excludes the objects that exist then from later collections.
 
     Each full collection visits every object: of the 3.8 s in which torch and transformers are imported
     0.6 s are collections that find nothing.

@@ -1,4 +1,4 @@
-"""What models, engines, servers and scorers exchange: images, turns, requests and completions."""
+"""The data that models, engines, servers and scorers exchange: images, turns, requests and completions."""
 
 import hashlib
 from collections.abc import Mapping
@@ -7,32 +7,32 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from sharegpt4v.errors import UserError
 
-if TYPE_CHECKING:  # configurations import this module, and help is printed from them before anything heavy
+if TYPE_CHECKING:  # configurations import this module, and `--help` must not load numpy
     import numpy as np
     import numpy.typing as npt
 
 ImageProtocol = Literal["pad", "crop", "squash"]
-"""How an image of any shape becomes the model's square; images/protocols.py does it."""
+"""How an image of any shape is made the model's square, implemented in images/protocols.py."""
 
 EngineName = Literal["torch", "vllm", "fake"]
 """The engines that engine/build.py can build."""
 
 Image: TypeAlias = "npt.NDArray[np.uint8]"
-"""(H, W, 3) uint8 RGB at the model's own size; the device normalises."""
+"""(H, W, 3) uint8 RGB at the model's own size; the adapter normalises it on the device."""
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What a number may be: from `least` on, or greater than `above`, and up to `most`."""
+    """Bounds of a number: at least `least`, or greater than `above`, and at most `most`."""
 
     least: float | None = None
     above: float | None = None
     most: float | None = None
 
     def contain(self, value: float) -> bool:
-        """NaN is within no bounds."""
+        """Returns whether a value is within the bounds; NaN never is."""
         return (
             (self.least is None or value >= self.least)
             and (self.above is None or value > self.above)
@@ -47,13 +47,13 @@ class Bounds:
 
 SAMPLING_BOUNDS: Mapping[str, Bounds] = {
     "max_new_tokens": Bounds(least=1),
-    "min_new_tokens": Bounds(least=0),  # and never more than max_new_tokens
+    "min_new_tokens": Bounds(least=0),  # and at most max_new_tokens
     "temperature": Bounds(least=0, most=100),
     "top_p": Bounds(above=0, most=1),
     "top_k": Bounds(least=0),
     "repetition_penalty": Bounds(above=0, most=100),
 }
-"""Of SamplingParams, and of every configuration that becomes one."""
+"""Bounds of SamplingParams, and of every configuration that is converted to one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +61,11 @@ class SamplingParams:
     """How one answer is decoded, within SAMPLING_BOUNDS.
 
     temperature 0 is greedy and ignores top_p and top_k. top_p: share of probability that is sampled from,
-    above 0 and at most 1 as transformers and vLLM have it. repetition_penalty counts generated tokens
-    only, never the prompt's (the released captioner does the same, reference: 1.5). seed None draws
-    one from the request's id, so that the same request always samples the same answer.
-    stop: texts that end the answer and are not part of it. min_new_tokens: no end token before them.
-    Raises UserError for a value that no decoding can follow.
+    above 0 and at most 1 as in transformers and vLLM. repetition_penalty counts generated tokens only,
+    never the prompt's (as the released captioner does, reference: 1.5). seed None derives one from the
+    request's id, so that the same request always samples the same answer.
+    stop: texts that end the answer and are not part of it. min_new_tokens: tokens before any end token.
+    Raises UserError for a value out of bounds.
     """
 
     max_new_tokens: int = 500  # the release's length cap
@@ -92,9 +92,9 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Turn:
-    """One turn of a dialogue; the text is plain text whatever control strings it holds.
+    """One turn of a dialogue; control strings in its text are treated as plain text.
 
-    images: what a user's turn is about, in order; templates put them before its text. Raises UserError for
+    images: those of a user's turn, in order; templates put them before its text. Raises UserError for
     an assistant's turn with images.
     """
 
@@ -114,8 +114,8 @@ class Turn:
 class Request:
     """One dialogue to be answered.
 
-    timeout: seconds from submit after which it fails. stream: pieces come while they are generated; otherwise
-    the whole text is one piece.
+    timeout: seconds from submit after which it fails. stream: pieces are pushed while they are generated;
+    otherwise the whole text is one piece.
     """
 
     id: str
@@ -140,6 +140,6 @@ class Completion:
 
 
 def sampling_seed(request_id: str, attempt: int) -> int:
-    """63-bit seed = hash(id, attempt): a resumed run samples what an uninterrupted one would have."""
+    """Returns a 63-bit hash of id and attempt, so that a resumed run samples the same answers."""
     digest = hashlib.blake2b(f"{attempt}:{request_id}".encode("utf-8", "surrogatepass"), digest_size=8)
     return int.from_bytes(digest.digest(), "big") >> 1

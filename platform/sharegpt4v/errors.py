@@ -1,11 +1,11 @@
-"""What can end a command, and what can end a row."""
+"""The errors that end a command, and those that reject a row."""
 
 from collections.abc import Callable
 from functools import partial
 
 
 class UserError(ValueError):
-    """Something the user can put right: one line with the value, the limit and the next step.
+    """An error that the user can correct: one line with the value, the limit and the next step.
 
     field: the argument or configuration field at fault, dotted where it is nested; str() begins with it.
     Other fields are in the text in backticks: UserError("0 is too few: give 1, or leave `limit` out",
@@ -18,16 +18,16 @@ class UserError(ValueError):
         self.field = field
 
     def __reduce__(self) -> tuple[Callable[[str], "UserError"], tuple[str]]:
-        # Not from its args, to which Ray Data appends a note before an error is pickled.
+        # Not from `args`, to which Ray Data appends text before an error is pickled.
         return partial(type(self), field=self.field), (self.text,)
 
 
 class RunFailed(RuntimeError):
-    """Work that began could not go on: one line that says why and what to do. Exit code 1."""
+    """A run that started and cannot continue: one line with the cause and the next step. Exit code 1."""
 
 
 class Rejected(ValueError):
-    """One row that cannot be used; the run goes on and writes it to the rejects.
+    """One row that cannot be used; the run continues and writes it to the rejects.
 
     reason: a stable snake_case code that summaries count by, `truncated` for example.
     message: one line for people, naming the value and the limit.

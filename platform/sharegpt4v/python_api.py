@@ -31,9 +31,9 @@ log = logging.getLogger(__name__)
 
 
 class _Model:
-    """A model in this process, with the engine that captioning and serving use. Close it, or use `with`."""
+    """A model in this process on the engine of captioning and serving. Close it, or use `with`."""
 
-    _toy: Path  # what "toy" stands for
+    _toy: Path  # the folder that "toy" names
 
     def __init__(self, card: ModelCard, spec: EngineSpec) -> None:
         self.card = card
@@ -52,8 +52,8 @@ class _Model:
     ) -> Self:
         """Loads a transformers folder, a URI of one, or the shipped `toy`.
 
-        slots: requests that are answered at once. threads: CPU threads, all cores by default. dtype auto:
-        bfloat16 on a GPU, float32 on a CPU. Raises UserError when there is no such model, or no GPU.
+        slots: requests that run at once. threads: CPU threads, all cores by default. dtype auto:
+        bfloat16 on a GPU, float32 on a CPU. Raises UserError for a missing model or GPU.
         """
         card = read_card(str(model), toy=cls._toy)
         import torch
@@ -88,7 +88,7 @@ class _Model:
         self.close()
 
     def _pixels(self, image: ImageLike) -> Image:
-        """Prepares an image as the model was trained. Raises Rejected, or StorageError for a dead store."""
+        """Prepares an image as in training. Raises Rejected, or StorageError when a store fails."""
         size, protocol = self.card.image_size, self.card.protocol
         if isinstance(image, PillowImage.Image):
             return prepare_image(image, size, protocol).pixels
@@ -104,7 +104,7 @@ class _Model:
 def _read(image: str) -> bytes:
     if "://" in image:
         return ImageReader(None).read(image)
-    path = Path(image).resolve()  # a link may lead anywhere: whoever calls this chose it
+    path = Path(image).resolve()  # links may leave the folder: the caller chose the path
     return ImageReader(str(path.parent)).read(path.name)
 
 
@@ -132,7 +132,7 @@ class Captioner(_Model):
     ) -> str | list[str | None]:
         """Returns the caption of an image, or the captions of many in their order.
 
-        Many are captioned together; one that cannot be read gives None and a warning that names it. sampling:
+        Many are captioned together; an unreadable one yields None and a warning with its number. sampling:
         fields of dialogue.SamplingParams. Raises Rejected for a single image that cannot be read, EngineError
         when the model fails, UserError for a sampling value out of bounds.
         """
@@ -157,7 +157,7 @@ class Chat(_Model):
 
         chat = Chat.load("models/7b")
         print(chat.ask("What is in this photo?", "photo.jpg"))
-        print(chat.ask("What colour is it?"))  # goes on with the same dialogue
+        print(chat.ask("What colour is it?"))  # continues the dialogue
     """
 
     _toy = TOY_CHAT
@@ -167,21 +167,21 @@ class Chat(_Model):
         self.turns: list[Turn] = []
 
     def ask(self, question: str, *images: ImageLike, **sampling: Any) -> str:
-        """Answers the next question of the dialogue. images: new ones, which this question is about.
+        """Answers the next question of the dialogue. images: new images for this question.
 
         A question that fails leaves the dialogue as it was. Raises as `Captioner.caption` does.
         """
         return "".join(self.stream(question, *images, **sampling))
 
     def stream(self, question: str, *images: ImageLike, **sampling: Any) -> Generator[str, None, None]:
-        """Yields the answer piece by piece; the dialogue grows when the last piece has been taken."""
+        """Yields the answer piece by piece; adds it to the dialogue after the last piece."""
         turn = Turn("user", question, tuple(self._pixels(image) for image in images))
         handle = self._submit([*self.turns, turn], SamplingParams(**sampling), stream=True)
         try:
             yield from handle
             answer = handle.result().text
         finally:
-            handle.cancel()  # does nothing to a finished request; one that is left frees its slot
+            handle.cancel()  # no effect on a finished request; frees the slot when the caller stops early
         self.turns += [turn, Turn("assistant", answer)]
 
     def reset(self) -> None:

@@ -1,7 +1,7 @@
-"""Dialogues to token ids and labels, for training and for every engine alike, without any weights.
+"""Encodes dialogues as token ids and labels, for training and for every engine, without loading weights.
 
-Ids and labels are built segment by segment: nothing has to be searched for in finished text, and control
-strings that a user writes stay plain text.
+Ids and labels are built segment by segment: nothing is searched for in finished text, and control strings
+that a user writes remain plain text.
 """
 
 from abc import ABC, abstractmethod
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 IGNORE_INDEX = -100
-"""Label of a position that takes no part in the loss, as torch's cross entropy has it."""
+"""Label of a position without loss, the default of torch's cross entropy."""
 
 VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -35,14 +35,14 @@ class TrainingIds:
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """What a model is trained to give: text, and the control tokens that end it."""
+    """An answer that a model is trained on: its text, and the control tokens that end it."""
 
     text: str
     end: tuple[int, ...] = ()
 
 
 _Part = str | int | _Answer | None
-"""Of a dialogue: text, a control token, an answer, or None where an image belongs."""
+"""A part of a dialogue: text, a control token, an answer, or None for an image."""
 
 
 class _Run(NamedTuple):
@@ -53,7 +53,7 @@ class _Run(NamedTuple):
 class Template(ABC):
     """Turns dialogues into ids. A dialogue begins with the user, and user and assistant alternate.
 
-    image_token_id: what an image's positions hold. image_tokens: how many positions one image takes.
+    image_token_id: the id at an image's positions. image_tokens: the number of positions of one image.
     Raises UserError for a tokenizer that lacks one of the template's control tokens.
     """
 
@@ -66,14 +66,14 @@ class Template(ABC):
     def prompt(self, turns: Sequence[Turn]) -> list[int]:
         """Returns the ids (T,) after which an answer is generated; a prompt ends with the user.
 
-        With the answer's own ids behind them they are the input_ids of `example`, so that a model is asked as
-        it was trained. Raises UserError for other roles.
+        Followed by the answer's ids they are the input_ids of `example`, so that inference matches training.
+        Raises UserError for other roles.
         """
         _check_roles(turns, last="user")
         return [token for run in self._runs(turns) for token in run.ids]
 
     def segments(self, turns: Sequence[Turn]) -> list[list[int]]:
-        """Returns a prompt's ids without its images, cut where they belong: images + 1 lists.
+        """Returns a prompt's ids without its images, split at their positions: images + 1 lists.
 
         Raises UserError as `prompt` does.
         """
@@ -87,9 +87,9 @@ class Template(ABC):
         return segments
 
     def example(self, turns: Sequence[Turn]) -> TrainingIds:
-        """Returns ids and labels of a dialogue to train on: every answer counts, with the tokens that end it.
+        """Returns ids and labels of a dialogue to train on: all answers and their end tokens have labels.
 
-        It ends with the assistant. Raises UserError for other roles.
+        The dialogue ends with the assistant. Raises UserError for other roles.
         """
         _check_roles(turns, last="assistant")
         runs = list(self._runs(turns))
@@ -100,17 +100,17 @@ class Template(ABC):
 
     @abstractmethod
     def _question(self, turn: Turn, first: bool) -> list[_Part]:
-        """What a user's turn consists of, up to where the answer begins."""
+        """Returns the parts of a user's turn, up to the start of the answer."""
 
     @abstractmethod
     def _answer(self, text: str) -> _Answer:
-        """What an assistant's turn consists of."""
+        """Returns the text and end tokens of an assistant's turn."""
 
     def _runs(self, turns: Sequence[Turn]) -> Iterator[_Run]:
-        """Encodes a dialogue. Texts side by side are encoded as one.
+        """Encodes a dialogue; adjacent texts are encoded as one.
 
-        Sentencepiece marks where a text begins: apart, an answer would begin with a mark that it does not
-        have behind its `ASSISTANT:`.
+        Sentencepiece marks the beginning of a text: encoded separately, an answer would begin with a mark
+        that it does not have after `ASSISTANT:`.
         """
         parts: list[_Part] = [self._bos]
         for number, turn in enumerate(turns):
@@ -132,9 +132,9 @@ class Template(ABC):
         yield _Run(self._text(text), "prompt")
 
     def _following(self, before: str, lead: list[int], text: str) -> list[int]:
-        """Ids of text as they come behind `before`, whose ids are `lead`.
+        """Encodes text as the continuation of `before`, whose ids are `lead`.
 
-        Alone where the tokenizer merges the two: a prompt ends with `lead`, whatever is answered.
+        Encodes it alone when the tokenizer merges the two: a prompt ends with `lead` for every answer.
         """
         if not before:
             return self._text(text)
@@ -142,15 +142,15 @@ class Template(ABC):
         return both[len(lead) :] if both[: len(lead)] == lead else self._text(text)
 
     def _text(self, text: str) -> list[int]:
-        """Ids of plain text: split_special_tokens takes no control tokens from it."""
+        """Encodes plain text; split_special_tokens keeps control tokens out of its ids."""
         if not text:
             return []
-        whole = text.encode("utf-8", "replace").decode()  # half of a surrogate pair is no text for tokenizers
+        whole = text.encode("utf-8", "replace").decode()  # tokenizers refuses lone surrogates
         ids: list[int] = self.tokenizer.encode(whole, add_special_tokens=False, split_special_tokens=True)
         return ids
 
     def _control(self, token: str) -> int:
-        """Id of a control token. Raises UserError when the tokenizer does not have it."""
+        """Returns the id of a control token. Raises UserError when the tokenizer lacks it."""
         index = self.tokenizer.get_vocab().get(token)
         if index is None:
             where = self.tokenizer.name_or_path or "this model"
@@ -158,12 +158,12 @@ class Template(ABC):
         return int(index)
 
     def _marker(self, marker: str) -> str | int:
-        """A template's marker: a control token where the tokenizer has it, else its text."""
+        """Returns a marker as a control token when the tokenizer has it, else as its text."""
         return self._control(marker) if marker in self.tokenizer.get_vocab() else marker
 
 
 class VicunaV1(Template):
-    """Writes SFT and chat (reference, 5): BOS system line ` USER: ` image newline `question ASSISTANT:`.
+    """Template of SFT and chat (reference, 5): BOS system line ` USER: ` image newline `question ASSISTANT:`.
 
     Then ` answer</s>`, and without a space between `USER: ` image newline `question ASSISTANT:` of the next
     round.
@@ -182,7 +182,7 @@ class VicunaV1(Template):
 
 
 class Plain(Template):
-    """Writes alignment and pre-training (reference, 5): BOS image caption newline, without the question.
+    """Template of alignment and pre-training (reference, 5): BOS image caption newline, no question.
 
     Loss on the caption and its newline; no end token. Raises UserError for a second round.
     """
@@ -203,7 +203,7 @@ class Plain(Template):
 
 
 class Captioner(Template):
-    """Writes as released (reference, 4): BOS `<|User|>:` image prompt `<TOKENS_UNUSED_0>` newline `<|Bot|>:`.
+    """As released (reference, 4): BOS `<|User|>:` image prompt `<TOKENS_UNUSED_0>` newline `<|Bot|>:`.
 
     The answer ends with `<TOKENS_UNUSED_1>`. Later rounds follow it and a newline, as in InternLM's chats.
     """
@@ -238,4 +238,4 @@ TEMPLATES: dict[str, Callable[["PreTrainedTokenizerFast", int, int], Template]] 
     "plain": Plain,
     "captioner": Captioner,
 }
-"""By name; each takes a tokenizer, the image's token id and how many tokens it has."""
+"""By name; each takes a tokenizer, the image's token id and its number of tokens."""

@@ -1,4 +1,4 @@
-"""From a configuration to a running engine; what crosses to an actor is the small picklable spec."""
+"""Builds a running engine from a spec, which is small and picklable so that it can be sent to an actor."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 class EngineSpec:
     """kind: which engine. weights: their folder or URI. model: their id. capacity: requests at once.
 
-    room_for: a question about one image and the tokens of its longest answer; slots then have just that room,
-    otherwise the model's whole context.
+    room_for: a question about one image and the tokens of its longest answer; each slot then holds exactly
+    these, otherwise the model's whole context.
     """
 
     kind: EngineName
@@ -52,7 +52,7 @@ def _build_torch(spec: EngineSpec) -> Engine:
         from sharegpt4v.engine.torch_engine import TorchEngine
         from sharegpt4v.models.load import load_adapter
 
-    # This thread only loads: a second team of OpenMP threads would slow down the engine's own.
+    # This thread only loads: a second pool of OpenMP threads would slow down the engine's own.
     folder, dtype = _prepare_loading(spec, threads=1)
     adapter = load_adapter(folder, dtype=dtype, device="cuda" if spec.use_gpu else "cpu")
     context = _context(spec, adapter)
@@ -73,17 +73,17 @@ ENGINES: Mapping[EngineName, Callable[[EngineSpec], Engine]] = {
     "vllm": _build_vllm,
     "fake": _build_fake,
 }
-"""Builder by name. Each imports what is heavy itself: the fake engine needs no torch."""
+"""Builder by name. Each imports its heavy modules itself, because the fake engine needs no torch."""
 
 
 def _prepare_loading(spec: EngineSpec, threads: int) -> "tuple[Path, torch.dtype]":
-    """Returns the folder of the weights, fetched where they are at a URI, and their type in memory."""
+    """Returns the folder of the weights, downloaded when they are at a URI, and their dtype in memory."""
     import torch
     from transformers.utils import logging
 
     assert spec.weights is not None
-    logging.disable_progress_bar()  # the run has its own, and an actor's goes nowhere
-    # Ray sets OMP_NUM_THREADS=1 for actors of one CPU or less; the configuration knows better.
+    logging.disable_progress_bar()  # the run shows its own, and an actor's is not shown
+    # Ray sets OMP_NUM_THREADS=1 for actors of one CPU or less; the configuration takes precedence.
     torch.set_num_threads(threads)
     dtype = getattr(torch, spec.dtype)
     assert isinstance(dtype, torch.dtype)

@@ -1,4 +1,4 @@
-"""A Llama decoder over slots: prefill of new prompts, and the decode step of all."""
+"""A Llama decoder over slots: prefills new prompts and runs one decode step for all slots."""
 
 from collections.abc import Callable, Sequence
 
@@ -14,13 +14,13 @@ from sharegpt4v.engine.slots import SlotCache, bytes_per_slot, live_mask
 
 
 def prefill_bytes(config: LlamaConfig, tokens: int, dtype: torch.dtype) -> int:
-    """What one prefill takes beside the slots: its own keys and values, and the activations of a layer."""
+    """Computes the bytes of one prefill beside the slots: keys, values and one layer's activations."""
     activations = 3 * (int(config.hidden_size) + int(config.intermediate_size)) * tokens * dtype.itemsize
     return bytes_per_slot(config, tokens, dtype) + activations
 
 
 class Decoder:
-    """The language model with its static cache. Logits come out as float32, whatever the weights are."""
+    """The language model with its static cache. Logits are float32 for weights of any dtype."""
 
     def __init__(
         self, model: LlamaForCausalLM, slots: int, context: int, dtype: torch.dtype, device: torch.device
@@ -42,9 +42,9 @@ class Decoder:
             )
 
     def prefill(self, prompts: Sequence[Tensor], slots: list[int]) -> Tensor:
-        """Puts prompts (T_i, D) into slots. Returns the logits that follow each: (n, V)."""
+        """Prefills prompts (T_i, D) into slots. Returns the logits after each: (n, V)."""
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=self._device)
-        # Padded on the right: no real token ever sees the padding, so plain causal attention needs no mask.
+        # Padding is on the right, where causal attention never reads it from a real token: no mask is needed.
         padded = torch.nn.utils.rnn.pad_sequence(list(prompts), batch_first=True)
         cache = DynamicCache()
         hidden = self._model.model(inputs_embeds=padded, past_key_values=cache, use_cache=True)
@@ -53,7 +53,7 @@ class Decoder:
         return self._logits(hidden.last_hidden_state[rows, lengths - 1])
 
     def step(self, tokens: Sequence[int], positions: Sequence[int]) -> Tensor:
-        """Token tokens[i] at positions[i] of slot i. Returns the logits that follow: (n, V)."""
+        """Feeds tokens[i] at positions[i] of slot i. Returns the logits after each: (n, V)."""
         if self._graphs is not None:
             return self._graphs.step(self._step, tokens, positions)
         lengths = [position + 1 for position in positions]
@@ -76,7 +76,7 @@ class Decoder:
         return self._forward(ids, positions, lambda layer, query: self.cache.attend(layer, query, mask))
 
     def _forward(self, ids: Tensor, positions: Tensor, attend: Callable[[int, Tensor], Tensor]) -> Tensor:
-        """One token a slot through transformers' own modules; `attend` reads the cache its way."""
+        """Runs one token per slot through transformers' own modules; `attend` attends over the cache."""
         model = self._model.model
         hidden = model.embed_tokens(ids[:, None])
         cos, sin = model.rotary_emb(hidden, position_ids=positions[:, None])
@@ -100,5 +100,5 @@ class Decoder:
 
 
 def _norm(norm: LlamaRMSNorm, hidden: Tensor) -> Tensor:
-    """The module's norm in one kernel of the card instead of eight, and with one rounding instead of two."""
+    """Computes the module's norm in one GPU kernel instead of eight, and with one rounding instead of two."""
     return F.rms_norm(hidden, norm.weight.shape, norm.weight, norm.variance_epsilon)

@@ -1,10 +1,10 @@
-"""What went wrong in a step: one request's fault, a lack of memory, or the end of the device."""
+"""Classifies the errors of a step: one request's fault, a lack of memory, or a lost device."""
 
 import torch
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether fewer slots would help. torch has a type of its own for devices only, none for main memory."""
+    """Returns whether fewer slots would help. torch has an error type for devices, none for main memory."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     said = ("DefaultCPUAllocator: can't allocate memory", "Triton Error [CUDA]: out of memory")
@@ -12,5 +12,5 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def concerns_all(error: Exception) -> bool:
-    """Whether it is no one request's fault: memory is short, or the device is lost for this process."""
+    """Returns whether no single request is at fault: memory is short, or this process has lost the device."""
     return is_out_of_memory(error) or isinstance(error, torch.AcceleratorError)

@@ -1,4 +1,4 @@
-"""A deterministic engine without a model: given speed, given faults. For benchmarks and fault tests."""
+"""A deterministic engine without a model, with set speed and faults, for benchmarks and fault tests."""
 
 import hashlib
 import os
@@ -22,11 +22,11 @@ _THINGS = ("square", "tree", "house", "cat", "boat", "table", "hill", "cup")
 
 @dataclass(frozen=True, slots=True)
 class FakeOptions:
-    """image_side in pixels. seconds_per_request: time one request takes, alone or in company.
+    """image_side in pixels. seconds_per_request: time one request takes, whatever else is queued.
 
     faults: fault name -> regular expression over request ids. kill ends the process with SIGKILL, hang
     never answers, error fails the request, once fails only the first attempt's gate, the others
-    answer with a text that the gate must catch.
+    answer with a text that the gate must reject.
     """
 
     image_side: int = 96
@@ -41,7 +41,7 @@ class FakeOptions:
 
 
 class FakeEngine:
-    """Answers from a hash of the picture, so that equal pixels always get equal captions. One at a time."""
+    """Answers one request at a time from a hash of its images, so that equal pixels get equal captions."""
 
     def __init__(self, options: FakeOptions) -> None:
         self.options = options
@@ -53,14 +53,14 @@ class FakeEngine:
         self._thread = start_thread("fake-engine", lambda: run_until_closed(self._scheduler, self._step))
 
     def submit(self, request: Request) -> Handle:
-        """Never blocks. Raises EngineClosed once the engine is closed."""
+        """Queues a request without blocking. Raises EngineClosed once the engine is closed."""
         return self._scheduler.submit(request)
 
     def stats(self) -> EngineStats:
         return self._scheduler.stats()
 
     def close(self) -> None:
-        """Fails what is unfinished with EngineClosed and joins the engine's thread."""
+        """Fails unfinished requests with EngineClosed and joins the engine's thread."""
         self._scheduler.close()
         self._thread.join()
 
@@ -111,7 +111,7 @@ def _faulty(fault: str | None) -> Completion | None:
 
 
 def _describe(request: Request) -> Completion:
-    """A caption of one to three sentences drawn from the pixels and the sampling seed."""
+    """Returns a caption of one to three sentences, chosen by the pixels and the sampling seed."""
     digest = hashlib.blake2b(digest_size=16)
     for image in request.images:
         digest.update(image.data if image.flags.c_contiguous else image.tobytes())

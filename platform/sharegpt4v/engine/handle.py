@@ -1,8 +1,8 @@
-"""The one engine interface that captioning and chat share.
+"""The engine interface that captioning and chat share.
 
-`submit(request) -> Handle` may be called from any thread. The engine owns one thread of its own that
-does the work; a handle gives the finished completion, streams it piece by piece, or cancels it, and
-can be awaited from asyncio. Which engine runs behind it (torch, vllm, fake) is a configuration.
+`submit(request) -> Handle` may be called from any thread. The engine owns one thread that
+does the work; a handle returns the finished completion, streams it piece by piece or cancels it, and
+can be awaited from asyncio. The configuration chooses the engine behind it (torch, vllm, fake).
 """
 
 import asyncio
@@ -17,23 +17,23 @@ from sharegpt4v.engine.stats import EngineStats
 
 
 class EngineError(RuntimeError):
-    """One request failed; the others go on. The message is one line fit for a reject record."""
+    """One request failed; the others continue. The message is one line that a reject record can hold."""
 
 
 class EngineClosed(EngineError):
-    """The engine was closed, or its thread died, before this request was finished."""
+    """The engine was closed, or its thread ended, before this request was finished."""
 
 
 def one_line(error: Exception) -> str:
-    """Fit for a reject record: our own errors as they are, others with their type."""
+    """Returns the message in one line for a reject record, with the type of errors that are not ours."""
     text = " ".join(str(error).split())
     return text if isinstance(error, EngineError) else f"{type(error).__name__}: {text}"
 
 
 class Handle:
-    """A request under way. Engines call `push` and one of `finish` or `fail`; callers use the rest.
+    """A request in progress. Engines call `push` and one of `finish` or `fail`; callers use the rest.
 
-    Every caller sees every piece: a handle may be iterated, awaited and asked for its result at once.
+    Every caller gets every piece: several may iterate, await and call `result` at the same time.
     """
 
     def __init__(self, request: Request) -> None:
@@ -74,7 +74,7 @@ class Handle:
         return self._completion
 
     def __iter__(self) -> Iterator[str]:
-        """Pieces of text in order; raises EngineError after the last one when the request failed."""
+        """Yields pieces of text in order; raises EngineError after the last one when the request failed."""
         seen = 0
         while True:
             with self._changed:
@@ -91,7 +91,7 @@ class Handle:
         return self.result(0)
 
     async def __aiter__(self) -> AsyncIterator[str]:
-        """As `__iter__`, without holding a thread while it waits."""
+        """Yields as `__iter__` does, without blocking a thread while it waits."""
         seen, changed = 0, asyncio.Event()
         with self._changed:
             self._waiters.append((asyncio.get_running_loop(), changed))
@@ -110,7 +110,7 @@ class Handle:
 
     @property
     def shown(self) -> str:
-        """What was pushed so far."""
+        """The text pushed so far."""
         return "".join(self._pieces)
 
     def push(self, piece: str) -> None:
@@ -121,14 +121,14 @@ class Handle:
             self._notify()
 
     def finish(self, completion: Completion) -> None:
-        """The end of the request; what an engine says of it afterwards is not heard."""
+        """Ends the request; later calls of `finish` and `fail` have no effect."""
         with self._changed:
             if not self.done():
                 self._completion = completion
                 self._notify()
 
     def fail(self, error: EngineError) -> None:
-        """As `finish`, for a request that failed."""
+        """Ends the request with an error, as `finish` does with a completion."""
         with self._changed:
             if not self.done():
                 self._error = error
@@ -137,7 +137,7 @@ class Handle:
     def _notify(self) -> None:
         self._changed.notify_all()
         for loop, changed in self._waiters:
-            # A loop that was closed meanwhile has nobody left who waits; the engine must not die of it.
+            # A loop closed meanwhile has no waiters left; its RuntimeError must not end the engine's thread.
             with suppress(RuntimeError):
                 loop.call_soon_threadsafe(changed.set)
 
@@ -152,16 +152,16 @@ class Handle:
 
 
 class Engine(Protocol):
-    """What pipelines and servers may rely on."""
+    """The interface that pipelines and servers may rely on."""
 
     model: str  # name@digest, stored beside every caption
     image_size: int  # pixels; images are handed over as (image_size, image_size, 3)
-    capacity: int  # requests it works on at once; more wait in its queue
+    capacity: int  # requests in progress at once; more wait in its queue
 
     def submit(self, request: Request) -> Handle:
-        """Never blocks. Raises EngineClosed once the engine is closed."""
+        """Queues a request without blocking. Raises EngineClosed once the engine is closed."""
 
     def stats(self) -> EngineStats: ...
 
     def close(self) -> None:
-        """Fails what is unfinished with EngineClosed and joins the engine's thread."""
+        """Fails unfinished requests with EngineClosed and joins the engine's thread."""

@@ -1,4 +1,4 @@
-"""Where requests from any thread wait for the engine's thread to take them over."""
+"""A queue in which requests from any thread wait until the engine's thread takes them."""
 
 import threading
 
@@ -9,7 +9,7 @@ UNFINISHED = "the engine was closed before this request was finished"
 
 
 class Intake:
-    """Submitted requests in order. Once closed it refuses further ones, and those left in it have failed."""
+    """Submitted requests in order. Closing it fails those left in it; it then refuses further ones."""
 
     def __init__(self) -> None:
         self._submitted: list[Handle] = []
@@ -17,7 +17,7 @@ class Intake:
         self.closed = False
 
     def submit(self, request: Request) -> Handle:
-        """Never blocks. Raises EngineClosed once closed."""
+        """Queues a request without blocking. Raises EngineClosed once closed."""
         handle = Handle(request)
         with self._changed:
             if self.closed:
@@ -27,7 +27,7 @@ class Intake:
         return handle
 
     def take_all(self, wait: bool) -> list[Handle]:
-        """What was submitted since the last call. wait: for a first one, or until closed."""
+        """Returns handles submitted since the last call. wait: block until there is one, or closed."""
         with self._changed:
             if wait:
                 self._changed.wait_for(lambda: self._submitted or self.closed)
@@ -39,7 +39,7 @@ class Intake:
             self._changed.wait_for(lambda: self.closed)
 
     def close(self) -> None:
-        """May be called twice: by whoever closes the engine, and by the engine's thread at its end."""
+        """Fails the requests left in it. May be called twice: by `close` and as the engine's thread ends."""
         with self._changed:
             self.closed = True
             self._changed.notify_all()

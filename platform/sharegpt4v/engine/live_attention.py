@@ -1,7 +1,7 @@
-"""Whether the slots of a cache can be read each up to its own length: that takes a kernel of our own.
+"""Chooses the attention of decode steps on a GPU: our kernel reads each slot up to its own length only.
 
-PyTorch's attention reads all slots up to the longest, behind one mask. That is the way on a CPU, and on a GPU
-where the kernel cannot be used.
+PyTorch's attention reads all slots up to the longest, under one mask. It is used on a CPU, and on a GPU where
+the kernel cannot run.
 """
 
 import logging
@@ -17,26 +17,26 @@ from sharegpt4v.engine.slots import SlotCache, live_mask
 log = logging.getLogger(__name__)
 
 AttendLive = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""`triton_attention.attend_live`: query, keys, values, positions -> what each slot attends to."""
+"""`triton_attention.attend_live`: query, keys, values, positions -> each slot's attention output."""
 
 _TRIAL_POSITIONS = 70
-"""Two blocks of what the kernel reads at once, and a part of a third."""
+"""Two of the blocks that the kernel reads at once, and a part of a third."""
 
 
 def load_attend_live(cache: SlotCache, heads: int) -> AttendLive | None:
-    """The kernel, after it gave on this card what PyTorch gives; None, with the reason in the log, otherwise.
+    """Returns the kernel if its result on this GPU is PyTorch's; otherwise logs the reason and returns None.
 
-    cache: on a GPU and empty; its first slot is used and cleared. heads: of queries.
+    cache: on a GPU and empty; its first slot is used and cleared. heads: number of query heads.
     """
     try:
         from sharegpt4v.engine.triton_attention import attend_live
 
-        with torch.cuda.device(cache.keys[0].device):  # Triton launches on the current one
+        with torch.cuda.device(cache.keys[0].device):  # Triton launches on the current device
             check_against_mask(attend_live, cache, heads)
     except Exception as error:
         if concerns_all(error):
             raise
-        # No Triton, no C compiler or headers of Python for it, a card or a width of heads it is not made for.
+        # No Triton, no C compiler or Python headers for it, or a GPU or head width that it does not support.
         log.warning(
             "attention reads every slot up to the longest one: the kernel that reads each up to its own "
             "length cannot be used here (%s)",
@@ -48,7 +48,7 @@ def load_attend_live(cache: SlotCache, heads: int) -> AttendLive | None:
 
 
 def check_against_mask(attend_live: AttendLive, cache: SlotCache, heads: int) -> None:
-    """Raises AssertionError if it differs from attention behind a mask by more than bfloat16 explains."""
+    """Raises AssertionError if it differs from masked attention by more than bfloat16's rounding explains."""
     keys, values = cache.keys[0], cache.values[0]
     random = torch.Generator(keys.device).manual_seed(0)
     live = min(_TRIAL_POSITIONS, keys.shape[2])

@@ -1,19 +1,19 @@
-"""Which of the requests that begin together share a pass of the vision tower, and which a prefill."""
+"""Groups requests that begin together into passes of the vision tower and into prefills."""
 
 from collections.abc import Iterator, Mapping
 
 PREFILL_TOKENS = 8_192
-"""Prompt tokens, padding included, that one prefill takes: bounds its memory and how long decoding waits."""
+"""Most prompt tokens, padding included, of one prefill: bounds its memory and how long decoding waits."""
 
 _PADDING = 1.25
-"""Prompts are prefilled together while the longest is at most so many times the shortest."""
+"""Prompts are prefilled together while the longest is at most this many times the shortest."""
 
 _EMBED_AT_ONCE = 32
 """Images that go through the vision tower together, unless one request has more."""
 
 
 def embed_groups(images: Mapping[int, int]) -> Iterator[list[int]]:
-    """Slots in order, as many together as one pass of the vision tower takes. images: how many, by slot."""
+    """Yields slots in order, as many as one pass of the vision tower takes. images: their number by slot."""
     group: list[int] = []
     held = 0
     for slot, count in images.items():
@@ -27,7 +27,7 @@ def embed_groups(images: Mapping[int, int]) -> Iterator[list[int]]:
 
 
 def prefill_groups(lengths: Mapping[int, int]) -> Iterator[list[int]]:
-    """Slots by the length of their prompts, ascending, in groups that waste little on padding."""
+    """Yields slots by ascending prompt length, in groups that need little padding."""
     group: list[int] = []
     for slot in sorted(lengths, key=lengths.__getitem__):
         longest = lengths[slot]

@@ -1,4 +1,4 @@
-"""One request in its slot: its tokens, its text while it grows, and how it ends."""
+"""One request in its slot: its tokens, its text so far, and the conditions that end it."""
 
 from collections.abc import Collection
 
@@ -12,8 +12,8 @@ from sharegpt4v.engine.text import TextStream, decode
 class RunningRequest:
     """Grows token by token until it is complete.
 
-    prompt_tokens: how many precede it in the slot. limit: new tokens it may have, by the request and by
-    the context. end_tokens: ids that end it and are no part of its text.
+    prompt_tokens: how many precede it in the slot. limit: most new tokens, by the request and by the
+    context. end_tokens: ids that end it and are not part of its text.
     """
 
     def __init__(
@@ -30,17 +30,17 @@ class RunningRequest:
         self._limit = limit
         self._tokenizer = tokenizer
         self._end_tokens = end_tokens
-        # Decoding at every token costs: only where somebody streams, or a stop string must be seen.
+        # Decoding at every token takes time, so only for requests that stream or have stop strings.
         watched = handle.request.stream or handle.request.sampling.stop
         self._stream = TextStream(tokenizer, handle.request.sampling.stop, handle.shown) if watched else None
 
     @property
     def position(self) -> int:
-        """Position of the last token in the slot."""
+        """The position of the last token in the slot."""
         return self._prompt_tokens + len(self.tokens) - 1
 
     def take(self, token: int) -> Completion | None:
-        """Appends a token and shows what it adds. Returns the answer once it is complete."""
+        """Appends a token and pushes the text it adds. Returns the answer once it is complete."""
         self.tokens.append(token)
         ended = token in self._end_tokens
         if self._stream and not ended:
@@ -62,7 +62,7 @@ class RunningRequest:
 
 
 def answer_limit(request: Request, prompt_tokens: int, context: int) -> int:
-    """New tokens that the answer may have. Raises EngineError when the context has no room for any."""
+    """Returns the most new tokens of an answer. Raises EngineError when the prompt fills the context."""
     if prompt_tokens >= context:
         raise EngineError(
             f"the prompt has {prompt_tokens} tokens and the context {context}: nothing is left "

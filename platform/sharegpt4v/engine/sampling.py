@@ -1,4 +1,4 @@
-"""How the next token is chosen from logits, each slot with its own parameters and its own random numbers."""
+"""Chooses the next tokens from logits, for each slot with its own parameters and its own random numbers."""
 
 import random
 from collections.abc import Collection, Sequence
@@ -11,13 +11,13 @@ from sharegpt4v.dialogue import SamplingParams
 _GREEDY = SamplingParams()
 
 _LEAST_TEMPERATURE = 1e-30
-"""What float32 can divide by without an overflow, once the best logit is 0."""
+"""The smallest divisor of float32 logits that cannot overflow, once the best logit is 0."""
 
 
 class TokenSampler:
-    """Sampling state of every slot. Slots that ask for nothing special cost one argmax together.
+    """Sampling state of every slot. Slots with default parameters take one argmax together.
 
-    The random numbers come from the request's seed and not from the device: the same seed draws the same
+    The random numbers come from the request's seed and not from the device: the same seed samples the same
     answer on a CPU and on a GPU, as far as their logits agree.
     """
 
@@ -27,10 +27,10 @@ class TokenSampler:
         self._generated = [0] * slots
         self._eos = torch.tensor(sorted(eos_token_ids), device=device)
         self._penalty = torch.ones(slots, 1, device=device)
-        self._seen: Tensor | None = None  # (slots, vocabulary) bool, made when the first penalty is asked for
+        self._seen: Tensor | None = None  # (slots, vocabulary) bool, made for the first penalty
 
     def admit(self, slot: int, params: SamplingParams, seed: int) -> None:
-        """A new request begins in this slot."""
+        """Sets the parameters and the seed of the request that begins in this slot."""
         self._params[slot] = params
         self._random[slot] = random.Random(seed)
         self._generated[slot] = 0
@@ -47,11 +47,11 @@ class TokenSampler:
             self._seen[target] = self._seen[source]
 
     def pick(self, logits: Tensor, slots: Sequence[int]) -> tuple[list[int], list[bool]]:
-        """One token for each slot: logits (n, V) float32, row i those of slots[i].
+        """Chooses one token for each slot: logits (n, V) float32, row i those of slots[i].
 
         Returns the tokens, and for each whether its logits were numbers. The repetition penalty divides
         positive logits of tokens generated before and multiplies negative ones (Keskar et al. 2019,
-        arXiv 1909.05858); it never sees the prompt.
+        arXiv 1909.05858); tokens of the prompt do not count.
         """
         params = [self._params[slot] for slot in slots]
         finite = torch.isfinite(logits.amax(-1))
@@ -90,7 +90,7 @@ class TokenSampler:
 
 
 def _draw(logits: Tensor, params: Sequence[SamplingParams], numbers: Sequence[float]) -> Tensor:
-    """One draw a row from logits (n, V) after temperature, top_k, then top_p; numbers: uniform in [0, 1)."""
+    """Draws a token per row of logits (n, V) by temperature, top_k, then top_p; numbers: uniform, [0, 1)."""
 
     vocabulary = logits.shape[1]
 
@@ -104,7 +104,7 @@ def _draw(logits: Tensor, params: Sequence[SamplingParams], numbers: Sequence[fl
     most = column([min(param.top_k or vocabulary, vocabulary) for param in params])
     probabilities = probabilities.masked_fill(ranks >= most, 0)
     probabilities = probabilities / probabilities.sum(-1, keepdim=True)
-    # A token stays while the mass before it is below top_p, so the likeliest always stays.
+    # A token is kept while the mass before it is below top_p, so the likeliest is always kept.
     before = probabilities.cumsum(-1) - probabilities
     probabilities = probabilities.masked_fill(
         (before >= column([param.top_p for param in params])) & (ranks > 0), 0

@@ -1,4 +1,4 @@
-"""Which requests wait, begin, run or are tried again, and in which slots: an engine's policy, plain Python.
+"""Decides which requests wait, begin, run or are tried again, and in which slots, in plain Python.
 
 An engine's thread calls `receive`, `admit`, `place` for each prompt it has prefilled and `take` for each new
 token, and `suspect` after a step that failed; nothing here computes or starts a thread. `submit`, `stats`,
@@ -21,7 +21,7 @@ from sharegpt4v.engine.stats import EngineStats
 log = logging.getLogger(__name__)
 
 _SWEEP_SECONDS = 0.1
-"""How often all requests are looked through for cancelled and expired ones."""
+"""Interval at which all requests are checked for cancelled and expired ones."""
 
 
 class Running(Protocol):
@@ -32,10 +32,10 @@ class Running(Protocol):
 
     @property
     def position(self) -> int:
-        """Position of the last token in the slot."""
+        """The position of the last token in the slot."""
 
     def take(self, token: int) -> Completion | None:
-        """Appends a token. Returns the answer once it is complete; raises what is wrong with the request."""
+        """Appends a token. Returns the answer once it is complete; raises when the request is at fault."""
 
 
 def _short_of_memory(error: Exception) -> bool:
@@ -43,25 +43,25 @@ def _short_of_memory(error: Exception) -> bool:
 
 
 class Scheduler:
-    """Every request that an engine has and has not finished is in one place here.
+    """Holds every unfinished request of an engine, each in exactly one place.
 
-    slots: requests that may begin or run at once. group: while others run, requests begin once so many slots
-    are free, or enough for all that wait, so that they are prefilled together. concerns_all: whether an error
-    is no one request's fault.
+    slots: requests that may begin or run at once. group: while others run, requests begin once this many
+    slots are free, or enough for all that wait, so that they are prefilled together. concerns_all: returns
+    whether no single request is at fault for an error.
     """
 
     def __init__(
         self, slots: int, group: int = 1, concerns_all: Callable[[Exception], bool] = _short_of_memory
     ) -> None:
-        self.beginning: dict[int, Handle] = {}  # by slot; admitted and not placed yet
+        self.beginning: dict[int, Handle] = {}  # by slot; admitted, not yet placed
         self.running: dict[int, Running] = {}  # by slot
         self._slots, self._group = slots, group
         self._concerns_all = concerns_all
         self._intake = Intake()
         self._waiting: deque[Handle] = deque()
-        self._suspects: deque[list[Handle]] = deque()  # groups to be tried apart
+        self._suspects: deque[list[Handle]] = deque()  # groups to be tried separately
         self._swept = 0.0
-        self._counts: dict[str, Any] = {}  # fields of EngineStats, replaced together: all of one moment
+        self._counts: dict[str, Any] = {}  # fields of EngineStats; replaced as one for other threads
 
     # From any thread
 
@@ -70,7 +70,7 @@ class Scheduler:
         return self._intake.closed
 
     def submit(self, request: Request) -> Handle:
-        """Never blocks. Raises EngineClosed once closed."""
+        """Queues a request without blocking. Raises EngineClosed once closed."""
         return self._intake.submit(request)
 
     def stats(self) -> EngineStats:
@@ -88,16 +88,16 @@ class Scheduler:
     # The round of the engine's thread
 
     def receive(self) -> None:
-        """Takes over what was submitted, and waits for it where there is nothing else to do."""
+        """Takes over submitted requests, and waits for one when there is nothing else to do."""
         idle = not (self.beginning or self.running or self._waiting or self._suspects)
         self._waiting.extend(self._intake.take_all(wait=idle))
         if time.monotonic() - self._swept > _SWEEP_SECONDS:
             self.sweep()
 
     def admit(self) -> dict[int, Handle]:
-        """Gives slots to requests that wait; returns what begins, by slot. Each is then placed, or ended.
+        """Gives slots to waiting requests; returns those that begin, by slot. Each is then placed, or ended.
 
-        Suspects go first, one group at a time with no other request beside it.
+        Suspects begin first, one group at a time and with no other request running.
         """
         if self._suspects:
             if not (self.running or self.beginning):
@@ -111,12 +111,12 @@ class Scheduler:
         return dict(self.beginning)
 
     def place(self, slot: int, running: Running) -> None:
-        """The request that begins in this slot runs from now on."""
+        """Marks the request that begins in this slot as running."""
         del self.beginning[slot]
         self.running[slot] = running
 
     def take(self, slot: int, token: int) -> None:
-        """Gives a running request its next token; ends it, and frees the slot, where that completes it."""
+        """Gives a running request its next token; finishes it and frees the slot when that completes it."""
         running = self.running[slot]
         if self._end_withdrawn(running.handle, len(running.tokens) + 1):
             del self.running[slot]
@@ -130,9 +130,9 @@ class Scheduler:
             self.finish(slot, completion)
 
     def compact_slots(self) -> list[tuple[int, int]]:
-        """Moves the last requests into free slots that nobody waits for: a step then computes no gaps.
+        """Moves the last requests into free slots when none waits: steps then compute no gaps.
 
-        Returns (source, target) of each move, for what the engine keeps by slot.
+        Returns (source, target) of each move, so that the engine can move its own state by slot.
         """
         count = len(self.running)
         if self._waiting or self._suspects or self.beginning or count == 0 or max(self.running) < count:
@@ -145,25 +145,25 @@ class Scheduler:
         return moves
 
     def count(self, **more: float) -> None:
-        """Adds to the statistics, step by step: who watches them sees whether the engine still works."""
+        """Adds to the statistics at every step, so that a watchdog can see that the engine makes progress."""
         self._counts = self._counts | {name: self._counts.get(name, 0) + more[name] for name in more}
 
     # Ends
 
     def finish(self, slot: int, completion: Completion) -> None:
-        """Completes the request in this slot and frees it."""
+        """Finishes the request in this slot and frees the slot."""
         handle = self._release(slot)
         self.count(requests=1)
         handle.finish(completion)
 
     def fail(self, slot: int, error: Exception) -> None:
-        """Fails the request in this slot and frees it. Raises the error when it is no request's fault."""
+        """Fails the request in this slot and frees it. Raises the error if no single request is at fault."""
         if self._concerns_all(error):
             raise error
         self._fail(self._release(slot), error)
 
     def drop_withdrawn(self, slot: int) -> bool:
-        """Ends the request in this slot, and frees it, if it is cancelled or expired; returns whether."""
+        """Ends a cancelled or expired request in this slot and frees the slot; returns whether it did."""
         running = self.running.get(slot)
         handle, tokens = (running.handle, len(running.tokens)) if running else (self.beginning[slot], 0)
         ended = self._end_withdrawn(handle, tokens)
@@ -172,7 +172,7 @@ class Scheduler:
         return ended
 
     def sweep(self) -> None:
-        """Ends all cancelled and expired requests, wherever they are."""
+        """Ends all cancelled and expired requests: waiting, suspect, beginning or running."""
         self._waiting = deque(handle for handle in self._waiting if not self._end_withdrawn(handle))
         groups = ([handle for handle in group if not self._end_withdrawn(handle)] for group in self._suspects)
         self._suspects = deque(group for group in groups if group)
@@ -190,7 +190,7 @@ class Scheduler:
             if handle.expired:
                 limit = f"{handle.request.timeout:g} s"
                 failure = EngineError(f"not finished within its {limit}, after {tokens} tokens")
-        except Exception as error:  # the timeout is no number, or this is no request at all
+        except Exception as error:  # the timeout is not a number, or this is not a Request
             failure = error
         if failure is not None:
             self._fail(handle, failure)
@@ -204,13 +204,13 @@ class Scheduler:
         running = self.running.pop(slot, None)
         return running.handle if running else self.beginning.pop(slot)
 
-    # Failures that are not one request's
+    # Failures of a step
 
     def suspect(self, error: Exception) -> None:
-        """A step failed, and one request may be the reason: each half of them is tried again, apart.
+        """Queues each half of a failed step's requests for a separate try; fails one that was alone.
 
-        A request alone fails. Seeds make the answers the same again. Raises the error when it is no request's
-        fault; the slots are free afterwards.
+        Seeds make the answers the same on the second try. Frees the slots. Raises the error when no single
+        request is at fault.
         """
         handles = self._admitted()
         if self._concerns_all(error) or not handles:
@@ -224,15 +224,15 @@ class Scheduler:
         self._suspects.extendleft([handles[half:], handles[:half]])
 
     def restart(self, slots: int, group: int) -> None:
-        """Goes on with so many slots. What was admitted or under suspicion waits again, before all others."""
-        # Suspects, too: their groups may be larger than what is left.
+        """Sets the number of slots. Admitted and suspect requests wait again, before all others."""
+        # Suspects as well: their groups may be larger than the new number of slots.
         self._waiting.extendleft(reversed([*self._admitted(), *chain(*self._suspects)]))
         self._suspects.clear()
         self._clear_slots()
         self._slots, self._group = slots, group
 
     def abandon(self, why: str) -> None:
-        """Closes, and fails whatever is unfinished with EngineClosed."""
+        """Closes, and fails all unfinished requests with EngineClosed."""
         self.close()
         for handle in (*self._admitted(), *self._waiting, *chain(*self._suspects)):
             handle.fail(EngineClosed(why))

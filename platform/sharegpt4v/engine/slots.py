@@ -1,7 +1,7 @@
-"""The static key-value cache: a fixed number of slots, each with room for one dialogue.
+"""The static key-value cache: a fixed number of slots, each large enough for one dialogue.
 
-Memory is taken once and never grows. A decode step writes one position in every slot and reads up to the
-longest live one at most.
+Memory is allocated once and never grows. A decode step writes one position in every slot and reads at most
+up to the longest live one.
 """
 
 from collections.abc import Sequence
@@ -14,27 +14,27 @@ from transformers import DynamicCache, LlamaConfig
 from sharegpt4v.errors import UserError
 
 _SHARE_OF_FREE_MEMORY = 0.9
-"""What slots and one prefill may take of it; the vision tower and captured graphs need some, too."""
+"""Share for the slots and one prefill; the vision tower and captured graphs need the rest."""
 
 _CGROUP = Path("/sys/fs/cgroup")
 
 _BYTES_OF_A_CALL = 400_000
-"""Padding that two cores read in the time that one more attention call takes them, about 40 microseconds."""
+"""Bytes of padding that two cores read in the time of one more attention call, about 40 microseconds."""
 
 
 def bytes_per_slot(config: LlamaConfig, context: int, dtype: torch.dtype) -> int:
-    """Keys and values of one dialogue of `context` tokens in all layers."""
+    """Computes the bytes of keys and values in all layers for a dialogue of `context` tokens."""
     width: int = config.num_key_value_heads * _head_dim(config)
     return 2 * int(config.num_hidden_layers) * width * context * dtype.itemsize
 
 
 def padded_context(context: int) -> int:
-    """Positions to store for `context`: kernels of attention read rows of 8, and would copy other masks."""
+    """Rounds `context` up to positions to store: attention kernels read rows of 8, and copy other masks."""
     return -(-context // 8) * 8
 
 
 def slots_that_fit(wanted: int, slot_bytes: int, free_bytes: int, beside: int = 0) -> int:
-    """The number of slots to open: what is wanted, or what memory allows.
+    """Returns the number of slots to open: `wanted`, or fewer when memory holds fewer.
 
     beside: bytes needed besides the slots. Raises UserError, with both numbers, when not even one slot fits.
     """
@@ -48,7 +48,7 @@ def slots_that_fit(wanted: int, slot_bytes: int, free_bytes: int, beside: int = 
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that could be taken now: on the card, or on this machine within its control group."""
+    """Returns the bytes free to allocate: on the GPU, or on this machine within its control group."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     with open("/proc/meminfo") as lines:
@@ -68,12 +68,12 @@ class SlotCache:
         shape = (slots, config.num_key_value_heads, context, _head_dim(config))
         layers = range(config.num_hidden_layers)
         self._device = device
-        # Zeros, not what lay there: a masked position is multiplied by 0, and 0 times NaN is NaN.
+        # Zeros, not uninitialised memory: a masked position is multiplied by 0, and 0 times NaN is NaN.
         self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
         self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
 
     def fill(self, slots: list[int], prompts: DynamicCache) -> None:
-        """Takes over prefilled prompts: row i of `prompts`, right-padded, goes into slots[i]."""
+        """Copies prefilled prompts: row i of `prompts`, right-padded, goes into slots[i]."""
         index = torch.tensor(slots, device=self._device)
         for keys, values, layer in zip(self.keys, self.values, prompts.layers, strict=True):
             length = layer.keys.shape[2]
@@ -81,7 +81,7 @@ class SlotCache:
             values[index, :, :length] = layer.values
 
     def clear(self, slot: int) -> None:
-        """Forgets what stands in a slot."""
+        """Sets a slot to zeros."""
         for tensor in (*self.keys, *self.values):
             tensor[slot] = 0
 
@@ -91,19 +91,19 @@ class SlotCache:
             tensor[target, :, :length] = tensor[source, :, :length]
 
     def write(self, layer: int, positions: Tensor, keys: Tensor, values: Tensor) -> None:
-        """One token of each of the first slots at its position; keys, values: (slots, heads, 1, width)."""
+        """Writes a token to each of the first slots. keys, values: (slots, heads, 1, width)."""
         rows = torch.arange(len(positions), device=self._device)
         self.keys[layer][rows, :, positions] = keys[:, :, 0]
         self.values[layer][rows, :, positions] = values[:, :, 0]
 
     def attend(self, layer: int, query: Tensor, mask: Tensor) -> Tensor:
-        """query: (slots, heads, 1, width), each over its own slot. mask: `live_mask`."""
+        """Attends with query (slots, heads, 1, width), each over its own slot. mask: `live_mask`."""
         slots, live = len(query), mask.shape[-1]
         keys, values = self.keys[layer][:slots, :, :live], self.values[layer][:slots, :, :live]
         return _attention(query, keys, values, mask)
 
     def attend_each(self, layer: int, query: Tensor, lengths: Sequence[int]) -> Tensor:
-        """As `attend`, slot by slot over just its own length: reads no padding, at a call for each slot."""
+        """Attends with one call for each slot over exactly its own length, and so reads no padding."""
         keys, values = self.keys[layer], self.values[layer]
         return torch.cat(
             [
@@ -117,7 +117,7 @@ class SlotCache:
         )
 
     def better_apart(self, lengths: Sequence[int]) -> bool:
-        """Whether reading padding up to the longest slot costs more than a call for each slot (CPU)."""
+        """Returns whether reading padding up to the longest slot takes longer than a call per slot (CPU)."""
         if self._device.type != "cpu" or not self.keys:
             return False
         _, heads, _, width = self.keys[0].shape
@@ -126,9 +126,9 @@ class SlotCache:
 
 
 def live_mask(positions: Tensor, live: int, dtype: torch.dtype) -> Tensor:
-    """(slots, 1, 1, live), to be added: a slot sees its token at `positions` and what stands before it.
+    """Returns an additive mask (slots, 1, 1, live): each slot attends to positions up to its own.
 
-    0 and -inf in the query's dtype, for all layers: of a bool one each layer would make this again.
+    0 and -inf in the query's dtype, shared by all layers: each layer would convert a bool mask to this.
     """
     hidden = torch.arange(live, device=positions.device) > positions[:, None]
     mask = torch.zeros(hidden.shape, dtype=dtype, device=positions.device)

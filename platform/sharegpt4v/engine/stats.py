@@ -1,11 +1,11 @@
-"""Counts and rates of one engine, or of several together."""
+"""Counts and rates of one engine, or sums over several."""
 
 from dataclasses import dataclass, field, fields
 
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """Counts since the engine started; seconds are those its thread spent inside the model."""
+    """Counts since the engine started; seconds are those that its thread spent in the model."""
 
     requests: int = 0  # finished
     failed: int = 0
@@ -15,19 +15,19 @@ class EngineStats:
     decode_seconds: float = 0.0
     slot_steps: int = 0  # decode steps x slots
     live_steps: int = 0  # decode steps x slots that still generated
-    begun: int = 0  # requests whose first token has come
-    ttft_seconds: float = 0.0  # from submit to first token, summed over the begun
+    begun: int = 0  # requests that have a first token
+    ttft_seconds: float = 0.0  # from submit to first token, summed over `begun`
     slots: int = 0
     running: int = field(default=0, compare=False)
     queued: int = field(default=0, compare=False)
 
     def __add__(self, other: "EngineStats") -> "EngineStats":
-        """Of two engines together; rates stay those of one engine on average."""
+        """Adds two engines' counts; rates remain averages of one engine."""
         return EngineStats(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
     @property
     def slot_use(self) -> float:
-        """Share of slots that generated, over all decode steps."""
+        """The share of slots that generated, over all decode steps."""
         return self.live_steps / self.slot_steps if self.slot_steps else 0.0
 
     @property
@@ -37,10 +37,10 @@ class EngineStats:
 
     @property
     def prefill_rate(self) -> float:
-        """Prompt tokens/s while prefilling."""
+        """Prompt tokens per second of prefilling."""
         return self.prompt_tokens / self.prefill_seconds if self.prefill_seconds else 0.0
 
     @property
     def decode_rate(self) -> float:
-        """New tokens/s while decoding; the first token of each answer belongs to its prefill."""
+        """New tokens per second of decoding; the first token of each answer belongs to its prefill."""
         return self.live_steps / self.decode_seconds if self.decode_seconds else 0.0

@@ -1,8 +1,8 @@
 """The torch engine: continuous batching over slots of a static key-value cache.
 
-Requests wait in a queue. As slots fall free their prompts are prefilled in groups; one decode step then gives
-every live slot its next token. A slot whose answer ends is refilled while the others go on, so that a short
-caption never waits for a long one.
+Requests wait in a queue. As slots become free, prompts are prefilled into them in groups; one decode step
+then gives every live slot its next token. A slot whose answer ends is refilled while the others continue, so
+that a short caption never waits for a long one.
 """
 
 import gc
@@ -29,16 +29,16 @@ from sharegpt4v.models.adapter import Adapter
 log = logging.getLogger(__name__)
 
 _FREE_SHARE = 16
-"""While others decode, requests begin once one slot in so many is free: few idle, yet prefills in groups."""
+"""While others decode, requests begin once 1/16 of the slots are free: few are idle, prefills are grouped."""
 
 
 class TorchEngine:
     """Runs one model on one device; at most `capacity` requests are in its slots at once.
 
-    max_context: tokens of prompt and answer together that a slot has room for; the model's own by default.
-    threads: CPU threads to compute with, torch's own number by default. They are the engine's: when another
-    thread has computed with several as well, OpenMP counts more threads than cores, stops spinning, and a
-    decode step on two cores takes nearly twice as long. Load the model with torch.set_num_threads(1).
+    max_context: tokens of prompt and answer together that a slot holds; the model's own by default.
+    threads: CPU threads to compute with, torch's own number by default. No other thread may compute with
+    several: OpenMP would count more threads than cores and stop spinning, and a decode step on two cores
+    would take nearly twice as long. So load the model with torch.set_num_threads(1).
     Raises UserError when memory holds no slot, ValueError for less than one thread, slot or token.
     """
 
@@ -72,14 +72,14 @@ class TorchEngine:
         self._thread = start_thread("torch-engine", self._work)
 
     def submit(self, request: Request) -> Handle:
-        """Never blocks. Raises EngineClosed once the engine is closed."""
+        """Queues a request without blocking. Raises EngineClosed once the engine is closed."""
         return self._scheduler.submit(request)
 
     def stats(self) -> EngineStats:
         return self._scheduler.stats()
 
     def close(self) -> None:
-        """Fails what is unfinished with EngineClosed and joins the engine's thread."""
+        """Fails unfinished requests with EngineClosed and joins the engine's thread."""
         self._scheduler.close()
         self._thread.join()
 
@@ -96,7 +96,7 @@ class TorchEngine:
             run_until_closed(self._scheduler, self._step)
 
     def _step(self) -> None:
-        """Prefills what may begin, then one token for every live slot."""
+        """Prefills the requests that may begin, then decodes one token for every live slot."""
         self._scheduler.receive()
         try:
             if admitted := self._scheduler.admit():
@@ -111,7 +111,7 @@ class TorchEngine:
             if not is_out_of_memory(error):
                 self._scheduler.suspect(error)
                 return
-        # Only here: inside the except block the traceback still holds what is to be given back.
+        # Only here: inside the except block the traceback still refers to the memory to be freed.
         self._halve()
 
     def _begin(self, admitted: Mapping[int, Handle]) -> None:
@@ -121,7 +121,7 @@ class TorchEngine:
         prompts: dict[int, Tensor] = {}
         for slots in embed_groups({slot: len(handle.request.images) for slot, handle in fitting.items()}):
             prompts |= self._embed({slot: fitting[slot] for slot in slots})
-            # Counted on the way: who watches the engine must see that it works.
+            # Counted after each group, so that a watchdog sees progress.
             self._scheduler.count(prefill_seconds=time.perf_counter() - start)
             start = time.perf_counter()
         for slots in prefill_groups({slot: len(prompt) for slot, prompt in prompts.items()}):
@@ -129,17 +129,17 @@ class TorchEngine:
         self._scheduler.count(prefill_seconds=time.perf_counter() - start)
 
     def _fits(self, slot: int, request: Request) -> bool:
-        """Fails a request for which the context has no room; returns whether it has."""
+        """Fails a request that does not fit the context; returns whether it fits."""
         try:
             tokens = self.adapter.prompt_tokens(request.turns)
             answer_limit(request, tokens, self._context)
-        except Exception as error:  # text that no tokenizer takes among them
+        except Exception as error:  # also text that the tokenizer refuses
             self._scheduler.fail(slot, error)
             return False
         return True
 
     def _embed(self, handles: Mapping[int, Handle]) -> dict[int, Tensor]:
-        """Prompts (T, D) by slot of those that can be answered; the others fail, each for itself."""
+        """Embeds prompts: (T, D) by slot; requests that cannot be embedded fail, each with its own error."""
         try:
             prompts = self.adapter.embed([handle.request for handle in handles.values()])
         except Exception as error:
@@ -154,7 +154,7 @@ class TorchEngine:
         return dict(zip(handles, prompts, strict=True))
 
     def _prefill(self, handles: Mapping[int, Handle], prompts: Sequence[Tensor]) -> None:
-        """Puts embedded prompts into the slots of their requests, and gives each its first token."""
+        """Prefills embedded prompts into the slots of their requests and gives each its first token."""
         adapter, scheduler = self.adapter, self._scheduler
         for (slot, handle), prompt in zip(handles.items(), prompts, strict=True):
             request, sampling = handle.request, handle.request.sampling
@@ -197,7 +197,7 @@ class TorchEngine:
         scheduler.count(new_tokens=len(slots))
 
     def _halve(self) -> None:
-        """Out of memory: goes on with half the slots, once. Raises EngineError the second time."""
+        """Halves the slots, once, after a lack of memory. Raises EngineError the second time."""
         slots = self.capacity // 2
         if self._halved or not slots:
             raise EngineError(
@@ -215,5 +215,5 @@ class TorchEngine:
 
 
 def _group(slots: int) -> int:
-    """Slots that must be free before requests begin beside running ones."""
+    """Computes the free slots that are needed for requests to begin while others run."""
     return max(1, slots // _FREE_SHARE)

@@ -1,7 +1,7 @@
-"""Attention of a decode step on a GPU: each slot reads its own live positions and no other.
+"""Attention of a decode step on a GPU: each slot reads only its own live positions.
 
-One mask for all slots makes each of them read up to the longest. Slots whose answers have come to different
-lengths differ by hundreds of positions, and reading keys and values is most of a step.
+Under one mask for all slots each of them reads up to the longest. Lengths of answers in progress differ by
+hundreds of positions, and reading keys and values is most of a step.
 
 Importing this needs Triton, which comes with PyTorch's CUDA builds.
 """
@@ -14,24 +14,24 @@ import triton.language as tl
 from torch import Tensor
 
 _BLOCK = 32
-"""Positions that a program reads at once: 16 kB of keys and values in bfloat16 at a head width of 128."""
+"""Positions that a program reads per block: 16 kB of keys and values in bfloat16 at a head width of 128."""
 
 _STAGES = tl.constexpr(3)
-"""The next block is copied into shared memory while one is computed with, and a third takes its place."""
+"""Blocks in shared memory: two are copied into it while a third is computed with."""
 
 _LEAST = tl.constexpr(-1e30)
-"""Stands for a score of minus infinity, whose difference from itself would be NaN."""
+"""Replaces a score of minus infinity, whose difference from itself would be NaN."""
 
 
 def attend_live(query: Tensor, keys: Tensor, values: Tensor, positions: Tensor) -> Tensor:
-    """Attention of one token a slot over positions 0 to its own, in float32 whatever the tensors are.
+    """Computes attention of one token per slot over positions 0 to its own, in float32 for any dtype.
 
     query: (n, heads, 1, width); keys, values: (slots, key heads, context, width), contiguous, n <= slots;
-    positions: (n,) int64, below context. width: a power of two. Returns what has query's shape and dtype.
+    positions: (n,) int64, below context. width: a power of two. Returns a tensor of query's shape and dtype.
     """
     slots, heads, _, width = query.shape
     query, out = query.contiguous(), torch.empty_like(query, memory_format=torch.contiguous_format)
-    # exp2 is one instruction of the card, exp is two.
+    # exp2 is one GPU instruction, exp is two.
     scale = math.log2(math.e) / math.sqrt(width)
     _attend[(slots, heads)](
         query,
@@ -64,8 +64,8 @@ def _attend(
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program a slot and head. Each of BLOCK lanes has a softmax of its own over every BLOCK-th position,
-    so that the loop reduces over the width of a head only; lanes are put together once, at its end."""
+    """Computes one slot and head per program. Each of BLOCK lanes has its own softmax over every BLOCK-th
+    position, so that the loop reduces over the head width only; lanes are combined once, after it."""
     slot, head = tl.program_id(0), tl.program_id(1)
     live = tl.load(positions + slot).to(tl.int32) + 1
     across, lane = tl.arange(0, WIDTH), tl.arange(0, BLOCK)
@@ -78,7 +78,7 @@ def _attend(
     mixed = tl.zeros([BLOCK, WIDTH], tl.float32)
     for first in tl.range(0, live, BLOCK, num_stages=_STAGES):
         position = first + lane
-        # Beyond its end a slot reads its last position again: loads without a mask can run ahead.
+        # Beyond its end a slot reads its last position again: loads without a mask can be prefetched.
         cells = tl.minimum(position, live - 1)[:, None] * WIDTH + across[None, :]
         key, value = tl.load(own_keys + cells), tl.load(own_values + cells)
         score = tl.sum(key.to(tl.float32) * asked[None, :], 1)
@@ -88,7 +88,7 @@ def _attend(
         weights = weights * old + new
         mixed = mixed * old[:, None] + new[:, None] * value.to(tl.float32)
         best = top
-    # A lane that met no live position has _LEAST as its best and so no share.
+    # A lane without a live position has _LEAST as its best, and so a share of 0.
     share = tl.exp2(best - tl.max(best, 0))
     answer = tl.sum(mixed * share[:, None], 0) / tl.sum(weights * share, 0)
     tl.store(out + cell, answer.to(out.dtype.element_ty))

@@ -1,8 +1,8 @@
 """The vllm engine: vLLM's scheduler and kernels behind our interface, stepped by our thread in this process.
 
-LLaVA-shaped models run in vLLM as they are. Of a Share-Captioner vLLM runs the decoder alone, from prompt
-embeddings that our own vision tower and sampler make. Prompts are our token ids in both cases: no chat
-template is asked.
+LLaVA-shaped models run in vLLM unchanged. Of a Share-Captioner vLLM runs only the decoder, on prompt
+embeddings from our own vision tower and sampler. Prompts are made from our token ids in both cases: vLLM's
+chat templates are not used.
 """
 
 import logging
@@ -36,12 +36,12 @@ class VllmEngine:
     """Runs one model on one device; at most `capacity` requests are in vLLM at once, one engine a process.
 
     adapter: from `load_frontend`. model: name@digest of its weights. max_context: tokens of prompt and answer
-    together; the model's own by default. Greedy answers are the torch engine's but for ties; sampled ones are
-    as repeatable, from other random numbers. One step of vLLM may prefill and decode: in the
-    statistics its seconds are divided as the tokens are that it took of prompts and of answers.
+    together; the model's own by default. Greedy answers equal the torch engine's except for ties; sampled
+    ones are as repeatable, from other random numbers. One step of vLLM may prefill and decode: the
+    statistics divide its seconds in proportion to the tokens of prompts and of answers.
 
-    vLLM takes its memory once: it does not go on with half of it as the torch engine does, and a step that
-    finds none ends the engine.
+    vLLM allocates its memory once: it cannot continue with half of it as the torch engine does, so running
+    out of memory in a step ends the engine.
 
     Raises UserError when memory holds no request, and EngineError when this process has an engine already.
     """
@@ -64,21 +64,21 @@ class VllmEngine:
         self.adapter = adapter
         self.image_size = adapter.image_size
         self._context = context
-        # Never more than `capacity` at once: what waits in vLLM could not be counted, or tried alone.
+        # Never more than `capacity` at once: requests queued in vLLM could not be counted or tried alone.
         self._scheduler = Scheduler(self.capacity, concerns_all=concerns_all)
         self._numbers = count()
-        self._slots: dict[str, int] = {}  # by name in vLLM, where requests' own ids would have to differ
+        self._slots: dict[str, int] = {}  # by name in vLLM, since ids of requests may be equal
         self._thread = start_thread("vllm-engine", self._work)
 
     def submit(self, request: Request) -> Handle:
-        """Never blocks. Raises EngineClosed once the engine is closed."""
+        """Queues a request without blocking. Raises EngineClosed once the engine is closed."""
         return self._scheduler.submit(request)
 
     def stats(self) -> EngineStats:
         return self._scheduler.stats()
 
     def close(self) -> None:
-        """Fails what is unfinished with EngineClosed and joins the engine's thread."""
+        """Fails unfinished requests with EngineClosed and joins the engine's thread."""
         self._scheduler.close()
         self._thread.join()
 
@@ -93,7 +93,7 @@ class VllmEngine:
                 _process.release()
 
     def _step(self) -> None:
-        """Gives vLLM what may begin, then one step of vLLM."""
+        """Adds the requests that may begin to vLLM, then runs one step of it."""
         self._scheduler.receive()
         self._abort_ended()
         try:
@@ -106,7 +106,7 @@ class VllmEngine:
         self._abort_ended()
 
     def _abort_ended(self) -> None:
-        """Takes out of vLLM what no longer runs here, before its slot is given to another request."""
+        """Aborts ended requests in vLLM before their slots are given to others."""
         ended = [name for name, slot in self._slots.items() if slot not in self._scheduler.running]
         for name in ended:
             del self._slots[name]
@@ -116,7 +116,7 @@ class VllmEngine:
     # Admission
 
     def _begin(self, slot: int, handle: Handle) -> None:
-        """Gives one request to vLLM, or fails it."""
+        """Adds one request to vLLM, or fails it."""
         start = time.perf_counter()
         adapter, request = self.adapter, handle.request
         try:
@@ -143,16 +143,16 @@ class VllmEngine:
             adapter.check_image(image)
         template = adapter.template
         first, *rest = template.segments(request.turns)
-        # vLLM puts an image's tokens in place of its one mark; no text of a turn can make such a mark.
+        # vLLM replaces each image token by all of an image's; text of a turn is never encoded to it.
         ids = first + [token for segment in rest for token in (template.image_token_id, *segment)]
         if not request.images:
             return {"prompt_token_ids": ids}
-        # At model size a checkpoint's processor has nothing to pad, resize or crop: it only normalises.
+        # The checkpoint's processor only normalises images that already have the model's size.
         images = [Image.fromarray(image) for image in request.images]
         return {"prompt_token_ids": ids, "multi_modal_data": {"image": images}}
 
     def _params(self, request: Request, limit: int) -> Any:
-        """Ours in vLLM's words. Text and stop strings stay with RunningRequest, as in the torch engine."""
+        """Converts sampling parameters to vLLM's. RunningRequest makes text and checks stop strings."""
         asked = request.sampling
         return self._vllm.SamplingParams(
             max_tokens=limit,
@@ -189,12 +189,12 @@ class VllmEngine:
             new_tokens=firsts + live,
             prefill_seconds=seconds - decoding,
             decode_seconds=decoding,
-            slot_steps=self.capacity - len(beginning) if live else 0,  # who begins neither idles nor decodes
+            slot_steps=self.capacity - len(beginning) if live else 0,  # beginning ones do not decode
             live_steps=live,
         )
 
     def _take_tokens(self, slot: int, tokens: Sequence[int], finished: str | None) -> None:
-        """New tokens of one answer. finished: why vLLM ends it, if it does."""
+        """Takes new tokens of one answer. finished: why vLLM ends it, if it does."""
         scheduler = self._scheduler
         request = scheduler.running[slot]
         for token in tokens:

@@ -1,4 +1,4 @@
-"""The folder that vLLM loads, written once into this node's cache where the checkpoint itself will not do."""
+"""The folder that vLLM loads: the checkpoint, or a copy in this node's cache when vLLM cannot read it."""
 
 import logging
 import math
@@ -19,13 +19,13 @@ log = logging.getLogger(__name__)
 _SHARD_BYTES = 5_000_000_000
 
 _LAYOUT = 1
-"""Part of a copy's name: raise it when what is written changes, or old copies would be taken."""
+"""Part of a copy's name: increase it when the written content changes, so that old copies are not used."""
 
 _DECODER = "language_model."
 """Where a Share-Captioner keeps its Llama decoder."""
 
 _UNREADABLE = re.compile(r"(?:model\.)?vision_tower\.(?!vision_model\.)")
-"""Names that transformers 5 gives a tower; vLLM 0.32 refuses them (reference, 3)."""
+"""Tensor names that transformers 5 writes for a vision tower and vLLM 0.32 refuses (reference, 3)."""
 
 _BESIDE_WEIGHTS = (
     "generation_config.json",
@@ -37,10 +37,10 @@ _BESIDE_WEIGHTS = (
 
 
 def vllm_folder(folder: Path, model: str) -> Path:
-    """`folder` itself where vLLM reads it: LLaVA with the older names and a processor. Else a copy for it.
+    """Returns `folder` if vLLM reads it (LLaVA with the older names and a processor), else a copy for it.
 
-    A copy of LLaVA is what `sharegpt4v convert` writes; of a Share-Captioner it is the decoder alone, a plain
-    Llama. model: name@digest of what the folder holds; the copy is kept under the digest.
+    The copy of LLaVA is what `sharegpt4v convert` writes; that of a Share-Captioner is only the decoder, a
+    plain Llama. model: name@digest of what the folder holds; the copy is kept under the digest.
     """
     captioner = read_json(folder / "config.json").get("model_type") == "share_captioner"
     if not captioner and _is_readable(folder):
@@ -67,7 +67,7 @@ def _write_llava(folder: Path, target: Path) -> None:
 
 
 def _write_decoder(folder: Path, target: Path) -> None:
-    """The decoder of a Share-Captioner in the dtype of its files."""
+    """Writes the decoder of a Share-Captioner in the dtype of its files."""
     target.mkdir()
     checkpoint = Checkpoint(folder)
     tensors = {name: t for name, t in checkpoint.tensors.items() if name.startswith(_DECODER)}

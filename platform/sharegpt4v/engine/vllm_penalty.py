@@ -12,71 +12,71 @@ import torch
 from torch import Tensor
 
 PENALTY = "generated_repetition_penalty"
-"""Under this name a request's repetition penalty travels in vLLM's extra arguments."""
+"""Key of a request's repetition penalty in vLLM's extra arguments."""
 
 _FIRST_WIDTH = 64
-"""Tokens that a row of notes has room for at first; it grows as answers do."""
+"""Initial width of the token table; it grows with the answers."""
 
 
 @dataclass(slots=True, eq=False)
 class Penalised:
     """One request under a penalty. generated: vLLM's own list of its tokens, which grows.
 
-    read: how many of them are noted. seat: the row of its notes, which stays while vLLM moves the request.
+    recorded: how many of them are in the table. row: its row there, the same when vLLM moves the request.
     """
 
     penalty: float
     generated: list[int]
-    read: int = 0
-    seat: int | None = None
+    recorded: int = 0
+    row: int | None = None
 
 
 class Penalties:
-    """Notes on the device what was generated, (requests, tokens); a row's end repeats its first token.
+    """Table (requests, tokens) of generated tokens on the device; each row is padded with its first token.
 
-    No mask over the vocabulary: a step touches the logits of what was generated, and not all of them.
+    There is no mask over the vocabulary, so that a step reads and writes only logits of generated tokens.
     """
 
     def __init__(self, requests: int, device: torch.device) -> None:
         self._tokens = torch.zeros(requests, _FIRST_WIDTH, dtype=torch.long, device=device)
 
-    def apply(self, logits: Tensor, rows: Mapping[int, Penalised]) -> Tensor:
-        """logits (n, V), in place. rows: those under a penalty; between calls they come, go and move."""
-        begun = {row: entry for row, entry in rows.items() if entry.generated}
+    def apply(self, logits: Tensor, requests: Mapping[int, Penalised]) -> Tensor:
+        """Penalises logits (n, V) in place. requests: by row of the logits; rows may change between calls."""
+        begun = {index: request for index, request in requests.items() if request.generated}
         if not begun:
             return logits
-        longest = max(len(entry.generated) for entry in begun.values())
+        longest = max(len(request.generated) for request in begun.values())
         if longest > self._tokens.shape[1]:
             self._tokens = torch.cat([self._tokens, self._tokens[:, :1].expand(-1, longest)], dim=1)
-        self._note(begun.values())
+        self._record(begun.values())
         device = self._tokens.device
-        index, seats = torch.tensor([(row, entry.seat) for row, entry in begun.items()], device=device).T
-        penalty = torch.tensor([[entry.penalty] for entry in begun.values()], device=device)
-        tokens = self._tokens[seats, :longest]
-        chosen = logits[index[:, None], tokens]
-        # Where a token stands twice, the same value is written twice.
-        logits[index[:, None], tokens] = torch.where(chosen > 0, chosen / penalty, chosen * penalty)
+        indices, rows = torch.tensor([(index, r.row) for index, r in begun.items()], device=device).T
+        penalty = torch.tensor([[request.penalty] for request in begun.values()], device=device)
+        tokens = self._tokens[rows, :longest]
+        chosen = logits[indices[:, None], tokens]
+        # For a token that occurs twice, the same value is written twice.
+        logits[indices[:, None], tokens] = torch.where(chosen > 0, chosen / penalty, chosen * penalty)
         return logits
 
-    def _note(self, entries: Collection[Penalised]) -> None:
-        """Writes down new tokens of all entries at once. Newcomers take rows whose request is gone."""
-        taken = {entry.seat for entry in entries}
-        free = (seat for seat in range(len(self._tokens)) if seat not in taken)
+    def _record(self, requests: Collection[Penalised]) -> None:
+        """Records new tokens of all requests at once. New requests reuse the rows of ended ones."""
+        taken = {request.row for request in requests}
+        free = (row for row in range(len(self._tokens)) if row not in taken)
         fresh = []
-        for entry in entries:
-            if entry.seat is None:
-                entry.seat = next(free)
-                self._tokens[entry.seat] = entry.generated[0]
-            news = enumerate(entry.generated[entry.read :], start=entry.read)
-            fresh += [(entry.seat, place, token) for place, token in news]
-            entry.read = len(entry.generated)
+        for request in requests:
+            if request.row is None:
+                request.row = next(free)
+                self._tokens[request.row] = request.generated[0]
+            new = enumerate(request.generated[request.recorded :], start=request.recorded)
+            fresh += [(request.row, column, token) for column, token in new]
+            request.recorded = len(request.generated)
         if fresh:
-            seats, places, tokens = torch.tensor(fresh, device=self._tokens.device).T
-            self._tokens[seats, places] = tokens
+            rows, columns, tokens = torch.tensor(fresh, device=self._tokens.device).T
+            self._tokens[rows, columns] = tokens
 
 
 def penalty_class() -> type:
-    """vLLM takes a class of its own family, so it is made where vLLM is there."""
+    """Makes the logits processor's class. Imports vLLM for its base class, so only when vLLM is installed."""
     from vllm.v1.sample.logits_processor import LogitsProcessor
     from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 

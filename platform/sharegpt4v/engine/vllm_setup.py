@@ -1,6 +1,6 @@
-"""How vLLM comes up in this process: whether it is there, what it may take, what we add to it.
+"""Starts vLLM in this process: its import, environment variables, memory and logits processor.
 
-It is an optional extra and imported only here, when an engine is made. Written for 0.32, tried on CPUs.
+It is an optional extra and imported only when an engine is made. Written for 0.32, tried on CPUs.
 """
 
 import gc
@@ -22,13 +22,13 @@ from sharegpt4v.models.adapter import Adapter, CaptionerAdapter
 from sharegpt4v.models.load import load_without_decoder
 
 _NEEDED = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # its core in this process, where our thread steps it
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # its core runs in this process, where our thread steps it
     "VLLM_USE_V2_MODEL_RUNNER": "0",  # the second runner takes logits processors of another kind
-    "VLLM_RAISE_ON_LOGIT_NANS": "1",  # or the request would get some token; one small read a step
+    "VLLM_RAISE_ON_LOGIT_NANS": "1",  # or NaN would give an arbitrary token; costs a small read a step
 }
 _PREFERRED = {
-    "VLLM_NO_USAGE_STATS": "1",  # it would report to its makers
-    "VLLM_LOGGING_LEVEL": "ERROR",  # it writes to standard output, which belongs to our commands
+    "VLLM_NO_USAGE_STATS": "1",  # it would send usage statistics
+    "VLLM_LOGGING_LEVEL": "ERROR",  # it writes to standard output, which our commands use
 }
 
 _SHARE_OF_FREE_MEMORY = 0.9
@@ -39,7 +39,7 @@ _CPU_BLOCK = 128
 
 
 def import_vllm() -> Any:
-    """The module. Raises UserError where it is missing or broken."""
+    """Imports vLLM. Raises UserError when it is missing or broken."""
     require_vllm()
     os.environ.update(_NEEDED)
     for name, value in _PREFERRED.items():
@@ -48,7 +48,7 @@ def import_vllm() -> Any:
         import vllm
         import vllm.platforms
         import vllm.sampling_params
-    except Exception as error:  # a library that is missing, of another build, or a symbol that is not there
+    except Exception as error:  # a library or symbol that is missing or of another build
         raise UserError(
             f"vLLM is installed and cannot be imported ({one_line(error)}): {VLLM_INSTALL}"
         ) from error
@@ -56,7 +56,7 @@ def import_vllm() -> Any:
 
 
 def load_frontend(folder: Path, dtype: torch.dtype, use_gpu: bool) -> Adapter:
-    """The adapter without what vLLM runs: no weights at all of LLaVA, no decoder layers of a Share-Captioner.
+    """Loads the adapter without the parts that vLLM runs: all of LLaVA, the decoder of a Share-Captioner.
 
     Raises UserError when vLLM is missing, or built for the other kind of device.
     """
@@ -70,15 +70,15 @@ def load_frontend(folder: Path, dtype: torch.dtype, use_gpu: bool) -> Adapter:
 
 
 def open_vllm(folder: Path, adapter: Adapter, context: int, capacity: int) -> tuple[Any, int]:
-    """vLLM's engine over the weights in `folder`, and how many requests it has room for.
+    """Returns vLLM's engine for the weights in `folder`, and the number of requests that it can hold.
 
-    On a GPU it makes do with the memory there is. Raises UserError when there is none for one request.
+    On a GPU it uses the memory that is free. Raises UserError when that does not hold one request.
     """
     vllm = import_vllm()
     memory: dict[str, Any]
     if vllm.platforms.current_platform.is_cpu():
         room, capacity = _room_on_cpu(folder, adapter, context, capacity)
-        # Compiling would take longer there than most runs.
+        # Compiling takes longer on a CPU than most runs.
         memory = {"kv_cache_memory_bytes": room, "enforce_eager": True}
     else:
         free, total = torch.cuda.mem_get_info()
@@ -89,7 +89,7 @@ def open_vllm(folder: Path, adapter: Adapter, context: int, capacity: int) -> tu
         dtype=str(adapter.dtype).removeprefix("torch."),
         max_model_len=context,
         max_num_seqs=capacity,
-        generation_config="vllm",  # sampling comes with the request, nothing from the folder
+        generation_config="vllm",  # sampling comes from the request, never from the folder
         enable_prompt_embeds=embeddings,
         skip_tokenizer_init=embeddings,
         logits_processors=[penalty_class()],
@@ -111,14 +111,14 @@ def open_vllm(folder: Path, adapter: Adapter, context: int, capacity: int) -> tu
             f"`max_new_tokens`, or take a larger device ({one_line(error)[:200]})"
         ) from error
     finally:
-        torch.set_num_threads = set_threads  # a CPU worker puts a function there that only complains
+        torch.set_num_threads = set_threads  # vLLM's CPU worker replaces it by a function that only warns
 
 
 def _room_on_cpu(folder: Path, adapter: Adapter, context: int, capacity: int) -> tuple[int, int]:
-    """Bytes for keys and values, and the requests that they are enough for."""
+    """Computes bytes for keys and values, and the number of requests that they hold."""
     tensors = Checkpoint(folder).tensors.values()
     weights = sum(math.prod(tensor.shape) for tensor in tensors) * adapter.dtype.itemsize
     whole_blocks = math.ceil(context / _CPU_BLOCK) * _CPU_BLOCK
     each = bytes_per_slot(adapter.language_model.config, whole_blocks, adapter.dtype)
     fitting = slots_that_fit(capacity, each, free_bytes(torch.device("cpu")) - weights)
-    return (fitting + 1) * each, fitting  # vLLM keeps a block for itself
+    return (fitting + 1) * each, fitting  # vLLM reserves a block

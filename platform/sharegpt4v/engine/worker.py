@@ -18,9 +18,9 @@ def start_thread(name: str, work: Callable[[], None]) -> threading.Thread:
 
 
 def run_until_closed(scheduler: Scheduler, step: Callable[[], None]) -> None:
-    """Calls `step` until the scheduler is closed. However this ends, no request is left waiting.
+    """Calls `step` until the scheduler is closed. No request is left unfinished, even after an error.
 
-    step: does the next piece of work, or waits for one. An error that it raises ends the engine.
+    step: does the next unit of work, or waits for one. An error that it raises ends the engine.
     """
     why = UNFINISHED
     try:

@@ -1,6 +1,6 @@
-"""One face for both model families: dialogues in, embeddings for a Llama decoder out.
+"""One interface to both model families: turns dialogues into embeddings for a Llama decoder.
 
-The engine knows this object and nothing of vision towers and samplers. Ids come from the adapter's template.
+The engine uses only this object, never a vision tower or sampler. Ids come from the adapter's template.
 """
 
 from abc import ABC, abstractmethod
@@ -21,15 +21,15 @@ from sharegpt4v.templates import Template
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-"""Both families normalise as CLIP does, on pixels scaled to 0..1."""
+"""CLIP's values, used by both families, for pixels scaled to 0..1."""
 
 
 class Adapter(ABC):
-    """Embeds dialogues. Subclasses say how an image is embedded.
+    """Embeds dialogues. Subclasses define how an image is embedded.
 
-    name: name of the weights' folder. template: makes ids of dialogues. image_size: side in px of the square
-    image the model takes. protocol: how an image becomes that square. language_model: takes inputs_embeds,
-    attention_mask, position_ids, past_key_values and use_cache as LlamaForCausalLM does.
+    name: name of the weights' folder. template: encodes dialogues as ids. image_size: side in px of the
+    square image that the model takes. protocol: how an image is made that square. language_model: takes
+    inputs_embeds, attention_mask, position_ids, past_key_values and use_cache as LlamaForCausalLM does.
     """
 
     protocol: ImageProtocol
@@ -57,23 +57,23 @@ class Adapter(ABC):
         self._shift = (-mean / std).view(3, 1, 1).to(self.device)
 
     def prompt_tokens(self, turns: Sequence[Turn]) -> int:
-        """Length of a prompt, image embeddings included. Raises UserError for roles out of order."""
+        """Computes a prompt's length, image embeddings included. Raises UserError for roles out of order."""
         return len(self.template.prompt(turns))
 
     @abstractmethod
     def image_features(self, pixel_values: Tensor) -> Tensor:
-        """(B, 3, S, S) float, normalised -> (B, the template's image_tokens, D)."""
+        """Embeds images: (B, 3, S, S) float, normalised -> (B, the template's image_tokens, D)."""
 
     @cached_property
     def eos_token_ids(self) -> frozenset[int]:
-        """Tokens that end an answer."""
+        """The tokens that end an answer."""
         ids = self.language_model.generation_config.eos_token_id
         return frozenset(ids if isinstance(ids, Sequence) else [ids])
 
     def normalise(self, pixels: Tensor | npt.NDArray[np.uint8]) -> Tensor:
-        """(B, S, S, 3) uint8 -> (B, 3, S, S) float on the model's device, CLIP-normalised."""
+        """Normalises as CLIP: (B, S, S, 3) uint8 -> (B, 3, S, S) float on the model's device."""
         batch = torch.as_tensor(pixels)
-        # uint8 over the bus, a quarter of the bytes; floats only on the device.
+        # Copied to the device as uint8, a quarter of the bytes, and converted to float there.
         channels_first = batch.to(self.device).permute(0, 3, 1, 2)
         return (channels_first * self._scale + self._shift).to(self.dtype)
 
@@ -88,16 +88,16 @@ class Adapter(ABC):
 
     @torch.inference_mode()
     def embed(self, requests: Sequence[Request]) -> list[Tensor]:
-        """Prompts of dialogues, (T, D) each in the model's dtype; generation goes on from there.
+        """Embeds the prompts of dialogues: (T, D) each in the model's dtype.
 
         The images of all requests share one pass of the vision tower. Raises UserError for roles out of
-        order, for images not at model size, and for features that are not as many as the image tokens.
+        order, for images not at model size, and when the features are not as many as the image tokens.
         """
         dialogues = [self.template.segments(request.turns) for request in requests]
         images = iter(self._features([image for request in requests for image in request.images]))
         ids = [token for segments in dialogues for segment in segments for token in segment]
         table = self.language_model.get_input_embeddings()
-        # On a GPU it would end the process, and not just the request.
+        # On a GPU an id out of range would end the process, not only the request.
         if max(ids, default=0) >= table.num_embeddings:
             raise UserError(
                 f"{self.name} has a table of {table.num_embeddings} rows and its tokenizer gives {max(ids)}: "
@@ -115,7 +115,7 @@ class Adapter(ABC):
         return prompts
 
     def _features(self, images: Sequence[Image]) -> Tensor:
-        """(N, image_tokens, D) of N images (S, S, 3) uint8."""
+        """Embeds N images (S, S, 3) uint8 as (N, image_tokens, D); no images as (0,)."""
         if not images:
             return torch.empty(0)
         for image in images:
@@ -159,7 +159,7 @@ class LmmAdapter(Adapter):
 
 
 def _causal_language_model(model: LlavaForConditionalGeneration) -> LlamaForCausalLM:
-    """LLaVA keeps its head beside the decoder; this is the two as one module, sharing every tensor."""
+    """Joins LLaVA's decoder and head, which it keeps apart, in one module that shares every tensor."""
     with torch.device("meta"):
         language_model = LlamaForCausalLM(model.config.text_config)
     language_model.model = model.model.language_model

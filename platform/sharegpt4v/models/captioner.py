@@ -26,7 +26,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from sharegpt4v.errors import UserError
 
 IMAGE_PLACEHOLDER = -1
-"""Marks an image position in `input_ids`. Not a row of the vocabulary, so no text can ever produce it."""
+"""Marks an image position in `input_ids`. It is not in the vocabulary, so no text is encoded to it."""
 
 ImageSampler = Literal["resampler", "qformer"]
 
@@ -34,7 +34,7 @@ ImageSampler = Literal["resampler", "qformer"]
 class ShareCaptionerConfig(PreTrainedConfig):
     """Vision, sampler and text sizes.
 
-    num_queries: embeddings the sampler makes of one image; a square number for the resampler.
+    num_queries: embeddings that the sampler computes from one image; a square number for the resampler.
     resampler_width, resampler_heads: the resampler's attention; not used by the qformer layout.
     """
 
@@ -45,7 +45,7 @@ class ShareCaptionerConfig(PreTrainedConfig):
         "qformer_config": Blip2QFormerConfig,
     }
 
-    # Any: plain dicts when read from config.json, the classes above once constructed.
+    # Any: dicts when read from config.json, instances of the classes above after __post_init__.
     vision_config: Any = None
     text_config: Any = None
     qformer_config: Any = None
@@ -55,7 +55,7 @@ class ShareCaptionerConfig(PreTrainedConfig):
     resampler_heads: int = 32
 
     def __post_init__(self, **kwargs: Any) -> None:
-        # By hand: transformers 5.17 and 5.23 build nested configurations in ways that exclude each other.
+        # Built here, because transformers 5.17 and 5.23 build nested configurations in incompatible ways.
         for name, family in self.sub_configs.items():
             given = getattr(self, name)
             if isinstance(given, dict):
@@ -66,12 +66,12 @@ class ShareCaptionerConfig(PreTrainedConfig):
 
     @property
     def image_tokens(self) -> int:
-        """Embeddings of one image in the prompt; the qformer layout adds its start and end."""
+        """The number of embeddings of one image in the prompt; the qformer layout adds its start and end."""
         return self.num_queries + (2 if self.sampler == "qformer" else 0)
 
 
 _START_SHARPNESS = 1.3
-"""Of an untrained resampler's attention: a query then gives its own patches about a third of its weight."""
+"""Scale of an untrained resampler's attention: about a third of a query's weight is on its own patches."""
 
 
 def sincos_positions(side: int, width: int) -> Tensor:
@@ -91,7 +91,7 @@ def resize_positions(table: Tensor, side: int) -> Tensor:
 
 
 class Resampler(nn.Module):
-    """One cross-attention layer: learned queries on a square grid look at the patches of the image.
+    """One cross-attention layer: learned queries on a square grid attend to the patches of the image.
 
     Parameter names follow the released checkpoint (query, kv_proj, ln_q, ln_kv, attn).
     """
@@ -118,17 +118,17 @@ class Resampler(nn.Module):
         self.register_buffer("key_positions", keys, persistent=False)
 
     def positions(self) -> tuple[Tensor, Tensor]:
-        """Positions of the queries (N, W) and, on the same map of the image, of the patches (K, W)."""
+        """Computes positions of the queries (N, W) and, in the same coordinates, of the patches (K, W)."""
         queries = sincos_positions(self.query_side, self.query.shape[1])
         return queries, resize_positions(queries, self.key_side)
 
     def start_in_place(self, keys: Tensor) -> None:
-        """Lets every query of an untrained resampler look at its own place in the image.
+        """Initialises attention so that every query attends to its own position in the image.
 
-        keys: positions of the patches (K, W). With random projections attention starts out even, and
-        training stalls until queries distinguish positions. So the first rows of each head's query
-        and key projections read the directions in which positions differ most. Ours; the release says
-        nothing of its initialisation.
+        keys: positions of the patches (K, W). With random projections attention is uniform at first, and
+        training stalls until queries distinguish positions. So the first rows of each head's query and
+        key projections are set to the directions in which positions differ most. This is our choice: the
+        release does not describe its initialisation.
         """
         mean = keys.mean(dim=0)
         _, lengths, directions = torch.linalg.svd(keys - mean, full_matrices=False)
@@ -141,7 +141,7 @@ class Resampler(nn.Module):
     def forward(self, patches: Tensor) -> Tensor:
         """Attends N queries to image features: (B, K, vision width) -> (B, N, width)."""
         values = self.ln_kv(self.kv_proj(patches))
-        # Loading at half precision leaves computed buffers at full.
+        # Loading at half precision leaves computed buffers in float32.
         query_positions, key_positions = self.query_positions.to(values), self.key_positions.to(values)
         queries = (self.ln_q(self.query) + query_positions).expand(len(patches), -1, -1)
         sampled: Tensor = self.attn(queries, values + key_positions, values, need_weights=False)[0]
@@ -189,11 +189,11 @@ class ShareCaptioner(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, Resampler):
             initialization.trunc_normal_(module.query, std=0.02)
-            # Positions are computed, not stored: after loading they are as unset as a missing weight.
+            # Positions are computed, not stored: loading leaves them uninitialised like a missing weight.
             queries, keys = module.positions()
             initialization.copy_(module.query_positions, queries)
             initialization.copy_(module.key_positions, keys)
-            # It writes slices, which do not know that loading has already set their tensor.
+            # It writes slices, which lack the flag that marks a tensor as loaded.
             if not getattr(module.attn.in_proj_weight, "_is_hf_initialized", False):
                 module.start_in_place(keys)
         elif isinstance(module, ShareCaptioner) and module.config.sampler == "qformer":
@@ -212,8 +212,8 @@ class ShareCaptioner(PreTrainedModel):
         """
         patches = self.vision_model(pixel_values.to(self.dtype)).last_hidden_state
         if self.config.sampler == "resampler":
-            # The grid of positions has no place for the class token: 1,025 tokens make no square, 1,024 do.
-            # [unknown] where the release drops it; no tensor tells, since it would need no parameter.
+            # The grid of positions excludes the class token: 1,024 patches form a square, 1,025 do not.
+            # [unknown] where the release drops it; its tensors do not show it, as this needs no parameter.
             features: Tensor = self.projection(self.resampler(patches[:, 1:]))
             return features
         queries = self.query_tokens.expand(len(patches), -1, -1)
@@ -224,7 +224,7 @@ class ShareCaptioner(PreTrainedModel):
     def embed(self, input_ids: Tensor, pixel_values: Tensor | None) -> Tensor:
         """Embeds (B, T) ids and (images, 3, H, W) pixels -> (B, T, D); images fill the placeholders in order.
 
-        Raises UserError when slots and image embeddings differ in number.
+        Raises UserError when placeholders and image embeddings differ in number.
         """
         slots = input_ids == IMAGE_PLACEHOLDER
         embeddings: Tensor = self.get_input_embeddings()(input_ids.masked_fill(slots, 0))
@@ -243,7 +243,7 @@ class ShareCaptioner(PreTrainedModel):
         labels: Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits (B, T, vocabulary) and, given labels (B, T) with -100 where none, the loss.
+        """Computes logits (B, T, vocabulary) and, given labels (B, T) with -100 where none, the loss.
 
         Other keywords (attention_mask, position_ids, logits_to_keep) go to the language model.
         """

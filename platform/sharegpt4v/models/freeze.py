@@ -1,4 +1,4 @@
-"""Which tensors train in which stage of ShareGPT4V; everything else is frozen (reference, 1 and 3)."""
+"""Selects the tensors that each stage of ShareGPT4V trains; all others are frozen (reference, 1 and 3)."""
 
 import re
 from typing import Literal
@@ -12,7 +12,7 @@ TrainStage = Literal["align", "pretrain", "sft"]
 FIRST_BLOCK = 12
 """First vision block that pre-training trains: the best row of the paper's Table 8."""
 
-# transformers 5 lost the `vision_model.` level in memory; checkpoints and older versions have it.
+# transformers 5 has no `vision_model.` level in memory; checkpoints and older versions have it.
 _BLOCK = re.compile(r"vision_tower\.(?:vision_model\.)?encoder\.layers\.(\d+)\.")
 
 
@@ -23,11 +23,11 @@ def freeze(
 
     align: the projector. pretrain: projector, language model and the vision blocks from `first_block` on
     (the number of blocks, 24, leaves the tower frozen). sft: projector and language model.
-    Patch and position embeddings and pre_layrnorm never train. Neither does what follows the
-    feature layer (block 23 and post_layernorm of CLIP-L): it gets no gradient, and DDP and ZeRO wait in
-    vain for gradients that were announced. Returns the names that train, in the model's order.
+    Patch and position embeddings and pre_layrnorm never train. Nor do the modules after the feature
+    layer (block 23 and post_layernorm of CLIP-L): they get no gradient, and DDP and ZeRO would wait forever
+    for the gradients of parameters that require one. Returns the names that train, in the model's order.
 
-    Raises UserError for a stage or a block that is not there.
+    Raises UserError for an unknown stage or block.
     """
     if stage not in ("align", "pretrain", "sft"):
         raise UserError(f"there is no training stage {stage!r}; choose align, pretrain or sft")
@@ -44,7 +44,7 @@ def freeze(
 
 
 def blocks_with_gradient(model: LlavaForConditionalGeneration) -> int:
-    """Counts the vision blocks that the loss can reach: 23 of 24 with the features of hidden_states[-2]."""
+    """Counts the vision blocks that get a gradient: 23 of 24 with the features of hidden_states[-2]."""
     config = model.config
     layers = config.vision_feature_layer
     states = config.vision_config.num_hidden_layers + 1  # hidden_states[0] are the embeddings

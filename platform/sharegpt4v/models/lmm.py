@@ -1,6 +1,6 @@
 """ShareGPT4V on transformers' LLaVA classes: CLIP ViT-L/14 at 336 px, a two-layer projector, Vicuna v1.5.
 
-Checkpoints load in vanilla `LlavaForConditionalGeneration.from_pretrained`, so there is no class of ours.
+Checkpoints load with `LlavaForConditionalGeneration.from_pretrained`, so there is no class of our own.
 """
 
 from collections.abc import Callable

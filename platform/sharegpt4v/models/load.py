@@ -1,4 +1,4 @@
-"""From a transformers folder to the adapter of its family."""
+"""Loads a transformers folder as the adapter of its model family."""
 
 import json
 from collections.abc import Callable
@@ -34,19 +34,19 @@ def _load_lmm(folder: Path, dtype: torch.dtype, device: str) -> Adapter:
 
 
 def captioner_template(tokenizer: PreTrainedTokenizerFast, config: ShareCaptionerConfig) -> Template:
-    """The one template of Share-Captioner, with the image tokens that its sampler makes."""
+    """Returns Share-Captioner's template with the number of image tokens of its sampler."""
     return TEMPLATES["captioner"](tokenizer, IMAGE_PLACEHOLDER, config.image_tokens)
 
 
 def lmm_template(
     tokenizer: PreTrainedTokenizerFast, config: LlavaConfig, name: str = "vicuna_v1"
 ) -> Template:
-    """The chat template of a LLaVA-shaped model, or another of TEMPLATES by its name."""
+    """Returns the chat template of a LLaVA-shaped model, or another of TEMPLATES by its name."""
     return TEMPLATES[name](tokenizer, config.image_token_id, config.image_seq_length)
 
 
 def _load_strictly(family: type[Model], folder: Path, dtype: torch.dtype) -> Model:
-    """from_pretrained, but a tensor that is missing, surplus or misshapen is an error and not a warning."""
+    """Loads by from_pretrained. Raises UserError for a missing, surplus or misshapen tensor."""
     model: Model
     model, info = family.from_pretrained(
         folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, use_safetensors=True
@@ -62,7 +62,7 @@ def _load_strictly(family: type[Model], folder: Path, dtype: torch.dtype) -> Mod
 
 
 def _plain_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    # Without split_special_tokens a caption prompt that quotes </s> or <image> would turn into the token.
+    # Without split_special_tokens </s> or <image> quoted in a prompt would be encoded as the token.
     return PreTrainedTokenizerFast.from_pretrained(folder, split_special_tokens=True)
 
 
@@ -71,9 +71,9 @@ FAMILIES: dict[str, Callable[..., Adapter]] = {"share_captioner": _load_captione
 
 
 def load_adapter(folder: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Adapter:
-    """The model in a transformers folder (config.json, safetensors, tokenizer), ready for an engine.
+    """Loads the model in a transformers folder (config.json, safetensors, tokenizer) for an engine.
 
-    Raises UserError for a folder without config.json or a family we do not know.
+    Raises UserError for a folder without config.json or an unknown family.
     """
     folder = Path(folder)
     try:
@@ -88,10 +88,10 @@ def load_adapter(folder: str | Path, dtype: torch.dtype = torch.float32, device:
 
 
 def load_without_decoder(folder: Path, dtype: torch.dtype, device: str) -> Adapter:
-    """The adapter for an engine that brings a decoder of its own; the adapter's cannot be run.
+    """Loads the adapter for an engine with a decoder of its own; the adapter's decoder cannot be run.
 
-    Of LLaVA no weight is read: its tensors are on the device meta, and only prompts and checks work. A
-    Share-Captioner keeps vision tower, sampler and word embeddings; its decoder never reaches the device.
+    No weight of LLaVA is read: its tensors are on the meta device, and only prompts and checks work. A
+    Share-Captioner keeps vision tower, sampler and word embeddings; its decoder is not copied to the device.
     """
     if json.loads((folder / "config.json").read_text()).get("model_type") == "llava":
         with torch.device("meta"):

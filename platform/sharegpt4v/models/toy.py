@@ -1,15 +1,15 @@
-"""Both model families at about a million parameters: same classes, same layouts, seconds instead of days.
+"""Both model families at about a million parameters, with the same classes and layouts as the full size.
 
-Token ids are those of the toy tokenizer (sharegpt4v.toy), which has fewer words than the table has rows.
+Token ids are those of the toy tokenizer (sharegpt4v.toy), which has fewer tokens than VOCAB_SIZE.
 """
 
 from transformers import Blip2QFormerConfig, Blip2VisionConfig, CLIPVisionConfig, LlamaConfig, LlavaConfig
 
 from sharegpt4v.models.captioner import ImageSampler, ShareCaptionerConfig
 
-IMAGE_SIZE = 48  # px; a shape of a scene is then about 12 px wide
+IMAGE_SIZE = 48  # px, so that a shape of a scene is about 12 px wide
 VOCAB_SIZE = 512
-INIT_STD = 0.06  # the usual 0.02 fits widths of thousands; at 128 it halves the speed of learning
+INIT_STD = 0.06  # the usual 0.02 suits widths of thousands; at 128 training takes twice as long
 PAD, BOS, EOS = 0, 1, 2
 ANSWER_END = 6  # <TOKENS_UNUSED_1>
 IMAGE = 3  # <image>

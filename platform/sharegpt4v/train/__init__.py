@@ -1,1 +1,1 @@
-"""Training: from dialogues with their images to weights."""
+"""Training on dialogues with their images."""

@@ -1,4 +1,4 @@
-"""From dialogues with ids and labels to one batch of tensors."""
+"""Collates dialogues with ids and labels into one batch of tensors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from sharegpt4v.templates import IGNORE_INDEX, TrainingIds
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One dialogue to train on. images: (S, S, 3) uint8 each, in the order of their places in the ids."""
+    """One dialogue to train on. images: (S, S, 3) uint8 each, in the order of their positions in the ids."""
 
     ids: TrainingIds
     images: tuple[Image, ...]
@@ -33,7 +33,7 @@ class Batch:
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Pads rows on the right, where a causal model never looks: no attention mask is needed."""
+    """Pads rows on the right, which causal attention never reads, so no attention mask is needed."""
     images = [image for sample in samples for image in sample.images]
     return Batch(
         pixels=torch.from_numpy(np.stack(images) if images else np.empty((0, 0, 0, 3), np.uint8)),
@@ -43,6 +43,6 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 def _padded(rows: Sequence[list[int]], value: int) -> Tensor:
-    """(B, T) int64."""
+    """Pads rows on the right with `value`: (B, T) int64."""
     length = max(map(len, rows))
     return torch.tensor([row + [value] * (length - len(row)) for row in rows])
