@@ -37,7 +37,7 @@ class SettledShard:
 
 @dataclass(slots=True)
 class Counts:
-    """What the audit counted; the ground of summary.json."""
+    """What the audit counted; summary.json is made of it."""
 
     rows: int = 0
     captions: int = 0
@@ -102,7 +102,7 @@ def _files_by_shard(run: CaptionRun) -> defaultdict[int, list[Path]]:
 def _shard_rows(
     parts: tuple[tuple[str, Path], ...], number: int, ids: pa.Array, files: list[Path]
 ) -> pa.Table:
-    """All rows known of one shard, the oldest first: finished parts, then the sessions' files."""
+    """Returns all rows known of one shard, the oldest first: finished parts, then the sessions' files."""
     tables = [
         _as_outcomes(pq.read_table(part), outcome, number, ids) for outcome, part in parts if part.exists()
     ]
@@ -127,7 +127,7 @@ def _as_outcomes(part: pa.Table, outcome: str, number: int, ids: pa.Array) -> pa
 
 
 def _settled(table: pa.Table) -> tuple[pa.Table, int]:
-    """One row for each manifest row, in its order: a caption wins over a reject, then the later one.
+    """Keeps one row for each manifest row, in its order: a caption before a reject, then the later one.
 
     Extra copies come from a retry of rejects, or from a session that went on writing while another held its
     lock; only the second kind is counted.
