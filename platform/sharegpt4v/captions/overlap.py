@@ -101,7 +101,7 @@ def captioned_by_both(left: Side, right: Side) -> tuple[Positions, Positions]:
 
 
 def count_overlap(left: Side, right: Side) -> Overlap:
-    """Counts the images of two runs by their outcomes."""
+    """Returns the numbers of images of two runs by their outcomes."""
     at_left, at_right = captioned_by_both(left, right)
     neither = _common(left.rejects, right.rejects)
     only_a, only_b = _common(left.captions, right.rejects), _common(left.rejects, right.captions)

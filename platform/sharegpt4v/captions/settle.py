@@ -49,7 +49,7 @@ class Counts:
     lengths: list[Any] = field(default_factory=list)  # arrays of characters a caption
 
     def add(self, shard: SettledShard) -> None:
-        """Counts the outcomes of one more shard."""
+        """Adds the outcomes of one more shard."""
         table = shard.outcomes
         captions = table.filter(pc.equal(table[OUTCOME], "caption"))
         self.rows += len(table)

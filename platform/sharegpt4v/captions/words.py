@@ -66,7 +66,7 @@ class WordCounts:
         self._counts: Counter[str] = Counter()
 
     def add(self, tokens: Tokens) -> None:
-        """Counts the content words of a batch: those that are no stop word, number or single letter."""
+        """Adds the content words of a batch: those that are no stop word, number or single letter."""
         size = len(tokens.vocabulary)
         content = np.array([_is_content(word) for word in tokens.vocabulary], np.bool_)
         captions = np.repeat(np.arange(len(tokens.lengths)), tokens.lengths)

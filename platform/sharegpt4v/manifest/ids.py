@@ -24,7 +24,7 @@ class IdSet:
     """
 
     def __init__(self, chunks: Iterable[pa.Array] = ()) -> None:
-        """Fills the set. chunks: string columns (pa.Array or pa.ChunkedArray), no nulls; repeats count once."""
+        """Fills the set. chunks: string columns (pa.Array, pa.ChunkedArray), no nulls; repeats count once."""
         self._runs: list[tuple[Digests, Digests]] = []  # high and low words, sorted by (high, low)
         for chunk in chunks:
             self.add(chunk)

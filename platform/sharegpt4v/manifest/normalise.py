@@ -186,7 +186,7 @@ class _Intake:
         return batch
 
     def _note(self, batch: pa.RecordBatch, wrong: Mask) -> int:
-        """Counts the rows that are wrong and keeps the first of them for the message."""
+        """Adds up the rows that are wrong and keeps the first of them for the message."""
         for row in np.flatnonzero(wrong)[: NAMED - len(self._examples)]:
             self._examples.append(batch["id"][int(row)].as_py())
         return int(wrong.sum())

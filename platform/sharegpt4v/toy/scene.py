@@ -93,7 +93,7 @@ class Scene:
         return SOURCES[self.source].path.format(self.index)
 
     def counts(self, attribute: str) -> dict[str, int]:
-        """Counts objects by `shape`, `colour` or `size`."""
+        """Returns the number of objects by `shape`, `colour` or `size`."""
         return dict(Counter(getattr(thing, attribute) for thing in self.objects))
 
     def relations(self) -> tuple[Relation, ...]:
