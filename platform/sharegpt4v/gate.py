@@ -1,7 +1,7 @@
 """Refuses captions that a captioner should not have written.
 
 Each rule has a code that rejects are counted by. The gate sees one caption at a time and no image;
-it catches what is wrong on its face, not what is untrue.
+it finds faults of the text itself, not untrue statements.
 """
 
 import re

@@ -1,7 +1,7 @@
 """The data contracts between stages, as Arrow schemas.
 
 Every file the platform writes between stages has one of these schemas, column for column, so that
-any Parquet reader (pandas, DuckDB, Spark, Ray Data) can take up the work where we left it.
+any Parquet reader (pandas, DuckDB, Spark, Ray Data) can read the results.
 """
 
 from collections.abc import Mapping
@@ -54,7 +54,7 @@ REJECTS = pa.schema(
 )
 
 OUTCOME = "outcome"
-"""Column that parts what is committed together into its two halves: `caption` or `reject`."""
+"""Column that divides what is committed together into its two kinds: `caption` or `reject`."""
 
 PENDING = pa.schema(
     [
@@ -63,7 +63,7 @@ PENDING = pa.schema(
         *[MANIFEST.field(name) for name in ("id", "image", "source", "container", "offset", "size")],
     ]
 )
-"""What a session has still to do. (shard, row) follows each image to its outcome, so that the audit
+"""What a session still has to do. (shard, row) follows each image to its outcome, so that the audit
 is a bit per manifest row and the finished output is in manifest order."""
 
 OUTCOMES = pa.schema(
@@ -75,7 +75,7 @@ OUTCOMES = pa.schema(
         *[REJECTS.field(name) for name in ("stage", "reason", "message")],
     ]
 )
-"""One row an image, whatever became of it. Fields that only the other half has are null."""
+"""One row an image, whatever became of it. Fields that only the other kind has are null."""
 
 COLUMNS: Mapping[str, str] = {
     "id": "names the image; unique in the manifest",

@@ -59,12 +59,12 @@ class Card:
 
 
 def source_label(source: str) -> str:
-    """The name of a source wherever the page shows it or filters by it."""
+    """Returns the name of a source for display and filters."""
     return printable(source, SOURCE_CHARACTERS)
 
 
 def make_card(row: Row, order: int) -> Card:
-    """A card of a sampled caption or reject, without its picture."""
+    """Makes a card of a sampled caption or reject, without its picture."""
     rejected, retried = "reason" in row, row["attempt"] > 0
     flags = {
         "rejected": rejected,
@@ -94,7 +94,7 @@ def make_card(row: Row, order: int) -> Card:
 
 
 def add_pictures(run: Path, root: str | None, cards: Sequence[Card], limit: int) -> None:
-    """Give each card its place in the manifest and its picture, all pictures together in `limit` bytes.
+    """Gives each card its place in the manifest and its picture, all pictures together in `limit` bytes.
 
     An image that could not be decoded is not tried again here: it would be refused again, or end this process
     as it ended a worker.

@@ -43,7 +43,7 @@ class Pair:
 
 
 def write_comparison(a: Path, b: Path, out: Path) -> Overlap:
-    """Write the page `out`, whole or not at all, and return what the runs have in common.
+    """Writes the page `out`, completely or not at all, and returns what the runs have in common.
 
     Raises UserError for a run that is not finished, for runs without an image that both captioned, and for
     an `out` that cannot be written.
@@ -81,7 +81,7 @@ def write_comparison(a: Path, b: Path, out: Path) -> Overlap:
 
 
 def _pairs(left: Side, right: Side) -> list[Pair]:
-    """Up to MAX_PAIRS pairs with pictures from where the left run read them."""
+    """Returns up to MAX_PAIRS pairs with pictures from where the left run read them."""
     at_left, at_right = (positions[:MAX_PAIRS].tolist() for positions in captioned_by_both(left, right))
     lefts, rights = (
         parts.rows_at(left.run, "captions", at_left),
@@ -105,7 +105,7 @@ def _pair(left: Row, right: Row, order: int) -> Pair:
 
 
 def _settings(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Name and both values of what differs in run.yaml, where it decides captions or says what ran."""
+    """Returns name and both values of run.yaml entries that differ and decide captions or say what ran."""
     one, other = (
         {
             "images": side["root"],
@@ -137,6 +137,6 @@ def _figures(summary: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _reasons(left: Mapping[str, int], right: Mapping[str, int]) -> list[tuple[str, int, int]]:
-    """Reason and its rejects in both runs, the most frequent first."""
+    """Returns each reason and its rejects in both runs, the most frequent first."""
     ranked = (Counter(left) + Counter(right)).most_common()
     return [(printable(name), left.get(name, 0), right.get(name, 0)) for name, _ in ranked]

@@ -26,9 +26,9 @@ _MARKER = "_COMPLETE"
 
 
 def commits(run: CaptionRun) -> list[Commit]:
-    """When each file of outcomes was committed, in any session, and its rows; in time order.
+    """Returns when each file of outcomes was committed, in any session, and its rows; in time order.
 
-    Kept in work/commits.json as well: compacting removes the files, and a kill may follow at once.
+    Kept as work/commits.json, too: compacting removes the files, and a kill may follow at once.
     """
     path = run.path / "work" / "commits.json"
     known: dict[str, Commit] = json.loads(path.read_text()) if path.exists() else {}
@@ -44,7 +44,7 @@ def commits(run: CaptionRun) -> list[Commit]:
 
 
 def roll_forward(run: CaptionRun) -> None:
-    """Ends a move into place that a kill interrupted. Harmless when there is none."""
+    """Completes a move into place that a kill interrupted. Does nothing when there is none."""
     compacted = run.path / "work" / "compacted"
     if not (compacted / _MARKER).exists():
         shutil.rmtree(compacted, ignore_errors=True)
@@ -92,7 +92,7 @@ def compact(run: CaptionRun) -> Counts:
             f"{rows - counts.rows} images have no outcome yet "
             f"({', '.join(map(repr, missing[:3]))}, ...): run the same command again"
         )
-    sync(compacted)  # the marker vouches for the parts, and the outcomes go when it is there
+    sync(compacted)  # the marker states that the parts are complete; outcomes are deleted once it exists
     write_atomic(compacted / _MARKER, "")
     roll_forward(run)
     return counts
@@ -116,7 +116,7 @@ def summarise(
         "sessions": len(sessions),
         **facts,
         "engine_statistics": _engine_statistics(sessions),
-        # No session is known of a finished run whose work/ was removed.
+        # A finished run whose work/ was removed has no record of its sessions.
         "started": _iso(sessions[0]["started"] if sessions else started),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "caption_characters": {
@@ -145,7 +145,7 @@ def _write_summary(run: CaptionRun, summary: dict[str, Any]) -> None:
 
 
 def _engine_statistics(sessions: list[dict[str, Any]]) -> dict[str, float] | None:
-    """Of all sessions that were not killed; None when no engine with slots was among them.
+    """Sums up all sessions that were not killed; None when no engine with slots was among them.
 
     requests: the answers that these figures are about, retries included. Rates are those of one engine while
     it is inside the model, times are means.

@@ -1,4 +1,4 @@
-"""Captions that repeat each other, word for word or nearly: a captioner that has seen nothing often does so.
+"""Captions that repeat each other, word for word or nearly: a sign of a captioner without sight.
 
 Each caption leaves 72 bytes: a digest of its words, and a MinHash signature of its five-word sequences. Two
 signatures agree in about the share of sequences that their captions have in common, out of all that either
@@ -70,7 +70,7 @@ class NearDuplicates:
         self._compared = 0
 
     def add(self, tokens: Tokens) -> None:
-        """The captions that follow those of the call before; those beyond MAX_CAPTIONS are left out."""
+        """Takes the captions after those of the last call; those beyond MAX_CAPTIONS are left out."""
         if self._compared >= MAX_CAPTIONS:
             return
         texts = [blake2b(text.encode(), digest_size=8).digest() for text in tokens.texts.to_pylist()]
@@ -79,7 +79,7 @@ class NearDuplicates:
         self._compared += len(texts)
 
     def groups(self, count: int) -> Repeats:
-        """The `count` largest groups, of equal ones the first. To be called once, at the end."""
+        """Returns the `count` largest groups, of equal ones the first. To be called once, at the end."""
         digests = np.concatenate([np.zeros(0, np.uint64), *self._digests])
         order = np.argsort(digests, kind="stable")  # equal texts side by side, each in reading order
         first = np.ones(len(order), np.bool_)
@@ -112,7 +112,7 @@ class NearDuplicates:
 
 
 def signatures(tokens: Tokens) -> npt.NDArray[np.uint32]:
-    """(captions, HASHES) uint32. One with fewer than SEQUENCE words is all zeros: it only equals its like."""
+    """Returns (captions, HASHES) uint32, all zeros where a caption has fewer than SEQUENCE words."""
     words = [blake2b(word.encode(), digest_size=8).digest() for word in tokens.vocabulary]
     hashes = np.frombuffer(b"".join(words), np.uint64)[tokens.codes]
     found = np.zeros((len(tokens.lengths), HASHES), np.uint32)
@@ -138,7 +138,7 @@ def signatures(tokens: Tokens) -> npt.NDArray[np.uint32]:
 
 
 def _near(signature: npt.NDArray[np.uint32]) -> tuple[Positions, Positions]:
-    """Pairs of rows that agree in at least AGREEING values and are neighbours in one of four orders."""
+    """Returns pairs of rows that agree in AGREEING values and are neighbours in one of four orders."""
     pairs = np.ascontiguousarray(signature).view(np.uint64)  # two values each
     rows = np.flatnonzero(signature.any(axis=1))
     left, right = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
@@ -152,7 +152,7 @@ def _near(signature: npt.NDArray[np.uint32]) -> tuple[Positions, Positions]:
 
 
 def _components(count: int, left: Positions, right: Positions) -> Positions:
-    """For each of `count` things the smallest one that it is joined to, directly or through others."""
+    """Returns for each of `count` items the smallest one it is joined to, directly or through others."""
     root: dict[int, int] = {}  # of those only that are joined to a smaller one
 
     def find(node: int) -> int:
@@ -172,7 +172,7 @@ def _components(count: int, left: Positions, right: Positions) -> Positions:
 
 
 def _shown(order: Positions, starts: Positions, sizes: Positions) -> list[int]:
-    """The first bearer of each wording, then further ones of the same wordings, SHOWN at most."""
+    """Returns the first caption of each wording, then further ones of the same wordings, SHOWN at most."""
     several = [order[start : start + min(size, SHOWN)] for start, size in zip(starts, sizes, strict=True)]
     firsts = sorted(int(bearers[0]) for bearers in several)
     others = sorted(int(position) for bearers in several for position in bearers[1:])

@@ -1,6 +1,6 @@
-"""What sessions commit: Parquet files in work/outcomes, a folder for each session.
+"""What sessions commit: Parquet files below work/outcomes, a folder for each session.
 
-A file stands under its name only when it is whole. One that a power cut tore cannot be read, since Parquet
+A file gets its name only when it is complete. One that a power cut tore cannot be read, since Parquet
 ends with its footer: it is passed over, and its images are done again.
 """
 
@@ -15,7 +15,7 @@ from sharegpt4v.captions.layout import CaptionRun
 
 
 def commit_outcomes(outcomes: pa.Table, folder: Path) -> Path:
-    """Writes a table of records.OUTCOMES into a session's folder, whole or not at all.
+    """Writes a table of records.OUTCOMES into a session's folder, completely or not at all.
 
     Named by its first image and its length: the same rows again, from a call that was repeated, take the
     place of the first, and no others do. Raises OSError, also where there is no `folder`: it is never made.
@@ -28,7 +28,7 @@ def commit_outcomes(outcomes: pa.Table, folder: Path) -> Path:
 
 
 def outcome_files(run: CaptionRun) -> Iterator[Path]:
-    """Readable files of all sessions, oldest first; others stay where they are."""
+    """Returns the readable files of all sessions, oldest first; others stay where they are."""
     for path in sorted(run.outcomes.glob("*/*.parquet")):
         try:
             pq.read_metadata(path)

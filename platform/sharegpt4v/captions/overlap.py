@@ -93,7 +93,7 @@ def read_side(run: Path) -> Side:
 
 
 def captioned_by_both(left: Side, right: Side) -> tuple[Positions, Positions]:
-    """Positions of the same images among the captions of each side, in an order that is random but fixed."""
+    """Returns positions of the same images among the captions of each side, in a random but fixed order."""
     _, at_left, at_right = np.intersect1d(
         left.captions, right.captions, assume_unique=True, return_indices=True
     )
@@ -101,7 +101,7 @@ def captioned_by_both(left: Side, right: Side) -> tuple[Positions, Positions]:
 
 
 def count_overlap(left: Side, right: Side) -> Overlap:
-    """What became of the images of two runs."""
+    """Returns the numbers of images of two runs by their outcomes."""
     at_left, at_right = captioned_by_both(left, right)
     neither = _common(left.rejects, right.rejects)
     only_a, only_b = _common(left.captions, right.rejects), _common(left.rejects, right.captions)

@@ -41,7 +41,7 @@ class Overview:
 
 
 def count_lengths(captions: pa.RecordBatch) -> dict[int, int]:
-    """Captions by their length in characters."""
+    """Returns the number of captions of each length in characters."""
     counts = pc.value_counts(pc.utf8_length(captions["caption"]))
     return {entry["values"]: entry["counts"] for entry in counts.to_pylist()}
 

@@ -20,7 +20,7 @@ _VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"
 
 
 def template(name: str) -> jinja2.Template:
-    """A template of pages/; every value it shows is escaped."""
+    """Returns a template of pages/; every value it shows is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("sharegpt4v.captions", "pages"),
         autoescape=True,
@@ -40,15 +40,15 @@ def template(name: str) -> jinja2.Template:
 
 
 def printable(text: str, limit: int = FIELD_CHARACTERS) -> str:
-    """At most `limit` characters, control characters made visible; an ellipsis marks the cut."""
+    """Returns at most `limit` characters, control characters made visible; an ellipsis marks the cut."""
     return (text if len(text) <= limit else text[:limit] + "…").translate(_VISIBLE)
 
 
 def _moment(moment: str) -> str:
-    """`2026-03-01 14:05 UTC` for an ISO 8601 time."""
+    """Returns `2026-03-01 14:05 UTC` for an ISO 8601 time."""
     return datetime.fromisoformat(moment).strftime("%Y-%m-%d %H:%M %Z").strip()
 
 
 def _rate(rate: float) -> str:
-    """Three digits below a thousand, whole numbers above."""
+    """Returns three digits below a thousand, whole numbers above."""
     return f"{rate:,.3g}" if rate < 1000 else f"{rate:,.0f}"

@@ -27,26 +27,26 @@ class Location:
 
 
 def paths(run: Path, kind: Kind) -> list[Path]:
-    """The parts of one kind in name order; a kind without a row may have no part at all."""
+    """Returns the parts of one kind in name order; a kind without a row may have no part at all."""
     return sorted((run / kind).glob("part-*.parquet"))
 
 
 def count(run: Path, kind: Kind) -> int:
-    """Rows of one kind, from the Parquet footers alone."""
+    """Returns the number of rows of one kind, from the Parquet footers alone."""
     return sum(pq.read_metadata(path).num_rows for path in paths(run, kind))
 
 
 def batches(
     run: Path, kind: Kind, columns: list[str] | None = None, rows: int = BATCH_ROWS
 ) -> Iterator[pa.RecordBatch]:
-    """Batches of at most `rows` rows in file order; memory stays flat however many rows there are."""
+    """Yields batches of at most `rows` rows in file order; memory stays flat however many rows there are."""
     for path in paths(run, kind):
         with pq.ParquetFile(path) as file:
             yield from file.iter_batches(batch_size=rows, columns=columns)
 
 
 def rows_at(run: Path, kind: Kind, positions: Iterable[int]) -> dict[int, dict[str, Any]]:
-    """Rows by their position in file order; only the files that hold one are read."""
+    """Returns rows by their position in file order; only the files that hold one are read."""
     found: dict[int, dict[str, Any]] = {}
     wanted, start = sorted(positions), 0
     for path in paths(run, kind):
@@ -60,7 +60,7 @@ def rows_at(run: Path, kind: Kind, positions: Iterable[int]) -> dict[int, dict[s
 
 
 def locations(run: Path, ids: Iterable[str]) -> dict[str, Location]:
-    """Where the images of these ids lie, by id, in manifest order; unknown ids are left out."""
+    """Returns the locations of the images of these ids, in manifest order; unknown ids are left out."""
     files = paths(run, "manifest")
     if not files:
         return {}

@@ -33,7 +33,7 @@ _PREFIX = "data:image/jpeg;base64,"
 
 
 def embedded(root: str | None, places: Sequence[Location | None], limit: int) -> list[str | None]:
-    """A data URI of each image, together at most `limit` characters.
+    """Returns a data URI of each image, together at most `limit` characters.
 
     Images that need little leave more for others: only those above one common size are made smaller.
     None for no place, for an image that is gone or broken, and for one that cannot be made to fit.
@@ -49,12 +49,12 @@ def embedded(root: str | None, places: Sequence[Location | None], limit: int) ->
 
 
 def _length(data: bytes) -> int:
-    """Characters of the data URI."""
+    """Returns the characters of the data URI."""
     return len(_PREFIX) + 4 * math.ceil(len(data) / 3) if data else 0
 
 
 def _common_size(variants: list[list[bytes]], limit: int) -> int:
-    """The largest size of a data URI at which the best variants below it fit into `limit` together."""
+    """Returns the largest size of a data URI at which the best variants up to it fit into `limit`."""
     low, high = 0, max(0, limit)
     while low < high:
         middle = (low + high + 1) // 2
@@ -66,12 +66,12 @@ def _common_size(variants: list[list[bytes]], limit: int) -> int:
 
 
 def _best(variants: list[bytes], size: int) -> bytes:
-    """The first variant whose data URI has at most `size` characters, or nothing."""
+    """Returns the first variant whose data URI has at most `size` characters, or nothing."""
     return next((data for data in variants if _length(data) <= size), b"")
 
 
 def _variants(picture: bytes) -> list[bytes]:
-    """The picture and smaller ones of it, the largest first."""
+    """Yields the picture and smaller ones of it, the largest first."""
     if not picture:
         return []
     image = Image.open(io.BytesIO(picture))
@@ -84,9 +84,9 @@ class _Reader:
         self._storage_fails = False
 
     def picture(self, place: Location | None) -> bytes:
-        """A JPEG file of one image; empty where it cannot be read.
+        """Returns a JPEG file of one image; empty if it cannot be read.
 
-        Nothing is read any more once the storage has failed: waiting through its retries for hundreds of
+        Nothing more is read once the storage has failed: waiting through its retries for hundreds of
         images would take an hour.
         """
         if place is None or self._storage_fails:
@@ -110,7 +110,7 @@ def _jpeg(image: Image.Image, scale: float, quality: int) -> bytes:
 
 
 def _side(longest: int) -> int:
-    """Longest side of the picture of an image whose longest side is given."""
+    """Returns the longest side of the picture of an image whose longest side is given."""
     if longest <= SIDE:
         return longest
     fractions = (math.ceil(longest / factor) for factor in (2, 4, 8))
@@ -118,7 +118,7 @@ def _side(longest: int) -> int:
 
 
 def _shrink(data: bytes) -> Image.Image:
-    """The upright image, small. Raises Rejected."""
+    """Returns the upright image, small. Raises Rejected."""
     side = _side(max(open_image(data, ImageLimits()).size))
     prepared = prepare(data, side, "pad", fast=True)
     scale = side / max(prepared.width, prepared.height)
@@ -128,6 +128,6 @@ def _shrink(data: bytes) -> Image.Image:
 
 
 def _without_padding(side: int, length: float) -> tuple[int, int]:
-    """First and last pixel of what lies in the middle of `side`; one that is partly padding is cut."""
+    """Returns first and last pixel of the middle of `side`; one that is partly padding is cut."""
     first = math.ceil((side - length) / 2)
     return first, max(first + 1, math.floor((side + length) / 2))

@@ -42,7 +42,7 @@ class Line:
 
 
 def write_report(run: Path, *, root: str | None, sample: int = MAX_SAMPLE, seed: int = 0) -> Path:
-    """Write `run`/report.html, whole or not at all, and return its path.
+    """Writes `run`/report.html, completely or not at all, and returns its path.
 
     root: where the manifest's image paths begin, for the pictures; an image that is gone is shown as
         a placeholder.
@@ -113,7 +113,7 @@ def _gallery(cards: Sequence[Card]) -> dict[str, Any]:
 
 
 def _settings(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What decided the captions, then what ran: names and values of run.yaml, but for model and prompt."""
+    """Returns what decided the captions, then what ran: entries of run.yaml except model and prompt."""
     decided = {k: v for k, v in settings["fingerprint"].items() if k not in ("model", "prompt")}
     versions = {name: version for name, version in settings["versions"].items() if version}
     ran = {**versions, "git revision": settings["git_revision"]}
@@ -121,7 +121,7 @@ def _settings(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _head(lines: list[Line], what: str) -> list[Line]:
-    """The largest lines, the others summed into one."""
+    """Returns the largest lines, the others summed into one."""
     lines.sort(key=lambda line: -(line.captions + line.rejects))
     if len(lines) <= TABLE_ROWS:
         return lines

@@ -1,6 +1,6 @@
 """What a run has already done, and what is still to do.
 
-Done is what stands in finished parts (captions/, rejects/) or in a readable file of work/outcomes. The result
+Done is what finished parts (captions/, rejects/) or readable files of work/outcomes hold. The result
 is one bit per manifest row.
 """
 
@@ -45,7 +45,7 @@ class RunProgress:
 
 
 def has_outcomes(run: CaptionRun) -> bool:
-    """Whether anything was committed or finished, which binds a run to its input and its settings.
+    """Returns whether anything was committed or finished, which binds a run to its input and its settings.
 
     Call roll_forward() first. Raises OSError for a folder that cannot be read, lest it be taken for empty.
     """
@@ -62,7 +62,7 @@ def has_outcomes(run: CaptionRun) -> bool:
 def begin_anew(run: CaptionRun) -> None:
     """Removes what tries without an outcome left behind: settings, manifest, folders of sessions.
 
-    To be called under the run's lock. A kill in the middle leaves a run without an outcome again. The numbers
+    The caller holds the run's lock. A kill in the middle leaves a run without an outcome again. The numbers
     of sessions go on: workers of a dead session, should any be left, must not write into a new one's folder.
     """
     run.settings.unlink(missing_ok=True)
@@ -135,7 +135,7 @@ def write_pending(run: CaptionRun, done: Done, rows_per_commit: int) -> list[Pat
 
 
 def row_groups(files: Sequence[Path]) -> list[dict[str, str | int]]:
-    """Every row group of these Parquet files in order, as file and row_group."""
+    """Returns every row group of these Parquet files in order, as file and row_group."""
     return [
         {"file": str(path), "row_group": number}
         for path in files
@@ -144,7 +144,7 @@ def row_groups(files: Sequence[Path]) -> list[dict[str, str | int]]:
 
 
 def rows_per_commit(rows: int, image_size: int) -> int:
-    """Small enough that a kill costs little and progress shows, large enough that files stay few.
+    """Returns a number so small that a kill costs little and progress shows, so large that files stay few.
 
     At least 16: Ray Data takes 0.15 s from the end of one task to the begin of the next.
     The pixels of one commit, image_size x image_size RGB, stay below 112 MiB: they are one block in flight,

@@ -40,7 +40,7 @@ MAX_ADDED = sum(size for size, _, _ in _DRAWS.values())
 
 
 def sampling_keys(ids: pa.Array, seed: int) -> npt.NDArray[np.uint64]:
-    """A random number for each id that depends on the id and `seed` alone."""
+    """Returns a random number for each id that depends on the id and `seed` alone."""
     salt = str(seed).encode()
     digests = (blake2b(name.encode(), digest_size=8, key=salt).digest() for name in ids.to_pylist())
     return np.frombuffer(b"".join(digests), np.uint64)
@@ -62,7 +62,7 @@ class CaptionSample:
             self._kept[name] = _first(pa.concat_tables([self._kept[name], offered]), size, order)
 
     def rows(self) -> list[Row]:
-        """Each chosen row once, in random order."""
+        """Returns each chosen row once, in random order."""
         rows: dict[str, Row] = {}
         for name, kept in self._kept.items():
             for row in kept.to_pylist():
@@ -87,7 +87,7 @@ class RejectSample:
                 self._kept[reason] = _first(pa.concat_tables([kept, offered]), MAX_REJECTS, _BY_KEY)
 
     def rows(self) -> list[Row]:
-        """The chosen rows in random order."""
+        """Returns the chosen rows in random order."""
         ranked = [(rank, row) for kept in self._kept.values() for rank, row in enumerate(kept.to_pylist())]
         ranked.sort(key=lambda item: (item[0], item[1]["key"]))
         return sorted((row | {"chosen": []} for _, row in ranked[:MAX_REJECTS]), key=lambda row: row["key"])

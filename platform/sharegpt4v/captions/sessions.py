@@ -37,12 +37,12 @@ def begin_session(run: CaptionRun, started: float) -> Path:
 
 @contextmanager
 def session(run: CaptionRun, started: float) -> Iterator[Path]:
-    """begin_session(), and its end is noted however the block ends; one that was killed has none."""
+    """Begins a session and notes its end however the block ends; a killed one has no end."""
     outcomes = begin_session(run, started)
     try:
         yield outcomes
     finally:
-        with suppress(OSError):  # a full disk, as a rule, which is what the block itself ends with
+        with suppress(OSError):  # usually a full disk, which the block itself reports as its error
             note_end(run, int(outcomes.name))
 
 
@@ -62,14 +62,14 @@ def _note(run: CaptionRun, number: int, facts: dict[str, Any]) -> None:
 
 
 def read_sessions(run: CaptionRun) -> list[dict[str, Any]]:
-    """All sessions in order: number, started, ended (unless killed) and engines (where they were noted)."""
+    """Reads all sessions in order: number, started, ended (unless killed) and engines (where noted)."""
     return [json.loads(path.read_text()) for path in sorted(run.sessions.glob("*.json"))]
 
 
 def session_times(
     sessions: Sequence[dict[str, Any]], committed: Sequence[Commit], started: float
 ) -> dict[str, float | None]:
-    """The times of a run, as summary.json has them, rounded to milliseconds.
+    """Returns the times of a run, as summary.json has them, rounded to milliseconds.
 
     seconds: of the present command, which began at unix time `started`, until now.
     startup_seconds: of these, until its first commit; None when it committed nothing.

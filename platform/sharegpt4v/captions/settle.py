@@ -37,7 +37,7 @@ class SettledShard:
 
 @dataclass(slots=True)
 class Counts:
-    """What the audit counted; the ground of summary.json."""
+    """What the audit counted; summary.json is made of it."""
 
     rows: int = 0
     captions: int = 0
@@ -49,7 +49,7 @@ class Counts:
     lengths: list[Any] = field(default_factory=list)  # arrays of characters a caption
 
     def add(self, shard: SettledShard) -> None:
-        """Counts the outcomes of one more shard."""
+        """Adds the outcomes of one more shard."""
         table = shard.outcomes
         captions = table.filter(pc.equal(table[OUTCOME], "caption"))
         self.rows += len(table)
@@ -102,7 +102,7 @@ def _files_by_shard(run: CaptionRun) -> defaultdict[int, list[Path]]:
 def _shard_rows(
     parts: tuple[tuple[str, Path], ...], number: int, ids: pa.Array, files: list[Path]
 ) -> pa.Table:
-    """All rows known of one shard, the oldest first: finished parts, then the sessions' files."""
+    """Returns all rows known of one shard, the oldest first: finished parts, then the sessions' files."""
     tables = [
         _as_outcomes(pq.read_table(part), outcome, number, ids) for outcome, part in parts if part.exists()
     ]
@@ -127,7 +127,7 @@ def _as_outcomes(part: pa.Table, outcome: str, number: int, ids: pa.Array) -> pa
 
 
 def _settled(table: pa.Table) -> tuple[pa.Table, int]:
-    """One row for each manifest row, in its order: a caption wins over a reject, then the later one.
+    """Keeps one row for each manifest row, in its order: a caption before a reject, then the later one.
 
     Extra copies come from a retry of rejects, or from a session that went on writing while another held its
     lock; only the second kind is counted.

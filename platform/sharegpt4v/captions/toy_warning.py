@@ -9,5 +9,5 @@ _SENTENCES = {
 
 
 def toy_warning(model: str) -> str | None:
-    """One line of warning for the model name of a run, `toy-captioner@1f3c` for example, or None."""
+    """Returns one line of warning for the model name of a run, `toy-captioner@1f3c` for example, or None."""
     return next((line for prefix, line in _SENTENCES.items() if model.startswith(prefix)), None)

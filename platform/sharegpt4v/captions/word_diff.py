@@ -16,7 +16,7 @@ class Segment:
 
 
 def word_diff(a: str, b: str) -> tuple[list[Segment], list[Segment], float]:
-    """The segments of both texts, and the share of their words that differ, 0 to 1.
+    """Returns the segments of both texts, and the share of their words that differ, 0 to 1.
 
     SequenceMatcher's own heuristic for words that are frequent in a long text stays on: without it a text
     that repeats one word would take minutes.
@@ -32,7 +32,7 @@ def word_diff(a: str, b: str) -> tuple[list[Segment], list[Segment], float]:
 
 
 def _segments(text: str, changed: bool) -> list[Segment]:
-    """The space before a changed word belongs to what is unchanged."""
+    """Joins words to segments; the space before a changed word belongs to what is unchanged."""
     words = text.lstrip() if changed else text
     space = text[: len(text) - len(words)]
     return [segment for segment in (Segment(space, False), Segment(words, changed)) if segment.text]

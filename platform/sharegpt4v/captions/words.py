@@ -18,7 +18,7 @@ LONGEST_WORD = 40
 """Characters; a text without spaces would otherwise be one word."""
 
 VOCABULARY = 200_000
-"""Words counted at once; beyond, the rarer half is forgotten, which the frequent ones never feel."""
+"""Words counted at once; beyond, the rarer half is dropped and frequent words keep their counts."""
 
 STOP_WORDS = frozenset(
     """a about above across after all along also although an and another any are around as at back be because
@@ -47,7 +47,7 @@ class Tokens:
 
 
 def tokenise(captions: pa.Array) -> Tokens:
-    """The words of the first CHARACTERS of each caption; a null has none."""
+    """Returns the words of the first CHARACTERS of each caption; a null has none."""
     text = pc.utf8_lower(pc.utf8_slice_codeunits(pc.fill_null(captions, ""), 0, CHARACTERS))
     # Two passes: one pattern that also takes single spaces would match seven times as often.
     spaced = pc.replace_substring_regex(text, r"[^\pL\pM\pN ]+", " ")
@@ -66,7 +66,7 @@ class WordCounts:
         self._counts: Counter[str] = Counter()
 
     def add(self, tokens: Tokens) -> None:
-        """Counts the content words of a batch: those that are no stop word, number or single letter."""
+        """Adds the content words of a batch: those that are no stop word, number or single letter."""
         size = len(tokens.vocabulary)
         content = np.array([_is_content(word) for word in tokens.vocabulary], np.bool_)
         captions = np.repeat(np.arange(len(tokens.lengths)), tokens.lengths)
@@ -82,7 +82,7 @@ class WordCounts:
             self._counts = Counter(dict(self._counts.most_common(VOCABULARY // 2)))
 
     def most_common(self, count: int) -> list[tuple[str, int]]:
-        """The words in most captions and the number of those, equal ones in the alphabet's order."""
+        """Returns the words in most captions and the number of those, equal ones in alphabetical order."""
         return sorted(self._counts.items(), key=lambda item: (-item[1], item[0]))[:count]
 
 

@@ -1,4 +1,4 @@
-"""Caches model folders on this node: each is made once, whole or not at all."""
+"""Caches model folders on this node: each is made once, completely or not at all."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ from sharegpt4v.atomic import publish
 
 
 def cached(name: str, make: Callable[[Path], object]) -> Path:
-    """The folder `name` in this node's cache, $SHAREGPT4V_CACHE or ~/.cache/sharegpt4v.
+    """Returns the folder `name` in this node's cache, $SHAREGPT4V_CACHE or ~/.cache/sharegpt4v.
 
     `make` fills it once, under a lock and another name: a node's actors never read half of it.
     """

@@ -62,7 +62,7 @@ _NAMES = tuple(
 
 
 def captioner_tensors(checkpoint: Checkpoint) -> dict[str, TensorRef]:
-    """The tensors without the resampler's positions. Raises UserError when these are not 2-D sin-cos."""
+    """Returns the tensors but the resampler's positions. Raises UserError if these are not 2-D sin-cos."""
     kept = dict(checkpoint.tensors)
     if _POSITIONS in kept:
         _check_positions(kept)
@@ -71,7 +71,7 @@ def captioner_tensors(checkpoint: Checkpoint) -> dict[str, TensorRef]:
 
 
 def captioner_config(checkpoint: Checkpoint, tensors: Mapping[str, TensorRef]) -> ShareCaptionerConfig:
-    """Our configuration of a released checkpoint, its sampler told by the keys.
+    """Returns our configuration of a released checkpoint; the keys decide the sampler.
 
     Raises UserError for a tensor that gives a size and is missing, a width that heads do not divide, or
     values that make no model.
@@ -132,7 +132,7 @@ def _resampler(tensors: Mapping[str, TensorRef]) -> dict[str, Any]:
 def to_ours(
     config: ShareCaptionerConfig, released: Mapping[str, Any], tensors: Mapping[str, TensorRef]
 ) -> list[TensorRule]:
-    """Our tensors from the released ones, LoRA merged into the weights beside it."""
+    """Returns our tensors from the released ones, LoRA merged into its weights."""
     with torch.device("meta"):
         model = ShareCaptioner(config)
     rules = []
@@ -151,7 +151,7 @@ def to_ours(
 
 
 def merge(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
-    """W + scale * B A in W's dtype, computed in float32 over a few rows at a time.
+    """Returns W + scale * B A in W's dtype, computed in float32 over a few rows at a time.
 
     weight: (O, I). down: A, (r, I). up: B, (O, r). scale: alpha / r.
     """
@@ -222,7 +222,7 @@ def _qkv_bias(query: Tensor, value: Tensor) -> Tensor:
 
 
 def _check_positions(tensors: Mapping[str, TensorRef]) -> None:
-    """Ours computes them. The tolerance is bfloat16's at 1."""
+    """Raises UserError if stored positions differ from computed ones by over bfloat16's step at 1."""
     queries, _ = dimensions(tensors, "Qformer.query", 2)
     rows, width = dimensions(tensors, _POSITIONS, 2)
     side = math.isqrt(queries)

@@ -61,7 +61,7 @@ def read_card(model: str, toy: Path = TOY_CAPTIONER) -> ModelCard:
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"{model} holds no *.safetensors: copy or convert the weights again", field="model")
     size = config["vision_config"]["image_size"]
-    # A checkpoint says itself how it was trained where that differs from its family's way.
+    # A checkpoint trained in another way than its family names its protocol itself.
     protocol = config.get("image_protocol", _PROTOCOLS[kind])
     return ModelCard(folder, name, _digest(folder), int(size), protocol)
 
@@ -80,7 +80,7 @@ def model_folder(model: str, toy: Path = TOY_CAPTIONER) -> Path:
 
 
 def stored_weights(folder: Path) -> tuple[int, tuple[str, ...]]:
-    """Bytes of all tensors in the folder's safetensors files, and their dtypes, the commonest first.
+    """Returns the bytes of all tensors in the folder's safetensors files, and their dtypes by frequency.
 
     Reads the files' headers alone. Raises UserError for a file that is none.
     """

@@ -1,6 +1,6 @@
 """Checkpoints from one layout to another, shard by shard, in memory for one shard.
 
-The layout is told by the keys. Released ShareGPT4V and LLaVA-1.5 <-> transformers' LLaVA; released
+The keys decide the layout. Released ShareGPT4V and LLaVA-1.5 <-> transformers' LLaVA; released
 Share-Captioner -> ours. Names and shapes are checked before the first byte is written, and the folder gets
 its name when it is complete.
 """
@@ -60,14 +60,14 @@ class Conversion:
         return sum(total_size(rules, self.tensors) for _, rules in self.parts)
 
     def check_out(self, out: Path) -> Path:
-        """Where `out` really is. Raises UserError when it is not new or empty, or could not be written."""
+        """Resolves `out`. Raises UserError when it is not new or empty, or could not be written."""
         return check_out(out, self.bytes, self.sources)
 
 
 def plan_conversion(
     source: Path, to: Target = "transformers", vision_tower: Path | None = None, tokenizer: Path | None = None
 ) -> Conversion:
-    """Looks at names and shapes only. Raises UserError, one line, for everything that does not fit."""
+    """Plans from names and shapes only. Raises UserError, one line, for everything that does not fit."""
     checkpoint = Checkpoint(source)
     layout = detect_layout(checkpoint)
     if to == "released" and layout != "transformers":
@@ -84,7 +84,7 @@ def plan_conversion(
 def convert(
     plan_conversion: Conversion, out: Path, shard_bytes: int, report: Report = lambda written: None
 ) -> None:
-    """Writes the planned folder, whole or not at all.
+    """Writes the planned folder, completely or not at all.
 
     Raises UserError when `out` holds something or cannot be written, RunFailed when the work breaks off.
     """
@@ -101,7 +101,7 @@ def convert(
 
 
 def detect_layout(checkpoint: Checkpoint) -> Layout:
-    """The layout of a checkpoint. Raises UserError when its names are none that we know."""
+    """Returns the layout of a checkpoint. Raises UserError when its names are none that we know."""
     names = checkpoint.tensors
     if any(name.startswith("internlm_model.") for name in names):
         return "captioner"
@@ -117,77 +117,82 @@ def detect_layout(checkpoint: Checkpoint) -> Layout:
     )
 
 
-def _llava(checkpoint: Checkpoint, tower: Checkpoint | None, tokenizer: Path) -> Conversion:
+def _llava(checkpoint: Checkpoint, tower: Checkpoint | None, tokenizer_folder: Path) -> Conversion:
     tensors = llava.released_tensors(checkpoint, tower)
     config = llava.llava_config(checkpoint, tower, tensors)
     with config_errors(checkpoint.folder / "config.json"):
         rules = llava.to_transformers(config)
     check(rules, tensors, checkpoint.folder, {"vision_model.": tower.folder} if tower else {})
-    words = _llava_tokenizer(tokenizer, config)
+    tokenizer = _llava_tokenizer(tokenizer_folder, config)
     dtype = tensors["model.embed_tokens.weight"].dtype
 
     def finish(out: Path) -> None:
-        metadata.write_llava(out, config, dtype, words, originals=checkpoint.folder)
+        metadata.write_llava(out, config, dtype, tokenizer, originals=checkpoint.folder)
         where = tower.folder.resolve().name if tower else "inside the checkpoint"
         facts = [*_facts(rules, dtype), f"vision tower: {where}", *_llava_facts(config)]
         metadata.write_card(out, _title(checkpoint), facts, _USAGE)
 
     text = f"released LLaVA layout -> transformers' LLaVA, {len(rules)} tensors"
-    sources = (checkpoint.folder, tokenizer, *([tower.folder] if tower else []))
+    sources = (checkpoint.folder, tokenizer_folder, *([tower.folder] if tower else []))
     return Conversion(text, tensors, ((".", rules),), finish, sources)
 
 
-def _from_transformers(checkpoint: Checkpoint, to: Target, tokenizer: Path | None) -> Conversion:
+def _from_transformers(checkpoint: Checkpoint, to: Target, tokenizer_folder: Path | None) -> Conversion:
     tensors = llava.transformers_tensors(checkpoint)
     config = metadata.read_llava_config(checkpoint.folder)
     if to == "released":
-        return _to_released(checkpoint, tensors, config, tokenizer)
+        return _to_released(checkpoint, tensors, config, tokenizer_folder)
     with config_errors(checkpoint.folder / "config.json"):
         rules = llava.unchanged(config)
     check(rules, tensors, checkpoint.folder)
-    words = _llava_tokenizer(tokenizer or checkpoint.folder, config)
+    tokenizer = _llava_tokenizer(tokenizer_folder or checkpoint.folder, config)
     dtype = tensors["language_model.lm_head.weight"].dtype
     kept = checkpoint.folder / metadata.ORIGINALS
 
     def finish(out: Path) -> None:
-        metadata.write_llava(out, config, dtype, words, originals=kept if kept.is_dir() else None)
+        metadata.write_llava(out, config, dtype, tokenizer, originals=kept if kept.is_dir() else None)
         facts = [*_facts(rules, dtype), *_llava_facts(config)]
         metadata.write_card(out, _title(checkpoint), facts, _USAGE)
 
     text = f"transformers' LLaVA -> the names that vLLM and older versions read, {len(rules)} tensors"
-    return Conversion(text, tensors, ((".", rules),), finish, (checkpoint.folder, words.source))
+    return Conversion(text, tensors, ((".", rules),), finish, (checkpoint.folder, tokenizer.source))
 
 
 def _to_released(
-    checkpoint: Checkpoint, tensors: Mapping[str, TensorRef], config: LlavaConfig, tokenizer: Path | None
+    checkpoint: Checkpoint,
+    tensors: Mapping[str, TensorRef],
+    config: LlavaConfig,
+    tokenizer_folder: Path | None,
 ) -> Conversion:
     with config_errors(checkpoint.folder / "config.json"):
         language, tower = llava.to_released(config)
     check([*language, *tower], tensors, checkpoint.folder)
     dtype = tensors["language_model.lm_head.weight"].dtype
-    words = _llava_tokenizer(tokenizer or metadata.released_tokenizer(checkpoint.folder), config)
+    tokenizer = _llava_tokenizer(tokenizer_folder or metadata.released_tokenizer(checkpoint.folder), config)
     changed = metadata.released_config(checkpoint.folder, config, dtype)
     return Conversion(
         f"transformers' LLaVA -> released layout, {len(language)} + {len(tower)} tensors",
         tensors,
         ((".", language), ("vision_tower", tower)),
-        lambda out: metadata.write_released(out, checkpoint.folder, config, dtype, words, changed),
-        (checkpoint.folder, words.source),
+        lambda out: metadata.write_released(out, checkpoint.folder, config, dtype, tokenizer, changed),
+        (checkpoint.folder, tokenizer.source),
     )
 
 
-def _captioner(checkpoint: Checkpoint, tokenizer: Path) -> Conversion:
+def _captioner(checkpoint: Checkpoint, tokenizer_folder: Path) -> Conversion:
     tensors = captioner.captioner_tensors(checkpoint)
     config = captioner.captioner_config(checkpoint, tensors)
     with config_errors(checkpoint.folder / "config.json"):
         rules = captioner.to_ours(config, checkpoint.config(), tensors)
     check(rules, tensors, checkpoint.folder)
-    words = metadata.find_tokenizer(tokenizer, config.text_config.vocab_size, {}, captioner.CONTROLS)
+    tokenizer = metadata.find_tokenizer(
+        tokenizer_folder, config.text_config.vocab_size, {}, captioner.CONTROLS
+    )
     dtype = tensors["internlm_model.model.embed_tokens.weight"].dtype
     merged = sum(name.endswith(".lora_A.weight") for name in tensors)
 
     def finish(out: Path) -> None:
-        metadata.write_captioner(out, config, dtype, words, originals=checkpoint.folder)
+        metadata.write_captioner(out, config, dtype, tokenizer, originals=checkpoint.folder)
         facts = [
             *_facts(rules, dtype),
             f"sampler: {config.sampler}, {config.image_tokens} embeddings an image",
@@ -198,12 +203,12 @@ def _captioner(checkpoint: Checkpoint, tokenizer: Path) -> Conversion:
         metadata.write_card(out, _title(checkpoint), facts)
 
     text = f"released Share-Captioner, {config.sampler} -> ours, {len(rules)} tensors, {merged} with LoRA"
-    return Conversion(text, tensors, ((".", rules),), finish, (checkpoint.folder, tokenizer))
+    return Conversion(text, tensors, ((".", rules),), finish, (checkpoint.folder, tokenizer_folder))
 
 
-def _llava_tokenizer(tokenizer: Path, config: LlavaConfig) -> metadata.LoadedTokenizer:
+def _llava_tokenizer(tokenizer_folder: Path, config: LlavaConfig) -> metadata.LoadedTokenizer:
     ids = {metadata.IMAGE: config.image_token_index, metadata.PAD: config.text_config.pad_token_id}
-    return metadata.find_tokenizer(tokenizer, config.text_config.vocab_size, ids)
+    return metadata.find_tokenizer(tokenizer_folder, config.text_config.vocab_size, ids)
 
 
 def _title(checkpoint: Checkpoint) -> str:

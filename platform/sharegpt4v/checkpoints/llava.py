@@ -48,7 +48,7 @@ _INSIDE = "model.vision_tower.vision_tower."
 
 
 def released_tensors(checkpoint: Checkpoint, tower: Checkpoint | None) -> dict[str, TensorRef]:
-    """Both folders as one, the tower as `vision_model.*` wherever it stood.
+    """Returns both folders as one, the tower as `vision_model.*` wherever it was.
 
     Raises UserError when there is no vision tower, or two, or a tensor under two names.
     """
@@ -69,7 +69,7 @@ def released_tensors(checkpoint: Checkpoint, tower: Checkpoint | None) -> dict[s
 
 
 def transformers_tensors(checkpoint: Checkpoint) -> dict[str, TensorRef]:
-    """The tensors under the names that we write, whichever version of transformers wrote them.
+    """Returns the tensors under the names that we write, whichever version of transformers wrote them.
 
     Raises UserError when two become one.
     """
@@ -79,7 +79,7 @@ def transformers_tensors(checkpoint: Checkpoint) -> dict[str, TensorRef]:
 def llava_config(
     checkpoint: Checkpoint, tower: Checkpoint | None, tensors: Mapping[str, TensorRef]
 ) -> LlavaConfig:
-    """Transformers' configuration of a released checkpoint: `<image>` and `<pad>` follow its vocabulary.
+    """Returns transformers' configuration of a released checkpoint: `<image>`, `<pad>` follow its vocabulary.
 
     Raises UserError for values that make no model.
     """
@@ -104,12 +104,12 @@ def llava_config(
 
 
 def padded(vocabulary: int) -> int:
-    """Rows of the table with `<image>` and `<pad>`: 32064 for 32000, a multiple of 64."""
+    """Returns the rows of the table with `<image>` and `<pad>`: 32064 for 32000, a multiple of 64."""
     return -(-(vocabulary + 2) // 64) * 64
 
 
 def to_transformers(config: LlavaConfig) -> list[TensorRule]:
-    """Transformers' tensors from the released ones."""
+    """Returns transformers' tensors from the released ones."""
     rules = []
     for name, shape in shapes(config).items():
         source = _released(name)
@@ -122,7 +122,7 @@ def to_transformers(config: LlavaConfig) -> list[TensorRule]:
 
 
 def to_released(config: LlavaConfig) -> tuple[list[TensorRule], list[TensorRule]]:
-    """The released tensors from transformers': language model and projector, then the vision tower.
+    """Returns the released tensors from transformers': language model and projector, then the vision tower.
 
     Raises UserError when the added tokens are not the last ones of the table.
     """
@@ -147,12 +147,12 @@ def to_released(config: LlavaConfig) -> tuple[list[TensorRule], list[TensorRule]
 
 
 def unchanged(config: LlavaConfig) -> list[TensorRule]:
-    """Transformers' tensors under the names that vLLM and older versions read."""
+    """Returns transformers' tensors under the names that vLLM and older versions read."""
     return [renamed(name, name, shape) for name, shape in shapes(config).items()]
 
 
 def shapes(config: LlavaConfig) -> Shapes:
-    """Every tensor of the model under the name that we write."""
+    """Returns the shape of every tensor of the model under the name that we write."""
     with torch.device("meta"):
         model = LlavaForConditionalGeneration(config)
     return {_written(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -188,14 +188,14 @@ def _vision_config(tower: Checkpoint | None, tensors: Mapping[str, TensorRef]) -
         hidden_size=width,
         intermediate_size=mlp,
         num_hidden_layers=_DEPTH.get(width, max(blocks) + 1),
-        num_attention_heads=width // 64,  # CLIP's heads are 64 wide; no tensor tells
+        num_attention_heads=width // 64,  # CLIP's heads are 64 wide, which no tensor's shape shows
         image_size=math.isqrt(positions - 1) * patch,
         patch_size=patch,
     )
 
 
 def _pad_rows(table: Tensor, rows: int) -> Tensor:
-    """Rows for the added tokens and the padding: the mean of all others.
+    """Appends rows for the added tokens and the padding: the mean of all others.
 
     In the head that gives them the mean of all logits, which is never the best one; zeros could be.
     """

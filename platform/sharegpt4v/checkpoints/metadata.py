@@ -1,4 +1,4 @@
-"""What stands beside the weights: configuration, generation, processor, tokenizer, chat template, card."""
+"""The files beside the weights: configuration, generation, processor, tokenizer, chat template, card."""
 
 import json
 import shutil
@@ -34,7 +34,7 @@ _TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
-_WORDS = {"tokenizer.model": "LlamaTokenizer", "tokenizer.json": "PreTrainedTokenizerFast"}
+_TOKENIZERS = {"tokenizer.model": "LlamaTokenizer", "tokenizer.json": "PreTrainedTokenizerFast"}
 """Files that a tokenizer can be read from, and the class that reads each."""
 
 _ORIGINAL_FILES = ("config.json", "generation_config.json", *_TOKENIZER_FILES)
@@ -53,7 +53,7 @@ class LoadedTokenizer:
 def find_tokenizer(
     source: Path, rows: int, added: Mapping[str, int], known: Sequence[str] = ()
 ) -> LoadedTokenizer:
-    """A tokenizer for a table of `rows`. added: control tokens it gets, with their ids in the model.
+    """Returns a tokenizer for a table of `rows`. added: control tokens it gets, with their ids in the model.
 
     Raises UserError when the folder has none, one that gives the added tokens other ids, one that does not
     know the control tokens in `known`, or one with more tokens than rows.
@@ -74,9 +74,9 @@ def find_tokenizer(
 
 
 def write_llava(
-    folder: Path, config: LlavaConfig, dtype: torch.dtype, words: LoadedTokenizer, originals: Path | None
+    folder: Path, config: LlavaConfig, dtype: torch.dtype, tokenizer: LoadedTokenizer, originals: Path | None
 ) -> None:
-    """Everything but weights and card of a transformers LLaVA folder.
+    """Writes everything but weights and card of a transformers LLaVA folder.
 
     originals: a released folder, whose own files are kept for the way back.
     """
@@ -100,23 +100,27 @@ def write_llava(
         },
     )
     shutil.copyfile(_CHAT_TEMPLATE, folder / "chat_template.jinja")
-    _write_tokenizer(folder, words, PAD, text.max_position_embeddings)
+    _write_tokenizer(folder, tokenizer, PAD, text.max_position_embeddings)
     _keep_originals(originals, folder / ORIGINALS)
 
 
 def write_captioner(
-    folder: Path, config: ShareCaptionerConfig, dtype: torch.dtype, words: LoadedTokenizer, originals: Path
+    folder: Path,
+    config: ShareCaptionerConfig,
+    dtype: torch.dtype,
+    tokenizer: LoadedTokenizer,
+    originals: Path,
 ) -> None:
-    """Everything but weights and card of a Share-Captioner folder."""
+    """Writes everything but weights and card of a Share-Captioner folder."""
     config.architectures = ["ShareCaptioner"]
     _write_config(folder, config, dtype)
     _write_generation(folder, config.text_config)
-    _write_tokenizer(folder, words, "</s>", config.text_config.max_position_embeddings)
+    _write_tokenizer(folder, tokenizer, "</s>", config.text_config.max_position_embeddings)
     _keep_originals(originals, folder / ORIGINALS)
 
 
 def released_config(source: Path, config: LlavaConfig, dtype: torch.dtype) -> dict[str, Any] | None:
-    """The released config.json of a transformers folder; None when the one that came with it still holds.
+    """Returns the released config.json of a transformers folder; None if the one kept with it still holds.
 
     Raises UserError when that one is broken.
     """
@@ -130,9 +134,9 @@ def released_config(source: Path, config: LlavaConfig, dtype: torch.dtype) -> di
 
 
 def released_tokenizer(source: Path) -> Path:
-    """Where the tokenizer for the way back is: what once came with a transformers folder, or its own."""
+    """Returns the folder of the tokenizer for the way back: the kept original, else the folder itself."""
     came = source / ORIGINALS
-    return came if any((came / name).exists() for name in _WORDS) else source
+    return came if any((came / name).exists() for name in _TOKENIZERS) else source
 
 
 def write_released(
@@ -140,19 +144,19 @@ def write_released(
     source: Path,
     config: LlavaConfig,
     dtype: torch.dtype,
-    words: LoadedTokenizer,
+    tokenizer: LoadedTokenizer,
     changed: Mapping[str, Any] | None,
 ) -> None:
-    """The released layout's own files: those that once came with the folder `source`, as far as they hold.
+    """Writes the released layout's other files: the originals kept in `source`, as far as they still hold.
 
-    changed: `released_config`'s answer.
+    changed: what `released_config` returned.
     """
     came = source / ORIGINALS
     _keep_originals(came, folder)
     if changed is not None:
         write_json(folder / "config.json", changed)
-    if words.source != came:
-        _copy_tokenizer(words.source, folder)
+    if tokenizer.source != came:
+        _copy_tokenizer(tokenizer.source, folder)
     tower = folder / "vision_tower"
     config.vision_config.architectures = ["CLIPVisionModel"]
     _write_config(tower, config.vision_config, dtype)
@@ -161,16 +165,16 @@ def write_released(
 
 
 def _copy_tokenizer(source: Path, folder: Path) -> None:
-    """LLaVA's code reads tokenizer.model; tokenizer.json is for a model that never had one."""
+    """Copies tokenizer.model, which LLaVA's code reads, or tokenizer.json if the model never had one."""
     for name in _TOKENIZER_FILES:
         (folder / name).unlink(missing_ok=True)
-    kind = next(name for name in _WORDS if (source / name).exists())
+    kind = next(name for name in _TOKENIZERS if (source / name).exists())
     shutil.copyfile(source / kind, folder / kind)
-    write_json(folder / "tokenizer_config.json", {"tokenizer_class": _WORDS[kind], **_SPECIAL})
+    write_json(folder / "tokenizer_config.json", {"tokenizer_class": _TOKENIZERS[kind], **_SPECIAL})
 
 
 def write_card(folder: Path, title: str, lines: list[str], usage: str = "") -> None:
-    """README.md. lines: one fact each. usage: Python that runs the model."""
+    """Writes README.md. lines: one fact each. usage: Python that runs the model."""
     facts = "\n".join(f"- {line}" for line in lines)
     card = (
         "---\nlibrary_name: transformers\npipeline_tag: image-text-to-text\n---\n"
@@ -197,15 +201,15 @@ def _write_config(folder: Path, config: PreTrainedConfig, dtype: torch.dtype) ->
 
 
 def _write_generation(folder: Path, text: LlamaConfig) -> None:
-    """Greedy, as no sampling is asked for; `eos_token_id` may be several."""
+    """Writes greedy generation settings; `eos_token_id` may be several."""
     tokens = {key: getattr(text, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     write_json(folder / "generation_config.json", {**tokens, "do_sample": False})
 
 
-def _write_tokenizer(folder: Path, words: LoadedTokenizer, pad: str, length: int) -> None:
-    words.tokenizer.save(str(folder / "tokenizer.json"))
-    if (words.source / "tokenizer.model").exists():
-        shutil.copyfile(words.source / "tokenizer.model", folder / "tokenizer.model")
+def _write_tokenizer(folder: Path, tokenizer: LoadedTokenizer, pad: str, length: int) -> None:
+    tokenizer.tokenizer.save(str(folder / "tokenizer.json"))
+    if (tokenizer.source / "tokenizer.model").exists():
+        shutil.copyfile(tokenizer.source / "tokenizer.model", folder / "tokenizer.model")
     content = {
         # Takes tokenizer.json as it is; LlamaTokenizer of version 5 would rebuild it another way.
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -219,7 +223,7 @@ def _write_tokenizer(folder: Path, words: LoadedTokenizer, pad: str, length: int
 
 
 def _clip_processor(side: int, protocol: ImageProtocol) -> dict[str, Any]:
-    """The steps of a CLIP processor that make a square of an image as the protocol does."""
+    """Returns the steps of a CLIP processor that make a square of an image as the protocol does."""
     square = {"height": side, "width": side}
     return {
         "do_convert_rgb": True,
@@ -247,7 +251,7 @@ def _keep_originals(source: Path | None, folder: Path) -> None:
 
 
 def _released_config(config: LlavaConfig, dtype: torch.dtype) -> dict[str, Any]:
-    """The keys that LLaVA-1.5's code reads."""
+    """Returns the keys that LLaVA-1.5's code reads."""
     text = config.text_config
     kept = (
         "hidden_size",
@@ -288,7 +292,7 @@ def _released_config(config: LlavaConfig, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def read_llava_config(folder: Path) -> LlavaConfig:
-    """config.json of a transformers LLaVA folder. Raises UserError for another family."""
+    """Reads config.json of a transformers LLaVA folder. Raises UserError for another family."""
     content = read_json(folder / "config.json")
     if content.get("model_type") != "llava":
         raise UserError(

@@ -17,7 +17,7 @@ _MARK = ".sharegpt4v-convert"
 
 
 def check_out(out: Path, needed: int, sources: Iterable[Path]) -> Path:
-    """Where `out` really is. needed: bytes that will be written. sources: folders that will be read.
+    """Resolves `out`. needed: bytes that will be written. sources: folders that will be read.
 
     Raises UserError, and makes nothing, when it is not new or empty or could not be written.
     """
@@ -52,7 +52,7 @@ def check_out(out: Path, needed: int, sources: Iterable[Path]) -> Path:
 
 @contextmanager
 def unfinished(out: Path) -> Iterator[Path]:
-    """A new folder beside `out` that takes its name when the block ends, and goes when the block fails.
+    """Yields a new folder beside `out`, renamed to it when the block ends and removed when the block fails.
 
     What a killed process left there is cleared. Raises UserError when another process is writing it, or it
     holds what no conversion made.
@@ -123,7 +123,7 @@ def _check_ours(partial: Path) -> None:
 
 
 def _left(partial: Path) -> int:
-    """Bytes that clearing will free."""
+    """Returns the bytes that clearing will free."""
     return sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
 
 

@@ -54,12 +54,12 @@ class TensorRef:
     dtype: torch.dtype
 
     def read(self) -> Tensor:
-        """A view of the mapped file: copy it before you change it."""
+        """Returns a view of the mapped file: copy it before you change it."""
         return self.checkpoint.read(self)
 
 
 def under_other_names(tensors: Iterable[tuple[str, TensorRef]]) -> dict[str, TensorRef]:
-    """Tensors by the names given with them. Raises UserError when two get the same."""
+    """Returns tensors by the names given with them. Raises UserError when two get the same."""
     out: dict[str, TensorRef] = {}
     for name, stored in tensors:
         if name in out:
@@ -72,7 +72,7 @@ def under_other_names(tensors: Iterable[tuple[str, TensorRef]]) -> dict[str, Ten
 
 
 def dimensions(tensors: Mapping[str, TensorRef], name: str, number: int) -> tuple[int, ...]:
-    """Shape of a tensor that gives the sizes of others. Raises UserError when it is missing or misshapen."""
+    """Returns the shape of a tensor that sizes others. Raises UserError when it is missing or misshapen."""
     if name not in tensors:
         raise UserError(f"1 tensor is missing, {name}; copy the checkpoint again")
     shape = tensors[name].shape
@@ -105,7 +105,7 @@ class Checkpoint:
                 self.tensors[name] = TensorRef(self, name, tuple(shape), dtype)
 
     def config(self) -> dict[str, Any]:
-        """config.json. Raises UserError when there is none."""
+        """Reads config.json. Raises UserError when there is none."""
         return read_json(self.folder / "config.json")
 
     def read(self, stored: TensorRef) -> Tensor:
@@ -126,13 +126,13 @@ class Checkpoint:
 
     def _file(self, shard: Path) -> Any:
         if self._open is None or self._open[0] != shard:
-            self._open = None  # the old mapping goes before the new one comes
+            self._open = None  # close the old mapping before the new one is opened
             self._open = (shard, _map(shard))
         return self._open[1]
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises UserError when it is missing or none."""
+    """Reads a JSON object. Raises UserError when the file is missing or holds none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -168,7 +168,7 @@ def _indexed(index: Path) -> list[str]:
 
 
 def _map(shard: Path) -> Any:
-    """safe_open's handle, or the tensors of a .bin file by name."""
+    """Returns safe_open's handle, or the tensors of a .bin file by name."""
     try:
         if shard.suffix == ".safetensors":
             return safe_open(shard, "pt")
@@ -197,7 +197,7 @@ def _map(shard: Path) -> Any:
 
 
 def _check_archive(shard: Path) -> None:
-    """torch.save has written zip archives since 1.6, and nothing else can be mapped into memory."""
+    """Raises UserError for a file that is no zip archive (torch.save before 1.6): it cannot be mapped."""
     with open(shard, "rb") as file:
         start = file.read(16)
     if start.startswith(b"version https://"):

@@ -43,7 +43,7 @@ _IMAGE_KEYS: Mapping[str, Mapping[Any, str]] = {
 
 
 def read_released(checkpoint: Checkpoint) -> dict[str, Any]:
-    """config.json of a released folder.
+    """Reads config.json of a released folder.
 
     Raises UserError when it lacks a number that changes what the language model computes, or has none there.
     """
@@ -62,13 +62,13 @@ def read_released(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def text_config(released: Mapping[str, Any], vocabulary: int, **more: Any) -> LlamaConfig:
-    """The language model of a released config.json, with a table of `vocabulary` rows."""
+    """Returns the language model of a released config.json, with a table of `vocabulary` rows."""
     kept = {key: released[key] for key in _KEPT if released.get(key) is not None}
     return LlamaConfig.from_dict(kept | {"vocab_size": vocabulary} | more)
 
 
 def image_fields(released: Mapping[str, Any]) -> dict[str, Any]:
-    """LlavaConfig's fields of how images enter. Raises UserError for a value that is none of LLaVA-1.5's."""
+    """Returns LlavaConfig's image fields. Raises UserError for a value that is none of LLaVA-1.5's."""
     said = {}
     for key, meanings in _IMAGE_KEYS.items():
         if released.get(key) not in meanings:
@@ -85,7 +85,7 @@ def image_fields(released: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def still_describes(released: Mapping[str, Any], config: LlavaConfig, dtype: torch.dtype) -> bool:
-    """Whether a released config.json says what `config` does: a training may have changed it since."""
+    """Returns whether a released config.json agrees with `config`, which training may have changed since."""
     text = config.text_config
     theirs = text_config(released, text.vocab_size)
     keys = {*_KEPT, "rope_parameters"} - {"rope_theta", "rope_scaling"}
@@ -104,7 +104,7 @@ def still_describes(released: Mapping[str, Any], config: LlavaConfig, dtype: tor
 
 @contextmanager
 def config_errors(path: Path) -> Iterator[None]:
-    """What transformers says of a config.json's values becomes a UserError of one line."""
+    """Turns an error of transformers about a config.json's values into a UserError of one line."""
     try:
         yield
     except UserError:

@@ -42,7 +42,7 @@ class TensorRule:
 
 
 def renamed(name: str, source: str, shape: Shape) -> TensorRule:
-    """The same tensor under another name."""
+    """Returns a rule for the same tensor under another name."""
     return TensorRule(name, shape, {source: shape})
 
 
@@ -52,7 +52,7 @@ def check(
     folder: Path,
     elsewhere: Mapping[str, Path] = MappingProxyType({}),
 ) -> None:
-    """Every tensor that is needed is there, in its shape and of floats, and nothing is left over.
+    """Checks that every needed tensor is there, in its shape and of floats, and nothing is left over.
 
     elsewhere: folders by the beginning of the names that belong there and not into `folder`.
     Raises UserError that names the folder and the first tensor that is missing, surplus or misshapen.
@@ -82,12 +82,12 @@ def check(
 
 
 def size(rule: TensorRule, tensors: Mapping[str, TensorRef]) -> int:
-    """Bytes of the tensor that a rule makes."""
+    """Returns the bytes of the tensor that a rule makes."""
     return math.prod(rule.shape) * _dtype(rule, tensors).itemsize
 
 
 def total_size(rules: Iterable[TensorRule], tensors: Mapping[str, TensorRef]) -> int:
-    """Bytes of all tensors that the rules make."""
+    """Returns the bytes of all tensors that the rules make."""
     return sum(size(rule, tensors) for rule in rules)
 
 
@@ -122,7 +122,7 @@ def write(
 
 
 def _write_shard(shard: Sequence[TensorRule], tensors: Mapping[str, TensorRef], path: Path) -> None:
-    # A function of its own: a shard must be gone before the next one is made.
+    # A function of its own, so that a shard is freed before the next one is made.
     made: dict[str, Tensor] = {}
     memory = set()
     for rule in shard:
@@ -143,14 +143,14 @@ def _split(
     rules: Sequence[TensorRule], tensors: Mapping[str, TensorRef], shard_bytes: int
 ) -> list[list[TensorRule]]:
     shards: list[list[TensorRule]] = [[]]
-    room = shard_bytes
+    left = shard_bytes
     for rule in rules:
         wanted = size(rule, tensors)
-        if wanted > room and shards[-1]:
+        if wanted > left and shards[-1]:
             shards.append([])
-            room = shard_bytes
+            left = shard_bytes
         shards[-1].append(rule)
-        room -= wanted
+        left -= wanted
     return shards
 
 

@@ -25,7 +25,7 @@ class Piece:
 
 
 def load_tokenizer(folder: Path, added: Mapping[str, int]) -> Tokenizer:
-    """The tokenizer of tokenizer.json, else of tokenizer.model, with control tokens added at its end.
+    """Loads tokenizer.json, else tokenizer.model, and adds control tokens at its end.
 
     added: tokens and the ids that the model has for them. Raises UserError when they get others, or when
     the folder has neither file.
@@ -58,7 +58,7 @@ def _read_json(path: Path) -> Tokenizer:
 
 
 def from_sentencepiece(data: bytes) -> Tokenizer:
-    """A sentencepiece BPE model with byte fallback, as Llama and InternLM have it.
+    """Builds the tokenizer of a sentencepiece BPE model with byte fallback, as Llama and InternLM have it.
 
     Merges are the splits of each piece into two others, the best scores first. BOS precedes a text that is
     encoded with special tokens. Control and user-defined pieces are control tokens here.
@@ -101,7 +101,7 @@ def _merges(pieces: Sequence[Piece], vocabulary: dict[str, int]) -> list[tuple[s
 
 
 def _read(data: bytes) -> tuple[list[Piece], int, bool]:
-    """Pieces, TrainerSpec.model_type (default 1) and NormalizerSpec.add_dummy_prefix (default true)."""
+    """Returns pieces, TrainerSpec.model_type (default 1), NormalizerSpec.add_dummy_prefix (default true)."""
     pieces, kind, dummy_prefix = [], 1, True
     try:
         for number, value in _fields(data):
@@ -137,7 +137,7 @@ def _piece(data: bytes) -> Piece:
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Field numbers and values of a protobuf message: integers, or the bytes of everything else."""
+    """Yields field numbers and values of a protobuf message: integers, or the bytes of everything else."""
     at = 0
     while at < len(data):
         tag, at = _varint(data, at)

@@ -29,7 +29,7 @@ class Gate(CommandConfig):
 
 
 def _sampling(name: str, default: float, description: str) -> Any:
-    """A field that becomes `name` of SamplingParams, within the same bounds."""
+    """Returns a field that becomes `name` of SamplingParams, within the same bounds."""
     bounds = SAMPLING_BOUNDS[name]
     return Field(default, ge=bounds.least, gt=bounds.above, le=bounds.most, description=description)
 

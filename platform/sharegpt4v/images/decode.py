@@ -55,7 +55,7 @@ _OPENERS: dict[Format, Callable[[IO[bytes]], ImageFile.ImageFile]] = {
 
 
 def open_image(data: bytes, limits: ImageLimits) -> ImageFile.ImageFile:
-    """Read the header only; the size is within the limits. Raises Rejected."""
+    """Reads the header only and checks the size against the limits. Raises Rejected."""
     kind = check_file(data, limits)
     with rejecting(data, kind):
         image = _OPENERS[kind](io.BytesIO(data))
@@ -66,7 +66,7 @@ def open_image(data: bytes, limits: ImageLimits) -> ImageFile.ImageFile:
 
 
 def load(image: ImageFile.ImageFile, data: bytes) -> None:
-    """Decode the pixels (of the first frame) of an image that open_image gave. Raises Rejected."""
+    """Decodes the pixels (of the first frame) of an image that open_image gave. Raises Rejected."""
     with rejecting(data, image.format or ""):
         image.load()
 

@@ -207,7 +207,7 @@ def _walk_png(data: bytes) -> None:
 
 
 def _walk_gif(data: bytes) -> tuple[int, int]:
-    """Canvas size, grown as decoders grow it when the first frame reaches beyond."""
+    """Returns the canvas size, grown as decoders grow it when the first frame reaches beyond."""
     width, height, flags = struct.unpack_from("<HHB", data, 6)
     position = 13 + _gif_palette(flags)
     first = True

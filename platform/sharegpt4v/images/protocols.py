@@ -59,7 +59,7 @@ class Prepared:
 def prepare(
     data: bytes, size: int, protocol: ImageProtocol, *, fast: bool = False, limits: ImageLimits = _LIMITS
 ) -> Prepared:
-    """Decode `data` and bring it to size x size pixels, upright, bicubic.
+    """Decodes `data` and brings it to size x size pixels, upright, bicubic.
 
     pad: on a square of PAD_COLOUR; crop: the short side to `size`, then the centre; squash: no aspect kept.
     fast: JPEGs are decoded at 1/2, 1/4 or 1/8 scale where that still covers `size`; pixels differ a little.
@@ -103,7 +103,7 @@ def _square(
 
 
 def inspect(data: bytes, limits: ImageLimits = _LIMITS) -> tuple[int, int]:
-    """Decode everything and keep nothing: width and height after the EXIF rotation. Raises Rejected."""
+    """Decodes everything and returns width and height after the EXIF rotation only. Raises Rejected."""
     image = open_image(data, limits)
     load(image, data)
     width, height = image.size
@@ -141,7 +141,7 @@ class _Stored:
         )
 
     def pad(self, size: int) -> Image.Image:
-        """Resize along the long axis, pad what that leaves, resize along the short axis.
+        """Resizes along the long axis, pads the rest, resizes along the short axis.
 
         So the padded square never exists at full size, yet the edge between picture and padding is
         filtered as if it did.

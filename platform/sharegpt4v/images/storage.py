@@ -1,4 +1,4 @@
-"""Reading the bytes of images: local files at the price of open and read, everything else through fsspec.
+"""Reading the bytes of images: local files by plain open and read, everything else through fsspec.
 
 A manifest is other people's input, so a path must stay below the root. And storage that fails is never
 the image's fault: what a second try may cure is tried again, and ends as StorageError, not as a reject.

@@ -1,4 +1,4 @@
-"""A set of a million ids in 16 bytes each, asked for whole Arrow columns at a time."""
+"""A set of a million ids in 16 bytes each, looked up a whole Arrow column at a time."""
 
 from collections.abc import Iterable
 from hashlib import blake2b
@@ -19,26 +19,26 @@ RUN_IDS = 1 << 18
 class IdSet:
     """A growing set of strings, kept as sorted runs of 128-bit BLAKE2b digests.
 
-    A Python set of 1.2 million ids takes 150 MB and is asked one id at a time; this one takes 19 MB. Two
+    A Python set of 1.2 million ids takes 150 MB and looks up one id at a time; this one takes 19 MB. Two
     different ids share a digest with a chance of n^2 / 2^129: 2e-27 for 1.2 million.
     """
 
     def __init__(self, chunks: Iterable[pa.Array] = ()) -> None:
-        """chunks: string columns (pa.Array or pa.ChunkedArray) without nulls; repeats are held once."""
+        """Fills the set. chunks: string columns (pa.Array, pa.ChunkedArray), no nulls; repeats count once."""
         self._runs: list[tuple[Digests, Digests]] = []  # high and low words, sorted by (high, low)
         for chunk in chunks:
             self.add(chunk)
 
     @classmethod
     def of(cls, ids: Iterable[str]) -> Self:
-        """The set of a few plain strings."""
+        """Returns the set of a few plain strings."""
         return cls([pa.array(list(ids), pa.string())])
 
     def __len__(self) -> int:
         return sum(high.size for high, _ in self._runs)
 
     def add(self, ids: pa.Array | pa.ChunkedArray) -> Mask:
-        """Take up ids; True at each that was new, so at the first of equal ones. Shape (len(ids),)."""
+        """Adds ids and returns True at each new one, the first of equal ones included. Shape (len(ids),)."""
         high, low = _digests(ids)
         fresh = ~self._holds(high, low)
         order = np.lexsort((low, high))  # stable: the first of equal ids stays first
@@ -51,17 +51,17 @@ class IdSet:
         return fresh
 
     def contains(self, ids: pa.Array | pa.ChunkedArray) -> Mask:
-        """True at each id the set holds. Shape (len(ids),)."""
+        """Returns True at each id the set holds. Shape (len(ids),)."""
         return self._holds(*_digests(ids))
 
     def _holds(self, high: Digests, low: Digests) -> Mask:
         found = np.zeros(high.size, dtype=np.bool_)
-        order = np.argsort(high)  # ascending questions walk a run front to back and stay in the cache
+        order = np.argsort(high)  # ascending searches read a run front to back: fewer cache misses
         asked, asked_low = high[order], low[order]
         for run_high, run_low in self._runs:
             at = np.searchsorted(run_high, asked)
             open_ = np.arange(high.size)
-            while open_.size:  # one turn, save where two ids share all 64 high bits
+            while open_.size:  # one iteration, unless two ids share all 64 high bits
                 place = at[open_]
                 inside = place < run_high.size
                 open_, place = open_[inside], place[inside]
@@ -85,7 +85,7 @@ class IdSet:
 
 
 def _digests(ids: pa.Array | pa.ChunkedArray) -> tuple[Digests, Digests]:
-    """High and low words of each id's digest, two arrays of shape (len(ids),)."""
+    """Returns high and low words of each id's digest, two arrays of shape (len(ids),)."""
     chunks = ids.chunks if isinstance(ids, pa.ChunkedArray) else [ids]
     words = np.frombuffer(b"".join(_digest_bytes(chunk) for chunk in chunks), np.uint64).reshape(-1, 2)
     return words[:, 0].copy(), words[:, 1].copy()
@@ -97,7 +97,7 @@ def leading_words(ids: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.uint64]:
 
 
 def _digest_bytes(ids: pa.Array) -> bytes:
-    """16 bytes for each id, joined."""
+    """Returns the digests joined, 16 bytes an id."""
     if ids.null_count:
         raise ValueError(f"an id set takes no nulls, got {ids.null_count} of {len(ids)}")
     column = ids.cast(pa.large_string())

@@ -15,7 +15,7 @@ CHUNK = 65536  # names held as Python strings at a time; sorted in Arrow they ta
 
 
 def read_folder(located: Located) -> Iterator[pa.RecordBatch]:
-    """RAW batches with `image` alone, sorted by path, so that a manifest does not depend on the disk's order.
+    """Yields RAW batches with `image` alone, sorted by path: the manifest is the same on every disk.
 
     Hidden files are skipped. Other files, linked folders (their images would lie outside the root) and names
     that are not UTF-8 are counted in located.ignored. Raises UserError where no image is found.
@@ -34,7 +34,7 @@ def read_folder(located: Located) -> Iterator[pa.RecordBatch]:
 
 
 def _walk_local(folder: str, ignored: Counter[str]) -> Iterator[str]:
-    """Paths below folder of its images, in no order."""
+    """Yields the paths of the images below a folder, in no order."""
     waiting = [""]
     while waiting:
         below = waiting.pop()
@@ -80,5 +80,5 @@ def _arrow(paths: Iterator[str], ignored: Counter[str]) -> pa.ChunkedArray:
 
 
 def _is_text(path: str) -> bool:
-    """False where Python stands in for bytes that are not UTF-8 with lone surrogates."""
+    """Returns False for a name that is not UTF-8, whose bytes Python decodes to lone surrogates."""
     return not any("\ud800" <= character <= "\udfff" for character in path)

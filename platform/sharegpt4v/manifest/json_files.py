@@ -30,7 +30,7 @@ NEEDS = {
 
 
 def read_json(file: IO[bytes], name: str) -> Iterator[pa.RecordBatch]:
-    """RAW batches of one file; its first character tells an array from lines. Memory stays flat for any size.
+    """Yields RAW batches of one file, an array if its first character is `[`. Memory stays flat for any size.
 
     A byte-order mark is passed over, unknown keys are ignored, whole numbers as ids become text. Lone
     surrogates are refused in ids and paths and become U+FFFD in conversations (in an array, the parser reads
@@ -94,7 +94,7 @@ def _batches(records: Iterator[Any], name: str) -> Iterator[pa.RecordBatch]:
 
 
 def record_batch(rows: list[Record], name: str, first: int) -> pa.RecordBatch:
-    """A RAW batch of parsed records; first: the number of the first one, for messages."""
+    """Returns a RAW batch of parsed records. first: the number of the first one, for messages."""
     return pa.RecordBatch.from_arrays([_column(rows, field, name, first) for field in RAW], schema=RAW)
 
 
@@ -102,7 +102,7 @@ def _column(rows: list[Record], field: pa.Field, name: str, first: int) -> pa.Ar
     values = [row.get(field.name) for row in rows]
     if field.name == "id" and None in values:
         for number, row in enumerate(rows, start=first):
-            if row.get("id", "") is None:  # left out is fine, null hints at a broken export
+            if row.get("id", "") is None:  # a missing key is legal; null is a sign of a broken export
                 refuse_type(name, number, "id", None, NEEDS["id"])
     try:
         return pa.array(values, field.type)
@@ -112,7 +112,7 @@ def _column(rows: list[Record], field: pa.Field, name: str, first: int) -> pa.Ar
 
 
 def _repair(value: Any, column: str, name: str, record: int) -> Any:
-    """The value as its column needs it, or a UserError that names the record."""
+    """Returns the value in its column's type. Raises UserError that names the record."""
     if value is None:
         return None
     if column == "conversations":
@@ -142,5 +142,5 @@ def _turns(value: Any, name: str, record: int) -> list[Record]:
 
 
 def _without_surrogates(text: str) -> str:
-    """Lone surrogates (halves of a character, which UTF-8 cannot hold) become U+FFFD."""
+    """Replaces lone surrogates (halves of a character, which UTF-8 cannot hold) by U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

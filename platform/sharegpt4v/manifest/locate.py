@@ -1,4 +1,4 @@
-"""What a path given as a manifest stands for: an image folder, or files that list images."""
+"""What a path given as a manifest refers to: an image folder, or files that list images."""
 
 import os
 import posixpath
@@ -52,7 +52,7 @@ class Located:
 
 
 def locate(path: str, root: str | None) -> Located:
-    """Find what path names, on local disk or behind any URI that fsspec reads.
+    """Finds what path names, on local disk or behind any URI that fsspec reads.
 
     A folder with an image or a sub-folder at its top is an image folder. One without, that holds tar or
     Parquet files, is a folder of shards. Raises UserError where nothing is there.
@@ -69,7 +69,7 @@ def locate(path: str, root: str | None) -> Located:
 
 
 def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system behind a path or URI, and the path inside it."""
+    """Returns the file system behind a path or URI, and the path inside it."""
     try:
         fs, place = fsspec.core.url_to_fs(path)
     except (ValueError, ImportError) as error:
@@ -79,7 +79,7 @@ def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 def suffix(name: str) -> str:
-    """The last suffix in lower case, `.jpg` for A.B.JPG; "" where there is none."""
+    """Returns the last suffix in lower case, `.jpg` for A.B.JPG; "" where there is none."""
     return os.path.splitext(name)[1].lower()
 
 
@@ -88,7 +88,7 @@ def is_image(name: str) -> bool:
 
 
 def is_hidden(relative: str) -> bool:
-    """Whether the file or a folder on its way starts with a dot, as .DS_Store and ._photo.jpg do."""
+    """Returns whether the file or a folder of its path starts with a dot, as .DS_Store and ._photo.jpg do."""
     return relative.startswith(".") or "/." in relative
 
 
@@ -120,7 +120,7 @@ def _files(fs: fsspec.AbstractFileSystem, place: str, path: str) -> tuple[str, .
 
 
 def _nearest(fs: fsspec.AbstractFileSystem, place: str) -> str:
-    """A hint: the name most like the first part of the path that is not there."""
+    """Returns a hint: the name most like the first part of the path that does not exist."""
     missing = PurePosixPath(place)
     while not fs.exists(str(missing.parent)) and missing.parent != missing:
         missing = missing.parent
@@ -134,7 +134,7 @@ def _nearest(fs: fsspec.AbstractFileSystem, place: str) -> str:
 
 
 def _fixed_part(place: str) -> str:
-    """The folder of a file; for a pattern, the deepest folder named before the first wildcard."""
+    """Returns the folder of a file; for a pattern, the deepest folder named before the first wildcard."""
     # Not PurePosixPath, which would fold the two slashes of http://host/ into one.
     parent = posixpath.dirname(place)
     while has_magic(parent):

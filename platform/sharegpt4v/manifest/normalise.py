@@ -1,4 +1,4 @@
-"""Any manifest, normalised: Parquet shards in a run folder whose ids are known to be unique."""
+"""Normalises any manifest to Parquet shards in a run folder whose ids are known to be unique."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -46,7 +46,7 @@ class Manifest:
     ignored: dict[str, int] = field(default_factory=dict)
 
     def ids(self) -> Iterator[pa.Array]:
-        """All ids in order, a column chunk at a time."""
+        """Yields all ids in order, a column chunk at a time."""
         for batch in _batches(self.folder, ["id"]):
             yield batch["id"]
 
@@ -63,10 +63,10 @@ def normalise(
     dedupe_image: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> Manifest:
-    """Write a manifest (read_rows says what counts as one) to out_dir as Parquet shards of records.MANIFEST.
+    """Writes a manifest (see read_rows) to out_dir as Parquet shards of records.MANIFEST.
 
     A manifest that is there already is joined: new ids are appended as new shards, equal rows are passed
-    over, rows whose id came back with another image or source are refused, and ids that vanished stay. limit
+    over, rows whose id now has another image or source are refused, and ids that are gone stay. limit
     takes only the first rows, sample so many spread over all sources; a later call without them joins the
     rest. source: of rows that name none. dedupe_image takes each image once,
     under its path as id, and drops records without one. progress is called with the number of records read so
@@ -155,7 +155,7 @@ class _Intake:
         return pa.RecordBatch.from_arrays(batch.columns, schema=MANIFEST)
 
     def refuse(self) -> None:
-        """Raise what the whole input turned out to be wrong about, with its numbers and first ids."""
+        """Raises UserError for what is wrong with the whole input, with numbers and first ids."""
         read = self.taken + self.repeats + self.without_image
         listed = ", ".join(self._examples)
         if not read:
@@ -186,7 +186,7 @@ class _Intake:
         return batch
 
     def _note(self, batch: pa.RecordBatch, wrong: Mask) -> int:
-        """How many rows are wrong; the first of them are kept for the message."""
+        """Adds up the rows that are wrong and keeps the first of them for the message."""
         for row in np.flatnonzero(wrong)[: NAMED - len(self._examples)]:
             self._examples.append(batch["id"][int(row)].as_py())
         return int(wrong.sum())
@@ -201,7 +201,7 @@ def _where(batch: pa.RecordBatch, mask: Mask) -> pa.RecordBatch:
 
 
 def _row_keys(batch: pa.RecordBatch) -> pa.Array:
-    """All that must not change under an id, as one text a row."""
+    """Returns what must not change under an id as one text a row."""
     return _keys(batch, ("id", "source", *LOCATION))
 
 

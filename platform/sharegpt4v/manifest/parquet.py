@@ -17,7 +17,7 @@ COLUMN_BUFFER = 1 << 18  # bytes a column is read ahead, so that one huge row gr
 
 
 def read_parquet(file: IO[bytes], name: str) -> Iterator[pa.RecordBatch]:
-    """RAW batches of one file. Columns that a manifest does not know are not even read.
+    """Yields RAW batches of one file. Columns that a manifest does not know are not read.
 
     Raises UserError for a damaged file, a missing image column, and columns of a type that cannot be taken.
     """
@@ -35,7 +35,7 @@ def read_parquet(file: IO[bytes], name: str) -> Iterator[pa.RecordBatch]:
 
 
 def stream_columns(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    """Some columns of a Parquet file of our own, in batches; memory stays flat for any size."""
+    """Yields some columns of a Parquet file of our own, in batches; memory stays flat for any size."""
     with pq.ParquetFile(path, buffer_size=COLUMN_BUFFER, pre_buffer=False) as parquet:
         # Threads would each keep an arena of freed buffers: 100 MB more for a million rows, and no faster.
         yield from parquet.iter_batches(BATCH_ROWS, columns=columns, use_threads=False)

@@ -40,7 +40,7 @@ class ManifestRow(TypedDict):
 
 
 def read_rows(path: str, root: str | None = None) -> Iterator[ManifestRow]:
-    """Stream the rows of any manifest, in order, ids unchecked; memory stays flat.
+    """Yields the rows of any manifest, in order, ids unchecked; memory stays flat.
 
     path: a folder of images, a JSON array, JSONL, Parquet, tar shards, a glob of such files; local or a URI.
     root: where image paths start; by default the folder itself, or the one that holds the manifest.
@@ -57,7 +57,7 @@ def read_batches(located: Located, source: str | None = None) -> Iterator[pa.Rec
             yield from _completed(read_folder(located), located.name, source)
         for file in located.files:
             yield from _completed(_read_file(located, file), _name(located, file), source)
-    except PermissionError as error:  # skipping what may not be read would lose images in silence
+    except PermissionError as error:  # skipping an unreadable folder would lose images in silence
         raise UserError(f"{error.filename or located.name} may not be read: give this user access") from error
 
 
@@ -89,7 +89,7 @@ def _read_file(located: Located, file: str) -> Iterator[pa.RecordBatch]:
 
 
 def _container(located: Located, file: str) -> str:
-    """The shard's path below the root, which rows carry so that a run can move with its data."""
+    """Returns the shard's path below the root, which rows carry so that a run can move with its data."""
     _, root = filesystem(located.root)
     if not PurePosixPath(file).is_relative_to(root):
         raise UserError(
@@ -99,5 +99,5 @@ def _container(located: Located, file: str) -> str:
 
 
 def _name(located: Located, file: str) -> str:
-    """How messages call a file: as the user did, or by its own name out of a folder or pattern."""
+    """Returns a file's name for messages: the user's, or its own if it comes from a folder or pattern."""
     return located.name if len(located.files) == 1 else PurePosixPath(file).name

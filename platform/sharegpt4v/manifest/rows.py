@@ -17,7 +17,7 @@ RAW = pa.schema([field.with_nullable(True) for field in MANIFEST])
 
 
 def raw_batch(**columns: pa.Array) -> pa.RecordBatch:
-    """A RAW batch of the given columns (equal lengths); the others are null."""
+    """Returns a RAW batch of the given columns (equal lengths); the others are null."""
     rows = len(next(iter(columns.values())))
     arrays = [columns.get(field.name, pa.nulls(rows, field.type)) for field in RAW]
     return pa.RecordBatch.from_arrays(arrays, schema=RAW)
@@ -49,13 +49,13 @@ def complete(raw: pa.RecordBatch, name: str, first: int, source: str | None = No
 
 
 def path_id(image: pa.Array, container: pa.Array) -> pa.Array:
-    """The id of a row that brings none: its image's path, below its shard's where it lies in one."""
+    """Returns the id of a row without one: its image's path, after its shard's if it has one."""
     inside = pc.binary_join_element_wise(container, image, "/")
     return pc.if_else(pc.equal(container, ""), image, inside)
 
 
 def refuse_type(name: str, record: int, column: str, value: object, needs: str) -> NoReturn:
-    """Raise the UserError for a value of the wrong type; records count from 1."""
+    """Raises the UserError for a value of the wrong type; records count from 1."""
     shown = repr(value)
     shown = shown if len(shown) <= 60 else shown[:57] + "..."
     raise UserError(f"{name}: record {record} has {column} {shown}; it needs {needs}")

@@ -27,7 +27,7 @@ def quotas(available: Mapping[str, int], rows: int) -> dict[str, int]:
     """Shares out `rows` rows: every source gets the same number, or all its rows where it has fewer.
 
     What cannot be shared out evenly goes to the first sources by name. While counts grow, a share only grows
-    with its own source's count, and only up to all of its rows: what was pruned is never wanted again.
+    with its own source's count, and only up to all of its rows: a pruned row is never needed again.
     """
     level, left = 0, rows
     while (growing := [source for source in sorted(available) if available[source] > level]) and left:

@@ -16,7 +16,7 @@ from sharegpt4v.manifest.rows import BATCH_ROWS
 
 GZIP = b"\x1f\x8b"
 SIDECAR_KEYS = ("id", "source", "conversations")
-SIDECAR_BYTES = 16 << 20  # a sidecar is one record; more is some other file, and memory is ours to keep
+SIDECAR_BYTES = 16 << 20  # a sidecar is one record; a larger file is something else
 
 
 @dataclass
@@ -29,7 +29,7 @@ class _Group:
 
 
 def read_shard(file: IO[bytes], container: str, name: str) -> Iterator[pa.RecordBatch]:
-    """RAW batches of one shard; container: its path below the root, as rows will carry it.
+    """Yields RAW batches of one shard. container: its path below the root, as rows will carry it.
 
     Members whose names agree up to the first dot belong together: one image, and a .json with id, source or
     conversations where there is one. Raises UserError for a shard that is compressed, cut or damaged, and for
@@ -60,7 +60,7 @@ def _groups(file: IO[bytes], name: str) -> Iterator[_Group]:
 
 
 def _members(file: IO[bytes], name: str) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
-    """Plain visible files in the shard's order; only headers are read."""
+    """Yields plain visible files in the shard's order; only headers are read."""
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             while (member := tar.next()) is not None:
@@ -73,7 +73,7 @@ def _members(file: IO[bytes], name: str) -> Iterator[tuple[tarfile.TarFile, tarf
 
 
 def _require_end(file: IO[bytes], offset: int, name: str) -> None:
-    """tarfile takes a damaged header for the end of the archive, which would lose the rest in silence."""
+    """Raises UserError at a damaged header, which tarfile takes for the end and silently drops the rest."""
     file.seek(offset)
     if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
         raise UserError(f"{name} is damaged at byte {offset}: copy or download it again")

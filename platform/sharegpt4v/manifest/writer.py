@@ -1,4 +1,4 @@
-"""Parquet shards that appear whole or not at all."""
+"""Parquet shards that appear complete or not at all."""
 
 import shutil
 from pathlib import Path
@@ -13,7 +13,7 @@ from sharegpt4v.records import MANIFEST
 
 
 def shards(folder: Path) -> list[Path]:
-    """The manifest shards of a folder, in order; none where it does not exist."""
+    """Returns the manifest shards of a folder, in order; none if it does not exist."""
     return sorted(folder.glob("part-*.parquet"))
 
 
@@ -39,7 +39,7 @@ class ShardWriter:
         return self
 
     def write(self, batch: pa.RecordBatch) -> None:
-        """Append rows of records.MANIFEST, going on to a new shard where one is full."""
+        """Appends rows of records.MANIFEST and opens a new shard when one is full."""
         while batch.num_rows:
             if not self._room:
                 self._close()
@@ -54,7 +54,7 @@ class ShardWriter:
             self._room -= part.num_rows
 
     def publish(self) -> None:
-        """Move the finished shards to the manifest's folder, in order."""
+        """Moves the finished shards to the manifest's folder, in order."""
         self._close()
         self._folder.mkdir(parents=True, exist_ok=True)
         for shard in shards(self._temporary):

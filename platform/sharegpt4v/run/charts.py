@@ -49,28 +49,28 @@ class Histogram:
     p95: int
     longest: int
     bars: list[Bar]
-    mean_x: float | None  # None beyond the axis, where a few giants pull the mean
+    mean_x: float | None  # None beyond the axis, where a few very long captions put the mean
     median_x: float | None  # likewise, when the axis also suits another run
     x_ticks: list[Tick]
     y_ticks: list[Tick]
 
 
 def nice_step(span: float, steps: int) -> float:
-    """Smallest of 1, 2, 2.5, 5 times a power of ten that covers `span` in at most `steps` steps."""
+    """Returns the smallest of 1, 2, 2.5, 5 times a power of ten that covers `span` in `steps` steps."""
     raw = span / steps
     power = 10.0 ** math.floor(math.log10(raw))
     return next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * (1 - 1e-9))
 
 
 def ticks(top: float, scale: float, steps: int = 4) -> list[Tick]:
-    """Ticks from zero to at most `top`, one data unit being `scale` view box units."""
+    """Returns ticks from zero to at most `top`, one data unit being `scale` view box units."""
     step = nice_step(top, steps)
     values = [i * step for i in range(int(top / step + 1e-9) + 1)]
     return [Tick(value * scale, f"{value:,.10g}") for value in values]
 
 
 def upward(marks: list[Tick]) -> list[Tick]:
-    """The same ticks on a vertical axis, where the view box counts from the top."""
+    """Returns the same ticks on a vertical axis, where the view box counts from the top."""
     return [Tick(HEIGHT - mark.at, mark.text) for mark in marks]
 
 
@@ -97,7 +97,7 @@ class _Ranked:
 
 
 def histogram(lengths: Mapping[int, int], beside: Mapping[int, int] | None = None) -> Histogram | None:
-    """Bars for {characters: captions}; None when there is no caption.
+    """Returns bars for {characters: captions}; None when there is no caption.
 
     The axis ends near the 99.5th percentile: one caption of a megabyte must not flatten the rest. What
     is longer falls into the last bar, whose `high` is then None.

@@ -8,7 +8,7 @@ from pathlib import Path
 from sharegpt4v.errors import RunFailed
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-"""Errors of a disk, or of a user's share of it, that has no room left."""
+"""Errors of a disk, or of a user's share of it, that is full."""
 
 
 @contextmanager
@@ -16,7 +16,7 @@ def full_disk_named(path: Path, advice: str = "") -> Iterator[None]:
     """Raises RunFailed where the block finds the disk full; other errors pass.
 
     path: what the block writes. Most errors of a full disk name no file; one that does is about that file.
-    advice: what to do once there is room again, where nobody else says so.
+    advice: what to do once space is free again, where no other message says so.
     """
     try:
         yield

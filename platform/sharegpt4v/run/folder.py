@@ -20,7 +20,7 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Create the folder where needed. Raises UserError when it cannot be written or is something else."""
+        """Creates the folder if needed. Raises UserError when it cannot be written or is something else."""
         make_writable(path)
         refuse_other_files(path)
         return cls(path.absolute())
@@ -65,7 +65,7 @@ def make_writable(path: Path) -> None:
     _refuse_uri(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        # access() tells root that everything is writable; only a real write tells.
+        # access() reports everything as writable to root, so only a real write shows it.
         probe = path / f"{_PROBE}{os.getpid()}"
         probe.touch()
         probe.unlink()

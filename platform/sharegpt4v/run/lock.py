@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 class RunLock:
     """Context manager that keeps a run folder for this process, with flock through filelock.
 
-    The lock goes with the process, even after kill -9; a forked child does not inherit it. Nodes see each
+    The lock ends with the process, even after kill -9; a forked child does not inherit it. Nodes see each
     other's locks on NFS, CephFS and Lustre mounted with flock; with local_lock, nolock or localflock
     every node sees its own alone. On storage without locks a warning is logged and the run goes on
     unguarded: a second run there costs work, and money where captions are paid for.
@@ -38,7 +38,7 @@ class RunLock:
     def __init__(self, run: Path) -> None:
         self._path = run / LOCK_FILE
         # No marker file in place of a lock that the storage lacks: it would outlive a kill.
-        # Not per thread: whichever thread leaves the block gives the lock back.
+        # Not per thread: any thread that leaves the block releases the lock.
         self._lock = FileLock(
             self._path,
             blocking=False,
@@ -86,7 +86,7 @@ def _write_holder(descriptor: int) -> None:
 
 
 def _holder(path: Path) -> str:
-    """The process that the lock file names, for people."""
+    """Returns the process that the lock file names, for messages."""
     try:
         holder = json.loads(path.read_text(encoding="utf-8"))
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder["since"]))

@@ -65,7 +65,7 @@ def write_settings(
 
 
 def read_settings(run: Path) -> dict[str, Any]:
-    """`run.yaml` of a run folder. Raises UserError when `run` is no run folder."""
+    """Reads `run.yaml` of a run folder. Raises UserError when `run` is no run folder."""
     try:
         settings = yaml.safe_load((run / "run.yaml").read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -84,7 +84,7 @@ def _version(package: str) -> str | None:
 
 
 def _git_revision() -> str | None:
-    """The commit of the code that runs, or None outside a checkout."""
+    """Returns the commit of the code that runs, or None outside a checkout."""
     here = Path(__file__).parent
     try:
         done = subprocess.run(

@@ -33,7 +33,7 @@ class Session:
 
 @dataclass(frozen=True)
 class Pause:
-    """The hole between two sessions: where it is drawn and how long it was in seconds."""
+    """The pause between two sessions: where it is drawn and how long it was in seconds."""
 
     x: float
     width: float
@@ -52,10 +52,10 @@ class Throughput:
 
 
 def stretches(commits: Sequence[Commit], sessions: int) -> list[list[Commit]]:
-    """Part the commits into at most `sessions` stretches, at the longest intervals.
+    """Splits the commits into at most `sessions` stretches, at the longest intervals.
 
     An interval is a pause only when it is also three times the usual one, because a session that ended
-    before its first commit leaves no hole of its own.
+    before its first commit leaves no pause of its own.
     """
     ordered = sorted(commits)
     waits = [later[0] - earlier[0] for earlier, later in pairwise(ordered)]
@@ -68,7 +68,7 @@ def stretches(commits: Sequence[Commit], sessions: int) -> list[list[Commit]]:
 def throughput(
     commits: Sequence[Commit], sessions: int = 1, started: float | None = None
 ) -> Throughput | None:
-    """The throughput line; None when nothing was committed.
+    """Returns the throughput line; None when nothing was committed.
 
     started: unix seconds at which the first session began. Where a later one began is not recorded: its
     first commit is taken to have needed the run's usual interval.
@@ -107,7 +107,7 @@ def throughput(
 
 
 def duration(seconds: float) -> str:
-    """A length of time for people: `8.4 s`, `3 min 20 s`, `5 h 12 min`, `2 d 3 h`."""
+    """Formats a length of time for people: `8.4 s`, `3 min 20 s`, `5 h 12 min`, `2 d 3 h`."""
     if seconds < 59.5:
         return f"{seconds:.2g} s"
     whole = round(seconds)
@@ -118,7 +118,7 @@ def duration(seconds: float) -> str:
 
 
 def _rates(part: Sequence[Commit], start: float, points: int) -> list[float]:
-    """Images per second in equal slices of time; a commit's rows are spread over the time they took."""
+    """Returns images per second in equal slices of time; a commit's rows spread over the time they took."""
     times = [start, *(time for time, _ in part)]
     done = list(accumulate([0, *(rows for _, rows in part)]))
     edges = np.linspace(start, times[-1], points + 1)
@@ -127,7 +127,7 @@ def _rates(part: Sequence[Commit], start: float, points: int) -> list[float]:
 
 
 def _session(rates: list[float], left: float, width: float, unit: float) -> Session:
-    """Each rate at the middle of its slice; the first and last reach to the session's ends."""
+    """Places each rate at the middle of its slice; the first and last reach to the session's ends."""
     slice_width = width / len(rates)
     points = [(left + (i + 0.5) * slice_width, HEIGHT - rate * unit) for i, rate in enumerate(rates)]
     points = [(left, points[0][1]), *points, (left + width, points[-1][1])]
@@ -135,7 +135,7 @@ def _session(rates: list[float], left: float, width: float, unit: float) -> Sess
 
 
 def _time_ticks(active: Sequence[float], scale: float, pause: float) -> list[Tick]:
-    """Labels of running time; a label after k pauses stands k pause widths further right."""
+    """Returns labels of running time; a label after k pauses is k pause widths further right."""
     total = sum(active)
     name, size = next(((n, s) for n, s in UNITS if total >= 2 * s), UNITS[-1])
     step = nice_step(total / size, 5)

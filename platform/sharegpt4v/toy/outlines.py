@@ -6,7 +6,7 @@ Outline = tuple[tuple[float, float], ...]
 
 
 def _arc(centre: tuple[float, float], radii: tuple[float, float], start: float, end: float) -> Outline:
-    """Points along an ellipse from angle `start` to `end`, in turns, clockwise from the right."""
+    """Returns points along an ellipse from angle `start` to `end`, in turns, clockwise from the right."""
     steps = max(8, round(64 * abs(end - start)))
     angles = (2 * math.pi * (start + (end - start) * i / steps) for i in range(steps + 1))
     return tuple((centre[0] + radii[0] * math.cos(a), centre[1] + radii[1] * math.sin(a)) for a in angles)

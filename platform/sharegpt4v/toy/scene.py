@@ -24,7 +24,7 @@ from sharegpt4v.toy.sources import (
 )
 
 VARIANTS = 4
-"""Backdrops come in this many variants each: another light, another horizon, other brush strokes."""
+"""Each background comes in this many variants: another light, another horizon, other brush strokes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ class Scene:
         return SOURCES[self.source].path.format(self.index)
 
     def counts(self, attribute: str) -> dict[str, int]:
-        """Objects by `shape`, `colour` or `size`."""
+        """Returns the number of objects by `shape`, `colour` or `size`."""
         return dict(Counter(getattr(thing, attribute) for thing in self.objects))
 
     def relations(self) -> tuple[Relation, ...]:

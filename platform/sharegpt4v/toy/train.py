@@ -27,7 +27,7 @@ TRAIN_WORLD, UNSEEN_WORLD = 1_000_003, 1_000_033
 """Seeds of scenes; those below a million are left to demos and tests, which see only unseen scenes."""
 
 DIFFICULTIES = (1, 1, 1, 1, 1, 1, 1, 1, 1, 2)
-"""Difficulty by batch: mostly what the toy world shows, and a taste of more."""
+"""Difficulty by batch: mostly what the toy world shows, and a little beyond it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ def train(adapter: Adapter, prompt: str, recipe: TrainingRecipe) -> Iterator[Tra
     ]
     count = recipe.steps * recipe.batch_size
     scenes = Scenes(adapter, prompt, count, TRAIN_WORLD + recipe.seed, DIFFICULTIES, recipe.batch_size)
-    # Rendering keeps a second core busy while this one multiplies.
+    # Renders on a second core while this one trains.
     batches = DataLoader(scenes, recipe.batch_size, collate_fn=collate, num_workers=1, prefetch_factor=4)
     started = time.monotonic()
     for step, batch in enumerate(batches, start=1):
@@ -118,9 +118,9 @@ def train(adapter: Adapter, prompt: str, recipe: TrainingRecipe) -> Iterator[Tra
 
 
 def _optimizers(model: nn.Module, recipe: TrainingRecipe) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of layers, which learns so small a model in half the scenes; AdamW for the rest.
+    """Returns Muon for the matrices of layers, where it needs half the scenes, and AdamW for the rest.
 
-    Embeddings, heads and queries are tables of vectors and no maps: Muon is not made for them.
+    Embeddings, heads and queries are tables of vectors and no linear maps, for which Muon is made.
     """
     tables = ("embed_tokens", "lm_head", "position_embedding", "class_embedding", "resampler.query")
     named = list(model.named_parameters())
@@ -137,7 +137,7 @@ def _optimizers(model: nn.Module, recipe: TrainingRecipe) -> list[torch.optim.Op
 
 
 def learning_rate_share(step: int, recipe: TrainingRecipe) -> float:
-    """Of the peak: a linear rise over the warm-up, then half a cosine down to zero."""
+    """Returns the share of the peak: a linear rise over the warm-up, then half a cosine down to zero."""
     if step < recipe.warmup:
         return (step + 1) / recipe.warmup
     done = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
@@ -146,9 +146,9 @@ def learning_rate_share(step: int, recipe: TrainingRecipe) -> float:
 
 @torch.inference_mode()
 def exact_match(adapter: Adapter, prompt: str, scenes: int, difficulty: int = 1) -> float:
-    """Share of unseen scenes whose greedy caption equals the true one, word for word.
+    """Returns the share of unseen scenes whose greedy caption equals the true one, word for word.
 
-    One pass over the true caption tells: greedy decoding writes it exactly when every token of it is the
+    One pass over the true caption is enough: greedy decoding writes it exactly when every token of it is the
     likeliest after those before.
     """
     adapter.model.eval()

@@ -7,7 +7,7 @@ TRUTH_FILE = "truth.jsonl"
 
 
 def is_toy_world(root: str) -> bool:
-    """Whether images below `root`, a local folder, are rendered scenes: its TRUTH_FILE describes them."""
+    """Returns whether images below `root`, a local folder, are rendered scenes, listed in its TRUTH_FILE."""
     try:
         with open(Path(root) / TRUTH_FILE, encoding="utf-8") as file:
             record = json.loads(file.readline())

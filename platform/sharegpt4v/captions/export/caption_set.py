@@ -15,7 +15,7 @@ from sharegpt4v.errors import UserError
 from sharegpt4v.run.settings import read_settings
 
 Progress = Callable[[int, int], None]
-"""Takes the rows written so far and the rows there are."""
+"""Takes the rows written so far and the total."""
 
 
 @dataclass

@@ -55,7 +55,7 @@ def _file_is_gone(error: OSError) -> bool:
 
 
 def _identities(run: CaptionRun) -> tuple[Identities, Identities]:
-    """Of finished parts, which no job changes but by compacting, and of outcomes, to which a job adds."""
+    """Returns those of finished parts, which only compacting changes, and of outcomes, which a job adds."""
     kept = [path for folder in finished_parts(run) for path in folder.glob("*.parquet")]
     return _identified(kept), _identified(run.outcomes.glob("*/*.parquet"))
 
