@@ -36,15 +36,16 @@ def test_what_is_sent_is_what_the_wheel_holds() -> None:
 @pytest.mark.parametrize("sources", [".", "platform"], ids=["wheel", "checkout"])
 def test_nothing_beside_our_packages_is_sent(sources: str, tmp_path: Path) -> None:
     """sources: where the library is; an installed wheel has it beside the other packages."""
+    folder = tmp_path / "folder"
     for name in PACKAGES:
-        parent = tmp_path / (sources if name == "sharegpt4v" else ".")
+        parent = folder / (sources if name == "sharegpt4v" else ".")
         shutil.copytree(package_folder(name), parent / name)
     beside = ("models/7b/model.safetensors", "my-run/captions/0.parquet", "env311/lib/x.so", "torch/y.so")
     for name in (*beside, "pipelines/steps/__pycache__/x.pyc"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        with (tmp_path / name).open("wb") as file:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        with (folder / name).open("wb") as file:
             file.truncate(LARGE)
-    sent = _sent(_runtime_env([tmp_path / sources, tmp_path]), tmp_path)
+    sent = _sent(_runtime_env([folder / sources, folder]), tmp_path)
     assert {name.split("/")[0] for name in sent} == {*PACKAGES, "README"}
     assert sent["sharegpt4v/toy/checkpoints/captioner/model.safetensors"] > 2**20
     assert not any("__pycache__" in name for name in sent)
