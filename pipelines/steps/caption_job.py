@@ -77,7 +77,7 @@ def _begin_or_resume(job: CaptionJob, run: CaptionRun, phases: Phases) -> int:
 
 
 def _work_off(job: CaptionJob, run: CaptionRun, pending: Pending, phases: Phases) -> str | None:
-    """Runs one session over what is pending. Returns why the ledger stopped it, or None when all is written."""
+    """Runs one session over what is pending. Returns why the ledger stopped it, None when all is written."""
     config, before = job.config, pending.progress
     phases.begin(connection_text(config.address))
     with ray_session(config.address), phases, session(run, phases.started) as outcomes:

@@ -166,7 +166,7 @@ class Caption:
                 before = now
 
     def _table(self, batch: pa.Table, rows: list[_Row]) -> pa.Table:
-        """Makes outcome rows in input order. A caption that the gate refused keeps its text and nothing else."""
+        """Makes outcome rows in input order. A caption that the gate refused keeps only its text."""
         kept = [None if row.reason else row.completion for row in rows]
         columns: dict[str, Any] = {
             OUTCOME: ["reject" if row.reason else "caption" for row in rows],

@@ -10,7 +10,7 @@ _COMMANDS = ("cluster.", "pipelines.")
 
 
 def command_started() -> float:
-    """Returns the unix time at which this process was started, or now where another program calls a command."""
+    """Returns the unix time at which this process was started, or now where a program calls a command."""
     return process_started() if _is_command() else time.time()
 
 

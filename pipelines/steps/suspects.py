@@ -1,7 +1,7 @@
 """Records which images were in progress when a process died, to set aside one that kills its process.
 
-Ray starts a dead worker again and repeats its calls, for ever. The images that a dead process had in progress are suspects
-and are tried alone; one that kills its process alone, twice, is quarantined.
+Ray starts a dead worker again and repeats its calls, for ever. The images that a dead process had in progress
+are suspects and are tried alone; one that kills its process alone, twice, is quarantined.
 """
 
 from collections.abc import Iterable, Sequence
