@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,9 @@ import yaml
 
 from cluster.cli import COMMANDS, main
 from cluster.command_line import run_command
+from sharegpt4v.captions.finish import summarise
+from sharegpt4v.captions.layout import CaptionRun
+from sharegpt4v.captions.settle import Counts
 from sharegpt4v.config.base import flat_fields
 from tests.captions import fake_run
 from tests.commands import REPOSITORY, environment
