@@ -98,3 +98,12 @@ def test_importing_the_package_and_its_names_loads_no_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
     assert SamplingParams().max_new_tokens == 500  # the captioner's default, as the release has it
+
+
+def test_python_ends_normally_while_a_model_is_open_and_answers() -> None:
+    code = (
+        "from sharegpt4v import Chat; chat = Chat.load('toy', threads=1)\n"
+        "pieces = chat.stream('What is in this photo?', max_new_tokens=500); next(pieces)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

@@ -6,6 +6,7 @@
 import itertools
 import logging
 import os
+import weakref
 from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -38,6 +39,8 @@ class _Model:
     def __init__(self, card: ModelCard, spec: EngineSpec) -> None:
         self.card = card
         self._engine = build_engine(spec)
+        # At the latest when Python ends: a thread that is still inside torch then would abort the process.
+        self._end = weakref.finalize(self, self._engine.close)
         self._numbers = itertools.count()
 
     @classmethod
@@ -77,7 +80,7 @@ class _Model:
 
     def close(self) -> None:
         """Ends the engine's thread and frees its memory."""
-        self._engine.close()
+        self._end()
 
     def __enter__(self) -> Self:
         return self
