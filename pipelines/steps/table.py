@@ -13,6 +13,8 @@ def print_summary(summary: dict[str, Any]) -> None:
         f"{summary['captions']:,} captions and {summary['rejects']:,} rejects of {summary['rows']:,} images "
         f"in {summary['seconds']:,.1f} s{_where_time_went(summary)}, model {summary['model']}"
     )
+    if summary["duplicates"]:
+        print(f"{summary['duplicates']:,} captioned images have the same bytes as an earlier one")
     if engine := summary["engine_statistics"]:
         print(
             f"each engine decoded {engine['decode_tokens_per_second']:,.0f} tokens/s with "

@@ -112,6 +112,7 @@ def _summary(captions: list[dict[str, Any]], rejects: list[dict[str, Any]]) -> d
         "sessions": 1,
         "images_per_second": rows / 12.5,
         "tokens": sum(row["tokens"] for row in captions),
+        "duplicates": 0,
         "duplicates_dropped": 0,
         "model": "toy-captioner@0123",
         "prompt_id": "caption@1",

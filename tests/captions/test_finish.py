@@ -91,6 +91,13 @@ def test_copies_of_a_repeated_write_are_dropped_and_counted(run: CaptionRun) -> 
     assert _ids(run, "captions") == ["c", "a", "d", "e"] and _ids(run, "rejects") == ["b"]
 
 
+def test_captioned_images_with_equal_bytes_are_counted(run: CaptionRun) -> None:
+    digests = {"a": "1" * 64, "d": "2" * 64, "e": "1" * 64}
+    commit(run, 2, "x", *(caption(run, key) | {"image_sha256": digest} for key, digest in digests.items()))
+    commit(run, 2, "y", reject(run, "b"))
+    assert compact(run).duplicates == 1
+
+
 def test_a_caption_wins_over_a_reject_before_or_after_it(run: CaptionRun) -> None:
     commit(run, 2, "x", caption(run, "b"), reject(run, "a"))
     counts = compact(run)

@@ -6,7 +6,6 @@ lets an interrupted move roll forward.
 
 import json
 import shutil
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,9 @@ from sharegpt4v.engine.stats import EngineStats
 from sharegpt4v.errors import UserError
 
 _MARKER = "_COMPLETE"
+
+_COUNTED = ("rows", "captions", "rejects", "tokens", "duplicates", "duplicates_dropped", "by_source")
+"""What summary.json takes from Counts as it is."""
 
 
 def commits(run: CaptionRun) -> list[Commit]:
@@ -109,7 +111,7 @@ def summarise(
     sessions = read_sessions(run)
     lengths = np.concatenate(counts.lengths) if counts.lengths else np.zeros(0)
     summary = {
-        **{k: v for k, v in asdict(counts).items() if k != "lengths"},
+        **{name: getattr(counts, name) for name in _COUNTED},
         "by_reason": dict(counts.by_reason.most_common()),
         "reject_rate": counts.rejects / max(1, counts.rows),
         **session_times(sessions, committed, started),

@@ -47,6 +47,13 @@ class Counts:
     by_source: dict[str, dict[str, int]] = field(default_factory=dict)
     by_reason: Counter[str] = field(default_factory=Counter)
     lengths: list[Any] = field(default_factory=list)  # arrays of characters a caption
+    digests: list[pa.ChunkedArray] = field(default_factory=list)  # 128 bits in hex of each captioned image
+
+    @property
+    def duplicates(self) -> int:
+        """Captioned images with the bytes of another one before them."""
+        digests = pa.chunked_array([chunk for column in self.digests for chunk in column.chunks], pa.string())
+        return len(digests) - int(pc.count_distinct(digests).as_py())
 
     def add(self, shard: SettledShard) -> None:
         """Adds the outcomes of one more shard."""
@@ -57,6 +64,7 @@ class Counts:
         self.rejects += len(table) - len(captions)
         self.tokens += pc.sum(captions["tokens"]).as_py() or 0
         self.duplicates_dropped += shard.dropped
+        self.digests.append(pc.utf8_slice_codeunits(captions["image_sha256"].drop_null(), 0, 32))
         self.lengths.append(pc.utf8_length(captions["caption"]).to_numpy())
         groups = table.group_by(["source", OUTCOME]).aggregate([([], "count_all")])
         for source, outcome, count in zip(*(column.to_pylist() for column in groups.columns), strict=True):
