@@ -23,8 +23,8 @@ HASHES = 16
 AGREEING = 12
 """Values in which two signatures must agree for their captions to count as near duplicates."""
 
-MAX_CAPTIONS = 2_000_000
-"""Captions compared, the first of a run: their signatures take 144 MB."""
+MAX_CAPTIONS = 50_000
+"""Captions compared, the first of a run: about three seconds, which a million would make a minute."""
 
 SHOWN = 4
 """Captions named of a group."""
@@ -69,9 +69,14 @@ class NearDuplicates:
         self._signatures: list[npt.NDArray[np.uint32]] = []
         self._compared = 0
 
+    @property
+    def full(self) -> bool:
+        """Whether as many captions were taken as are compared."""
+        return self._compared >= MAX_CAPTIONS
+
     def add(self, tokens: Tokens) -> None:
         """Takes the captions after those of the last call; those beyond MAX_CAPTIONS are left out."""
-        if self._compared >= MAX_CAPTIONS:
+        if self.full:
             return
         texts = [blake2b(text.encode(), digest_size=8).digest() for text in tokens.texts.to_pylist()]
         self._digests.append(np.frombuffer(b"".join(texts), np.uint64))
