@@ -21,7 +21,7 @@ OLD_MODULES = frozenset(
     "findings lease pending stand_in silhouettes backdrops flags weights base_engine".split()
 )
 
-OLD_WORDS = re.compile(r"\b(?:told|stands|stood|gets on|goodbye|hear of|heard of|in work)\b")
+OLD_WORDS = re.compile(r"\b(?:told|stands|stood|gets on|goodbye|hear of|heard of|in work(?!/))\b")
 """Private words of comments and docstrings; each has a plain one: `in work` is in progress."""
 
 NO_VERBS = frozenset(

@@ -290,7 +290,7 @@ def test_an_out_that_holds_files_is_refused_before_any_work(
     (tmp_path / "out" / "rejects").mkdir(parents=True)
     (tmp_path / "out" / "rejects" / "part-00000.parquet").touch()
     assert check(["--images", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
-    line = f"sharegpt4v check: --out {tmp_path}/out holds other files (rejects/part-00000.parquet, ...)"
+    line = f"sharegpt4v check: --out: {tmp_path}/out holds other files (rejects/part-00000.parquet, ...)"
     assert capsys.readouterr().err.startswith(line)
 
 
