@@ -21,7 +21,7 @@ class Phases:
         self.started = started
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
         self._live: Live | None = None
-        self._line = ""  # of the present phase, as it will stay on a terminal
+        self._line = ""  # of the present phase, until it has been left on the terminal
 
     def __enter__(self) -> "Phases":
         return self
@@ -65,7 +65,9 @@ class Phases:
         """Prints a line that belongs to the present phase."""
         line = self.stamp(text)
         if self._live:
-            self._console.print(Text(line))
+            for left in filter(None, (self._line, line)):
+                self._console.print(Text(left))
+            self._line = ""
         else:
             print(line, file=sys.stderr, flush=True)
 
@@ -74,7 +76,8 @@ class Phases:
         if self._live:
             self._live.stop()
             self._live = None
-            print(self._line, file=sys.stderr, flush=True)
+            if self._line:
+                print(self._line, file=sys.stderr, flush=True)
 
     def stamp(self, text: str) -> str:
         return f"{self.seconds:5.1f} s  {text}"

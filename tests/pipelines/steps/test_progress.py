@@ -87,7 +87,13 @@ def test_a_terminal_shows_the_phase_with_a_spinner_and_keeps_one_line_of_it(
     monkeypatch.setattr(phases_module, "Console", lambda **_: terminal)
     with Phases(time.time()) as phases:
         phases.begin("starting Ray")
-        phases.say("a word between")
         time.sleep(0.3)
-    assert "starting Ray, 0 s" in shown.getvalue() and "a word between" in shown.getvalue()
-    assert capsys.readouterr().err == "  0.0 s  starting Ray\n"
+        phases.end()
+        assert "starting Ray, 0 s" in shown.getvalue()
+        assert capsys.readouterr().err == "  0.0 s  starting Ray\n"
+        phases.begin("reading photos")
+        phases.say("passed over: 1 .txt files")
+        phases.say("200 images")
+    printed = re.findall(r"\d s  ([^\n\x1b,]+)\n", shown.getvalue())  # the spinner's frames hold a comma
+    assert printed == ["reading photos", "passed over: 1 .txt files", "200 images"]
+    assert capsys.readouterr().err == ""
