@@ -16,7 +16,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.steps.decoding import IDENTITY_COLUMNS
 from pipelines.steps.isolation import KILLED_WORKER, KILLED_WORKER_MESSAGE, Isolation, RunStopped
 from pipelines.steps.ledger import LedgerClient
 from sharegpt4v.captions.outcomes import commit_outcomes
@@ -26,7 +25,7 @@ from sharegpt4v.engine.handle import Engine, EngineClosed, EngineError, Handle
 from sharegpt4v.gate import GateRules, check_caption
 from sharegpt4v.images import StorageError
 from sharegpt4v.prompts import Prompt
-from sharegpt4v.records import OUTCOME, OUTCOMES
+from sharegpt4v.records import IDENTITY_COLUMNS, OUTCOME, OUTCOMES
 from sharegpt4v.run.disk import full_disk_named
 
 log = logging.getLogger(__name__)

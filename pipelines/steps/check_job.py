@@ -13,7 +13,7 @@ import ray.exceptions
 from cluster.errors import EXIT_PROBLEM, plain_errors
 from cluster.session import connection_text, quiet_data_context, ray_session, refuse_relative_paths
 from pipelines.steps.clock import command_started
-from pipelines.steps.decoding import LOCATION_COLUMNS, read_row_group
+from pipelines.steps.decoding import read_row_group
 from pipelines.steps.isolation import KILLED_WORKER, KILLED_WORKER_MESSAGE, Isolation
 from pipelines.steps.ledger import LedgerClient, RemoteLedger
 from pipelines.steps.phases import Phases
@@ -27,6 +27,7 @@ from sharegpt4v.images import ImageReader, inspect
 from sharegpt4v.inspection import DIGEST_BYTES, INSPECTED, KINDS, Inspection, InspectionSummary
 from sharegpt4v.manifest import Manifest, normalise
 from sharegpt4v.manifest.writer import shards
+from sharegpt4v.records import LOCATION_COLUMNS
 from sharegpt4v.run.disk import full_disk_named
 from sharegpt4v.run.folder import make_writable
 
@@ -113,7 +114,7 @@ def look(manifest: Manifest, inspection: Inspection, phases: Phases) -> None:
         ray.data.from_items(groups, override_num_blocks=len(groups))
         .map_batches(
             read_row_group,
-            fn_kwargs={"columns": ["id", "image", "source", "container", "offset", "size"]},
+            fn_kwargs={"columns": ["id", "source", *LOCATION_COLUMNS]},
             batch_size=1,
             batch_format="pyarrow",
             # The manifest lies in this machine's temporary folder, where other nodes cannot read it. No

@@ -19,13 +19,7 @@ from pipelines.steps.pixel_memory import pixel_memory
 from sharegpt4v.dialogue import ImageProtocol
 from sharegpt4v.errors import Rejected
 from sharegpt4v.images import ImageReader, prepare
-from sharegpt4v.records import OUTCOMES, PENDING
-
-IDENTITY_COLUMNS = ("shard", "row", "id", "image", "source")
-"""Columns of records.PENDING that go through every step as they are."""
-
-LOCATION_COLUMNS = ("image", "container", "offset", "size")
-"""Columns of records.PENDING that say where an image lies, in the order ImageReader.read takes them."""
+from sharegpt4v.records import IDENTITY_COLUMNS, LOCATION_COLUMNS, OUTCOMES, PENDING
 
 
 def decoded_schema(size: int) -> pa.Schema:

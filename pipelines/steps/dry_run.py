@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 
 from cluster.session import cluster_address, local_cpus
 from pipelines.steps.clock import command_started
-from pipelines.steps.decoding import LOCATION_COLUMNS
 from pipelines.steps.intake import describe_passed_over, read_manifest, refuse_changes
 from pipelines.steps.job import CaptionJob, make_job
 from pipelines.steps.phases import Phases
@@ -26,6 +25,7 @@ from sharegpt4v.errors import Rejected, UserError
 from sharegpt4v.images import ImageReader, StorageError, prepare
 from sharegpt4v.manifest import Manifest
 from sharegpt4v.manifest.writer import shards
+from sharegpt4v.records import LOCATION_COLUMNS
 from sharegpt4v.run.folder import refuse_other_files
 from sharegpt4v.run.settings import check_version
 

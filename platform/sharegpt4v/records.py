@@ -8,6 +8,12 @@ from collections.abc import Mapping
 
 import pyarrow as pa
 
+LOCATION_COLUMNS = ("image", "container", "offset", "size")
+"""Columns of MANIFEST and PENDING that say where an image's bytes are, in ImageReader.read's order."""
+
+IDENTITY_COLUMNS = ("shard", "row", "id", "image", "source")
+"""Columns of PENDING that every step of captioning passes on unchanged."""
+
 TURN = pa.struct([pa.field("from", pa.string()), pa.field("value", pa.string())])
 """One turn of a conversation, as the released files spell it: from is human or gpt."""
 

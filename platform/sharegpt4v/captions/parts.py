@@ -10,6 +10,8 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
+from sharegpt4v.records import LOCATION_COLUMNS
+
 Kind = Literal["manifest", "captions", "rejects"]
 
 BATCH_ROWS = 16_384
@@ -65,6 +67,6 @@ def locations(run: Path, ids: Iterable[str]) -> dict[str, Location]:
     if not files:
         return {}
     wanted = pc.field("id").isin(pa.array(ids, pa.string()))
-    columns = ["id", "image", "container", "offset", "size"]
+    columns = ["id", *LOCATION_COLUMNS]
     found = pads.dataset([str(path) for path in files]).to_table(columns=columns, filter=wanted)
     return {row.pop("id"): Location(**row) for row in found.to_pylist()}

@@ -18,10 +18,9 @@ from sharegpt4v.manifest.read import read_batches
 from sharegpt4v.manifest.rows import path_id
 from sharegpt4v.manifest.sample import spread
 from sharegpt4v.manifest.writer import ShardWriter, shards
-from sharegpt4v.records import MANIFEST
+from sharegpt4v.records import LOCATION_COLUMNS, MANIFEST
 
 NAMED = 5  # ids that a message lists
-LOCATION = ("image", "container", "offset", "size")
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,7 @@ class _Intake:
         self._images = IdSet()
         self._known = IdSet()
         self.sources: Counter[str] = Counter()
-        for batch in _batches(folder, ["id", "source", *LOCATION]):
+        for batch in _batches(folder, ["id", "source", *LOCATION_COLUMNS]):
             self._known.add(_row_keys(batch))
             self._count(batch)
         self.taken = self.same_image_ids = self.without_image = self.repeats = self._changed = 0
@@ -144,7 +143,7 @@ class _Intake:
         self.repeats += self._note(batch, ~first)
         batch = _where(batch, first).slice(0, most)
         self.taken += batch.num_rows
-        self.same_image_ids += int((~self._images.add(_keys(batch, LOCATION))).sum())
+        self.same_image_ids += int((~self._images.add(_keys(batch, LOCATION_COLUMNS))).sum())
         return batch
 
     def join(self, batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -202,7 +201,7 @@ def _where(batch: pa.RecordBatch, mask: Mask) -> pa.RecordBatch:
 
 def _row_keys(batch: pa.RecordBatch) -> pa.Array:
     """Returns what must not change under an id as one text a row."""
-    return _keys(batch, ("id", "source", *LOCATION))
+    return _keys(batch, ("id", "source", *LOCATION_COLUMNS))
 
 
 def _keys(batch: pa.RecordBatch, columns: tuple[str, ...]) -> pa.Array:
