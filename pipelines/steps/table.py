@@ -14,7 +14,8 @@ def print_summary(summary: dict[str, Any]) -> None:
         f"in {summary['seconds']:,.1f} s{_where_time_went(summary)}, model {summary['model']}"
     )
     if summary["duplicates"]:
-        print(f"{summary['duplicates']:,} captioned images have the same bytes as an earlier one")
+        images = "image has" if summary["duplicates"] == 1 else "images have"
+        print(f"{summary['duplicates']:,} captioned {images} the same bytes as an earlier one")
     if engine := summary["engine_statistics"]:
         print(
             f"each engine decoded {engine['decode_tokens_per_second']:,.0f} tokens/s with "
