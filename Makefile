@@ -33,7 +33,7 @@ quickstart: setup  ## caption 200 toy images with the toy captioner, and show wh
 	$(BIN)/sharegpt4v caption --images toy-images --out $(RUN)
 
 # Both halves run, whatever the first one finds.
-test: setup  ## the tests: six to nine minutes on two cores; at the end a table of what was skipped
+test: setup  ## the tests: five minutes on two cores; at the end a table of what was skipped
 	rm -f $(SKIPPED); trap 'exit 130' INT; failed=0; \
 	$(PYTEST) --skipped-to $(SKIPPED) -n 2 --dist loadfile $(RAY_TESTS:%=--ignore=%) || failed=1; \
 	$(PYTEST) --skipped-to $(SKIPPED) $(RAY_TESTS) || failed=1; \
