@@ -20,9 +20,7 @@ from sharegpt4v.engine.sampling import TokenSampler
 from sharegpt4v.engine.torch_engine import TorchEngine
 from sharegpt4v.models.adapter import Adapter
 
-needs_vllm = pytest.mark.skipif(
-    find_spec("vllm") is None, reason="vLLM is not installed: make vllm"
-)
+needs_vllm = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed: make vllm")
 
 END = -1
 """Stands for any end token."""
