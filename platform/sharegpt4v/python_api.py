@@ -63,7 +63,7 @@ class _Model:
 
         use_gpu = torch.cuda.is_available() if device == "auto" else device == "cuda"
         if use_gpu and not torch.cuda.is_available():
-            raise UserError("device is 'cuda', and torch sees no GPU: give 'cpu' or 'auto'")
+            raise UserError("torch sees no GPU: give 'cpu' or 'auto'", field="device")
         chosen = dtype if dtype != "auto" else "bfloat16" if use_gpu else "float32"
         return cls(
             card,

@@ -8,7 +8,6 @@ from pydantic import Field, ValidationInfo, field_validator
 from sharegpt4v.config.base import (
     DECODING,
     GATE,
-    INPUT,
     MODEL,
     OUTPUT,
     RAY,
@@ -18,6 +17,7 @@ from sharegpt4v.config.base import (
     Metavar,
     Preset,
 )
+from sharegpt4v.config.images import ImagesConfig
 from sharegpt4v.dialogue import SAMPLING_BOUNDS, EngineName, ImageProtocol
 
 
@@ -76,7 +76,7 @@ class Fake(CommandConfig):
     )
 
 
-class CaptionConfig(CommandConfig):
+class CaptionConfig(ImagesConfig):
     """Caption every image of a manifest, each exactly once."""
 
     presets = {
@@ -96,24 +96,8 @@ class CaptionConfig(CommandConfig):
         ),
     }
 
-    images: Annotated[str, INPUT, Metavar("PATH")] = Field(
-        description="folder of images, or a manifest: JSON array, JSONL, Parquet, tar shards; local or URI"
-    )
     out: Annotated[Path, OUTPUT] = Field(
         description="run folder; the same command again does what is missing"
-    )
-    root: Annotated[str | None, INPUT, Metavar("PATH")] = Field(
-        None, description="where the manifest's image paths start; default: its folder"
-    )
-    limit: Annotated[int | None, INPUT] = Field(None, ge=1, description="only the first N images")
-    sample: Annotated[int | None, INPUT] = Field(
-        None, ge=1, description="so many images spread evenly over all sources, for a first look"
-    )
-    source: Annotated[str | None, INPUT] = Field(
-        None, min_length=1, description="source of images that name none; default: their first folder"
-    )
-    dedupe_image: Annotated[bool, INPUT] = Field(
-        False, description="take each image of a conversation file once"
     )
     model: Annotated[str, MODEL, Metavar("PATH")] = Field(
         "toy", description="transformers folder of the captioner or its URI; toy: the shipped one"
