@@ -23,8 +23,11 @@ import torch
 import transformers
 from transformers import LlavaForConditionalGeneration
 
+from benchmarks.gpu_profile import report
 from sharegpt4v.dialogue import Request, SamplingParams, Turn
-from sharegpt4v.engine.slots import bytes_per_slot
+from sharegpt4v.engine.decoder import Decoder
+from sharegpt4v.engine.prefill_groups import PREFILL_TOKENS
+from sharegpt4v.engine.slots import bytes_per_slot, padded_context
 from sharegpt4v.engine.stats import EngineStats
 from sharegpt4v.engine.torch_engine import TorchEngine
 from sharegpt4v.errors import UserError
@@ -45,22 +48,24 @@ PAPER_RATE = 0.316  # images/s/A100: 1.246 M images over 44 GPU-days [derived fr
 MEAN_TOKENS = 190
 
 
-def make_captioner(sampler: ImageSampler, toy: bool) -> Adapter:
+def make_captioner(sampler: ImageSampler, toy: bool, layers: int | None = None) -> Adapter:
     config = toy_captioner_config(sampler) if toy else share_captioner_7b(sampler)
+    config.text_config.num_hidden_layers = layers or config.text_config.num_hidden_layers
     template = captioner_template(build_tokenizer(), config)
     return CaptionerAdapter(Path("random"), ShareCaptioner(config).eval(), template)
 
 
-def make_lmm(toy: bool) -> Adapter:
+def make_lmm(toy: bool, layers: int | None = None) -> Adapter:
     config = toy_lmm_config() if toy else share_gpt4v_config("7b")
+    config.text_config.num_hidden_layers = layers or config.text_config.num_hidden_layers
     template = lmm_template(build_tokenizer(), config)
     return LmmAdapter(Path("random"), LlavaForConditionalGeneration(config).eval(), template)
 
 
-MODELS: dict[str, Callable[[bool], Adapter]] = {
+MODELS: dict[str, Callable[[bool, int | None], Adapter]] = {
     "lmm": make_lmm,
-    "resampler": lambda toy: make_captioner("resampler", toy),
-    "qformer": lambda toy: make_captioner("qformer", toy),
+    "resampler": lambda toy, layers: make_captioner("resampler", toy, layers),
+    "qformer": lambda toy, layers: make_captioner("qformer", toy, layers),
 }
 
 
@@ -110,10 +115,15 @@ def measure(name: str, options: argparse.Namespace, device: str, bandwidth: floa
     """One model: images/s end to end, and where the time goes."""
     torch.set_default_dtype(torch.bfloat16 if device == "cuda" else torch.float32)
     with torch.device(device):
-        adapter = MODELS[name](options.toy)
+        adapter = MODELS[name](options.toy, options.layers)
     torch.set_default_dtype(torch.float32)
     requests = make_requests(options.images, adapter.image_size)
     prompt = adapter.prompt_tokens(requests[0].turns)
+    if options.profile:
+        with torch.inference_mode():
+            profile_parts(adapter, requests, prompt, options.slots)
+        gc.collect()
+        torch.cuda.empty_cache()
     # Closed whatever happens, or its memory would be missing for the next model.
     with closing(TorchEngine(adapter, f"{name}@random", options.slots, max_context=prompt + 401)) as engine:
         for handle in [engine.submit(request) for request in requests[: engine.capacity]]:
@@ -147,6 +157,22 @@ def measure(name: str, options: argparse.Namespace, device: str, bandwidth: floa
     )
 
 
+def profile_parts(adapter: Adapter, requests: list[Request], prompt: int, slots: int) -> None:
+    """Divides the three parts of the work by cause, each at the size that the engine gives it."""
+    together = min(32, slots)
+    embed = lambda: adapter.embed(requests[:together])
+    report("vision and embedding", embed, 3, "image", together)
+    decoder = Decoder(
+        adapter.language_model, slots, padded_context(prompt + 401), adapter.dtype, adapter.device
+    )
+    count = max(1, PREFILL_TOKENS // prompt)
+    prompts = adapter.embed(requests[:count])
+    report("prefill", lambda: decoder.prefill(prompts, list(range(count))), 3, "image", count)
+    # Answers in progress are anywhere between their first and their last token.
+    positions = [prompt + round(MEAN_TOKENS * slot / slots) for slot in range(slots)]
+    report("decode step", lambda: decoder.step([5] * slots, positions), 10, "slot", slots)
+
+
 def difference(after: EngineStats, before: EngineStats) -> EngineStats:
     """What was counted between the two."""
     names = [field.name for field in fields(EngineStats)]
@@ -161,6 +187,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1_152)
     parser.add_argument("--slots", type=int, default=192)
     parser.add_argument("--toy", action="store_true", help="toy shapes on the CPU: a test of this script")
+    parser.add_argument("--profile", action="store_true", help="divide the time by cause first (GPU only)")
+    parser.add_argument("--layers", type=int, help="layers of the language model; all by default")
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() and not options.toy else "cpu"
     if device == "cpu" and not options.toy:

@@ -45,7 +45,7 @@ def test_a_prefill_needs_no_value_from_the_device(decoder: Decoder) -> None:
 @pytest.mark.parametrize("family", ["lmm", "resampler", "qformer"])
 def test_embedding_needs_no_value_from_the_device(family: str) -> None:
     with META:
-        adapter = MODELS[family](True)
+        adapter = MODELS[family](True, None)
     requests = make_requests(3, adapter.image_size)
     prompts = adapter.embed(requests)
     assert [prompt.device for prompt in prompts] == [META] * 3
