@@ -8,6 +8,7 @@ are decoded with captured graphs and the attention kernel, and by transformers i
 """
 
 import argparse
+import gc
 import random
 import time
 from collections.abc import Sequence
@@ -19,6 +20,11 @@ from transformers import LlamaForCausalLM
 
 from sharegpt4v.dialogue import Completion, Request, SamplingParams, Turn
 from sharegpt4v.engine.decoder import Decoder
+from sharegpt4v.engine.graphs import CudaCapture
+from sharegpt4v.engine.llama import Llama, TorchKernels
+from sharegpt4v.engine.prefill_attention import Span
+from sharegpt4v.engine.sampling import TokenSampler
+from sharegpt4v.engine.slots import padded_context
 from sharegpt4v.engine.torch_engine import TorchEngine
 from sharegpt4v.models.lmm import share_gpt4v_config
 from sharegpt4v.models.load import load_adapter
@@ -84,7 +90,8 @@ def check_storm(count: int, device: str) -> None:
                 request.id
             )
     print(
-        f"storm: {count} requests in {seconds:.1f} s, {reasons}, {stats.failed} failed, slot use {stats.slot_use:.2f}"
+        f"storm: {count} requests in {seconds:.1f} s, {reasons}, {stats.failed} failed, "
+        f"slot use {stats.slot_use:.2f}"
     )
     assert not stats.failed
 
@@ -106,37 +113,86 @@ def check_texts(count: int, device: str) -> None:
 
 @torch.inference_mode()
 def check_logits(device: str, toy: bool) -> None:
-    """Forty slots, 24 steps, two layers: logits of each step beside transformers' in float32, same tokens."""
+    """Forty slots, 24 steps, two layers: logits of each step beside transformers' in float32, same tokens.
+
+    The error that bfloat16 has by itself is that of transformers in bfloat16 on the prompts.
+    """
     torch.manual_seed(0)
     config = (toy_lmm_config() if toy else share_gpt4v_config("7b")).text_config
     config.num_hidden_layers = 2
     model = LlamaForCausalLM(config).eval().to(device, torch.bfloat16)
-    slots, steps = (4, 6) if toy else (40, 24)
-    lengths = [20 + 7 * slot for slot in range(slots)]
     exact = LlamaForCausalLM(config).eval().to(device)
     exact.load_state_dict({name: value.float() for name, value in model.state_dict().items()})
-    prompts = [
-        0.02 * torch.randn(n, config.hidden_size, device=device, dtype=torch.bfloat16) for n in lengths
-    ]
-    decoder = Decoder(model, slots, 512 if not toy else 128, torch.bfloat16, torch.device(device))
-    found = decoder.prefill(prompts, list(range(slots))).clone()
-    wrong, agree = [], 0
-    histories = [prompt.float() for prompt in prompts]
-    for step in range(steps):
-        expected = torch.stack(
-            [exact(inputs_embeds=h[None], logits_to_keep=1).logits[0, -1] for h in histories]
-        )
-        wrong.append(((found - expected).norm() / expected.norm()).item())
-        agree += int((found.argmax(-1) == expected.argmax(-1)).sum())
-        tokens = expected.argmax(-1)
-        embedded = exact.get_input_embeddings()(tokens)
-        histories = [torch.cat([h, e[None]]) for h, e in zip(histories, embedded, strict=True)]
-        found = decoder.step(tokens.tolist(), [n + step for n in lengths]).clone()
-    print(
-        f"two layers, bfloat16 against float32: relative error of logits {max(wrong):.1e} at most over {steps} steps, "
-        f"greedy tokens equal in {agree / slots / steps:.1%}"
+    slots, steps = (4, 6) if toy else (40, 24)
+    lengths = [20 + 7 * slot for slot in range(slots)]
+    table = model.get_input_embeddings()
+    prompts = [table(torch.randint(3, 300, (length,), device=device)) for length in lengths]
+    half = torch.stack(
+        [model(inputs_embeds=p[None], logits_to_keep=1).logits[0, -1].float() for p in prompts]
     )
-    assert max(wrong) < 0.03
+    for name in ("captured, our kernels", "uncaptured, PyTorch's kernels"):
+        sampler = TokenSampler(slots, config.vocab_size, [2], torch.device(device))
+        decoder = Decoder(
+            Llama(model), sampler, slots, padded_context(340), torch.bfloat16, torch.device(device)
+        )
+        if name.startswith("captured"):
+            decoder.prepare()
+        else:
+            decoder._attend_live, decoder._kernels = None, TorchKernels()
+        spans = [Span(slot, 0, length) for slot, length in enumerate(lengths)]
+        found = decoder.prefill(list(zip(spans, prompts, strict=True)))
+        histories = [prompt.float() for prompt in prompts]
+        wrong, agree = [], 0
+        for step in range(steps):
+            expected = torch.stack(
+                [exact(inputs_embeds=h[None], logits_to_keep=1).logits[0, -1] for h in histories]
+            )
+            if not step:
+                own = error_of(half, expected)
+            wrong.append(error_of(found, expected))
+            agree += int((found.argmax(-1) == expected.argmax(-1)).sum())
+            tokens = expected.argmax(-1)
+            embedded = exact.get_input_embeddings()(tokens)
+            histories = [torch.cat([h, e[None]]) for h, e in zip(histories, embedded, strict=True)]
+            positions = [length + step for length in lengths]
+            decoder.begin(range(slots), torch.stack([tokens, tokens]), positions)
+            decoder.step(dict(enumerate(positions)))
+            found = decoder.logits[:slots].clone()
+        print(
+            f"{name}: relative error of logits {wrong[0]:.1e} after prefill, {max(wrong[1:]):.1e} at most "
+            f"over {steps - 1} steps (transformers in bfloat16: {own:.1e}); best tokens equal float32's in "
+            f"{agree / slots / steps:.1%}",
+            flush=True,
+        )
+        assert max(wrong) < 2 * own + 0.002
+
+
+def error_of(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+def check_memory(device: str) -> None:
+    """A capture without memory must name that cause, so that the engine halves its slots."""
+    if device != "cuda":
+        return
+    whole = torch.cuda.mem_get_info()[0]
+    held = torch.empty(whole - 400 * 2**20, dtype=torch.uint8, device=device)
+    kept: list[object] = []
+
+    def work() -> None:
+        kept.append(torch.empty(150 * 2**20, dtype=torch.uint8, device=device))
+
+    try:
+        capture = CudaCapture(torch.device(device))
+        for _ in range(4):
+            kept.append(capture(work))
+        print("capture without memory: was not refused")
+    except torch.OutOfMemoryError:
+        print("capture without memory: OutOfMemoryError, as wanted")
+    del held, capture
+    kept.clear()
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def main() -> None:
@@ -148,6 +204,7 @@ def main() -> None:
     device = "cpu" if options.toy else "cuda"
     count = 40 if options.toy else 2_000
     check_logits(device, options.toy)
+    check_memory(device)
     check_storm(count, device)
     check_texts(min(count, 300), device)
     if device == "cuda":

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig
 
-from sharegpt4v.engine.graphs import Captured, CudaCapture, StepGraphs
 from sharegpt4v.engine.gpu_kernels import AttendLive, load_attend_live, load_kernels
+from sharegpt4v.engine.graphs import Captured, CudaCapture, StepGraphs
 from sharegpt4v.engine.llama import Attend, Heads, Kernels, Llama, Places, TorchKernels
 from sharegpt4v.engine.prefill_attention import PrefillAttention, Span
 from sharegpt4v.engine.sampling import TokenSampler
@@ -29,13 +29,24 @@ class Decoder:
     """
 
     def __init__(
-        self, llama: Llama, sampler: TokenSampler, slots: int, context: int, dtype: torch.dtype, device: torch.device
+        self,
+        llama: Llama,
+        sampler: TokenSampler,
+        slots: int,
+        context: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        stored: torch.dtype | None = None,
     ) -> None:
-        """Allocates the slots. context: cells of a slot, the last one unused (`padded_context`)."""
+        """Allocates the slots.
+
+        context: cells of a slot, the last one unused (`padded_context`). stored: the dtype of keys and values
+        in the slots, that of the model by default.
+        """
         self._llama = llama
         self._sampler = sampler
         self._device, self._dtype = device, dtype
-        self.cache = SlotCache(llama.config, slots, context, dtype, device)
+        self.cache = SlotCache(llama.config, slots, context, stored or dtype, device)
         self._unused = context - 1
         self._attend_live: AttendLive | None = None
         self._kernels: Kernels = TorchKernels()
@@ -49,8 +60,8 @@ class Decoder:
         self._graphs: StepGraphs | None = None
         if device.type == "cuda":
             heads = llama.config.num_attention_heads
-            self._attend_live = load_attend_live(self.cache, heads)
-            self._kernels = load_kernels(self.cache, heads)
+            self._attend_live = load_attend_live(self.cache, heads, dtype)
+            self._kernels = load_kernels(self.cache, heads, dtype)
 
     def prepare(self) -> None:
         """Captures the steps on a GPU, before the first request; otherwise does nothing."""
@@ -71,7 +82,7 @@ class Decoder:
         places = send([cells, slots], self._device, torch.long)
         ends = send([len(span) for span in spans], self._device).cumsum(0) - 1
         hidden = torch.cat([embeddings for _, embeddings in prompts])
-        attend = PrefillAttention(self.cache, spans, self._device)
+        attend = PrefillAttention(self.cache, spans, self._dtype, self._device)
         last = self._llama.run(
             hidden, Places(places[0], places[1], places[0]), self.cache, attend, self._kernels, keep=ends
         )

@@ -1,4 +1,4 @@
-"""Tokens on their way from the device: the host takes them one step late, while the device computes the next."""
+"""Tokens on their way from the device: the host takes them while the device computes the next step."""
 
 import time
 from collections.abc import Iterator, Mapping

@@ -1,8 +1,8 @@
 """The layers of a Llama decoder over packed tokens, (N, D) whatever dialogues they belong to.
 
-Projections of the same input are joined into one matrix. What surrounds the matrices (norms, rotary positions,
-the write into the slots, the gate of the MLP) is chosen with `Kernels`: PyTorch's own operations here, fused
-ones in triton_llama.py.
+Projections of the same input are joined into one matrix. What surrounds the matrices (norms, rotary
+positions, the write into the slots, the gate of the MLP) is chosen with `Kernels`: PyTorch's own operations
+here, fused ones in triton_llama.py.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
-from sharegpt4v.engine.slots import SlotCache
+from sharegpt4v.engine.slots import SlotCache, to_stored
 from sharegpt4v.errors import UserError
 
 
@@ -37,7 +37,9 @@ class Places(NamedTuple):
 class Kernels(Protocol):
     """The small operations between the matrices; `hidden` and `qkv` may be overwritten."""
 
-    def add_norm(self, hidden: Tensor, delta: Tensor | None, norm: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    def add_norm(
+        self, hidden: Tensor, delta: Tensor | None, norm: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
         """Returns hidden + delta and its RMS norm, (N, D) both."""
 
     def rotate_store(
@@ -55,7 +57,9 @@ class Kernels(Protocol):
 class TorchKernels:
     """PyTorch's own operations, for any device."""
 
-    def add_norm(self, hidden: Tensor, delta: Tensor | None, norm: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    def add_norm(
+        self, hidden: Tensor, delta: Tensor | None, norm: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
         whole = hidden if delta is None else hidden + delta
         return whole, F.rms_norm(whole, norm.shape, norm, eps)
 
@@ -69,8 +73,11 @@ class TorchKernels:
         across = torch.cat([-right, left], -1)
         turned = turned * cos.to(qkv.dtype)[:, None] + across * sin.to(qkv.dtype)[:, None]
         query, own_keys = turned[:, :-kept], turned[:, -kept:]
-        keys[places.slots, :, places.cells] = own_keys
-        values[places.slots, :, places.cells] = own_values
+        for cache, own in ((keys, own_keys), (values, own_values)):
+            kept_bytes = to_stored(own, cache.dtype)
+            if cache.itemsize == 1:  # PyTorch has no indexed write for fp8
+                cache, kept_bytes = cache.view(torch.uint8), kept_bytes.view(torch.uint8)
+            cache[places.slots, :, places.cells] = kept_bytes
         return Heads(query, own_keys, own_values)
 
     def gate(self, gate_up: Tensor) -> Tensor:

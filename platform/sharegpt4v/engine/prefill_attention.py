@@ -26,13 +26,15 @@ class Span:
 class PrefillAttention:
     """Attends for one prefill; `spans` lie one behind the other in the packed tokens."""
 
-    def __init__(self, cache: SlotCache, spans: Sequence[Span], device: torch.device) -> None:
+    def __init__(
+        self, cache: SlotCache, spans: Sequence[Span], dtype: torch.dtype, device: torch.device
+    ) -> None:
         self._cache = cache
         self._spans = spans
         lengths = {len(span) for span in spans}
         fresh = not any(span.start for span in spans)
         self._equal = fresh and len(lengths) == 1 and len(spans) > 1
-        self._packed = not self._equal and device.type == "cuda" and cache.keys[0].dtype != torch.float32
+        self._packed = not self._equal and device.type == "cuda" and dtype != torch.float32
         if self._packed:
             self._most = max(lengths), max(span.end for span in spans)
             self._from_cache = not fresh
@@ -59,7 +61,9 @@ class PrefillAttention:
         if self._from_cache:
             stored = (self._cache.keys[layer], self._cache.values[layer])
             keys, values = (
-                torch.cat([part[span.slot, :, : span.end].transpose(0, 1) for span in self._spans])
+                torch.cat(
+                    [part[span.slot, :, : span.end].transpose(0, 1).to(keys.dtype) for span in self._spans]
+                )
                 for part in stored
             )
         # The public torch.nn.attention.varlen has no form that both PyTorch 2.11 and 2.13 accept.
@@ -83,8 +87,8 @@ class PrefillAttention:
             rows = slice(first, first + len(span))
             query = heads.query[number : number + 1] if only_last else heads.query[rows]
             if span.start:
-                keys = self._cache.keys[layer][span.slot, :, : span.end]
-                values = self._cache.values[layer][span.slot, :, : span.end]
+                keys = self._cache.keys[layer][span.slot, :, : span.end].to(query.dtype)
+                values = self._cache.values[layer][span.slot, :, : span.end].to(query.dtype)
             else:
                 keys, values = heads.keys[rows].transpose(0, 1), heads.values[rows].transpose(0, 1)
             query = query.transpose(0, 1)[None]

@@ -41,9 +41,7 @@ class Prefilling:
     def keep_only(self, beginning: Mapping[int, Handle]) -> None:
         """Drops prompts whose requests have ended meanwhile."""
         self._prompts = {
-            slot: prompt
-            for slot, prompt in self._prompts.items()
-            if beginning.get(slot) is prompt.handle
+            slot: prompt for slot, prompt in self._prompts.items() if beginning.get(slot) is prompt.handle
         }
 
     def clear(self) -> None:

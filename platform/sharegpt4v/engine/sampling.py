@@ -16,20 +16,23 @@ _LEAST_TEMPERATURE = 1e-30
 
 
 class TokenSampler:
-    """Sampling state of every slot. Penalties, early ends and the best tokens of all slots are computed together.
+    """Sampling state of every slot. Penalties and the best tokens of all slots are computed together.
 
     What is read and written at every step lives on the device, so that a step can be captured (`greedy`,
     `mark`). The random numbers come from the request's seed and not from the device: the same seed samples
     the same answer on a CPU and on a GPU, as far as their logits agree.
     """
 
-    def __init__(self, slots: int, vocabulary: int, eos_token_ids: Collection[int], device: torch.device) -> None:
+    def __init__(
+        self, slots: int, vocabulary: int, eos_token_ids: Collection[int], device: torch.device
+    ) -> None:
         self._device = device
         self._params = [_GREEDY] * slots
         self._random = [random.Random(0)] * slots
         self._eos = torch.tensor(sorted(eos_token_ids), device=device)
         self._penalty = torch.ones(slots, 1, device=device)
         self._early = torch.zeros(slots, dtype=torch.long, device=device)  # tokens before which none ends
+        self._true = torch.ones((), dtype=torch.bool, device=device)
         # A captured step does the same whatever the parameters are; elsewhere what no slot needs is left out.
         self._captured = device.type == "cuda"
         self._seen: Tensor | None = None  # (slots, vocabulary) bool, made for the first penalty
@@ -97,7 +100,7 @@ class TokenSampler:
     def mark(self, index: Tensor, tokens: Tensor) -> None:
         """Notes tokens (n,) as generated in slots index (n,)."""
         if self._seen is not None:
-            self._seen[index, tokens] = True
+            self._seen.index_put_((index, tokens), self._true)  # True itself would be copied from the host
 
 
 def _draw(logits: Tensor, params: Sequence[SamplingParams], numbers: Sequence[float]) -> Tensor:

@@ -59,8 +59,16 @@ def free_bytes(device: torch.device) -> int:
     return free
 
 
+def to_stored(heads: Tensor, dtype: torch.dtype) -> Tensor:
+    """Rounds keys or values to the dtype of the cache; fp8 has no infinity and is cut at its largest."""
+    if dtype == torch.float8_e4m3fn:
+        most = torch.finfo(dtype).max
+        heads = heads.clamp(-most, most)
+    return heads.to(dtype)
+
+
 class SlotCache:
-    """Keys and values of every layer, (slots, heads, context, head width) each."""
+    """Keys and values of every layer, (slots, heads, context, head width) each, in bfloat16, say, or fp8."""
 
     def __init__(
         self, config: LlamaConfig, slots: int, context: int, dtype: torch.dtype, device: torch.device
@@ -75,7 +83,7 @@ class SlotCache:
     def clear(self, slot: int) -> None:
         """Sets a slot to zeros."""
         for tensor in (*self.keys, *self.values):
-            tensor[slot] = 0
+            tensor[slot].zero_()
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copies the first `length` positions of one slot into another."""
@@ -124,7 +132,7 @@ def live_mask(positions: Tensor, live: int, dtype: torch.dtype) -> Tensor:
 def _attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
     grouped = query.shape[1] != keys.shape[1]
     return torch.nn.functional.scaled_dot_product_attention(
-        query, keys, values, attn_mask=mask, enable_gqa=grouped
+        query, keys.to(query.dtype), values.to(query.dtype), attn_mask=mask, enable_gqa=grouped
     )
 
 

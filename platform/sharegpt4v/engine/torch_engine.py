@@ -47,7 +47,9 @@ class TorchEngine:
     threads: CPU threads to compute with, torch's own number by default. No other thread may compute with
     several: OpenMP would count more threads than cores and stop spinning, and a decode step on two cores
     would take nearly twice as long. So load the model with torch.set_num_threads(1).
-    prefill_tokens: most prompt tokens between two decode steps, PREFILL_TOKENS by default.
+    prefill_tokens: most prompt tokens between two decode steps, PREFILL_TOKENS by default. stored: dtype of
+    keys and values in the slots, the model's by default; torch.float8_e4m3fn halves what a step reads, and
+    changes answers.
     Raises UserError when memory holds no slot, ValueError for less than one thread, slot or token.
     """
 
@@ -59,6 +61,7 @@ class TorchEngine:
         max_context: int | None = None,
         threads: int | None = None,
         prefill_tokens: int | None = None,
+        stored: torch.dtype | None = None,
     ) -> None:
         self.model = model
         self._threads = torch.get_num_threads() if threads is None else threads
@@ -70,7 +73,8 @@ class TorchEngine:
             raise ValueError(f"prefill_tokens is {prefill_tokens}: a prefill takes one token at least")
         config = adapter.language_model.config
         context = min(max_context or config.max_position_embeddings, config.max_position_embeddings)
-        slot = bytes_per_slot(config, padded_context(context), adapter.dtype)
+        self._stored = stored or adapter.dtype
+        slot = bytes_per_slot(config, padded_context(context), self._stored)
         budget = PREFILL_TOKENS.get(adapter.device.type, 512) if prefill_tokens is None else prefill_tokens
         prefill = prefill_bytes(config, budget, adapter.dtype)
         self.capacity = slots_that_fit(capacity, slot, free_bytes(adapter.device), beside=prefill)
@@ -104,7 +108,9 @@ class TorchEngine:
         adapter, context = self.adapter, padded_context(self._context)
         vocabulary = adapter.language_model.config.vocab_size
         self._sampler = TokenSampler(count, vocabulary, adapter.eos_token_ids, adapter.device)
-        self._decoder = Decoder(self._llama, self._sampler, count, context, adapter.dtype, adapter.device)
+        self._decoder = Decoder(
+            self._llama, self._sampler, count, context, adapter.dtype, adapter.device, self._stored
+        )
 
     def _work(self) -> None:
         torch.set_num_threads(self._threads)

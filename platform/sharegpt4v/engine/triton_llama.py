@@ -17,7 +17,9 @@ _COLUMNS = 1024
 class TritonKernels:
     """`llama.Kernels` on a GPU. Computes in float32 and rounds once."""
 
-    def add_norm(self, hidden: Tensor, delta: Tensor | None, norm: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    def add_norm(
+        self, hidden: Tensor, delta: Tensor | None, norm: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
         """Adds in place."""
         rows, width = hidden.shape
         normed = torch.empty_like(hidden)
@@ -123,14 +125,17 @@ def _rotate_store(
         tl.store(left, a, mask=inside)
         tl.store(left + HALF, b, mask=inside)
     if part > 0:
+        if keys.dtype.element_ty == tl.float8e4nv:  # which has no infinity
+            a = tl.clamp(a.to(tl.float32), -448.0, 448.0)
+            b = tl.clamp(b.to(tl.float32), -448.0, 448.0)
         slot, cell = tl.load(slots + token), tl.load(cells + token)
         place = ((slot * KEPT + head) * context + cell) * width + across
         if part == 1:
-            tl.store(keys + place, a, mask=inside)
-            tl.store(keys + place + HALF, b, mask=inside)
+            tl.store(keys + place, a.to(keys.dtype.element_ty), mask=inside)
+            tl.store(keys + place + HALF, b.to(keys.dtype.element_ty), mask=inside)
         else:
-            tl.store(values + place, a, mask=inside)
-            tl.store(values + place + HALF, b, mask=inside)
+            tl.store(values + place, a.to(values.dtype.element_ty), mask=inside)
+            tl.store(values + place + HALF, b.to(values.dtype.element_ty), mask=inside)
 
 
 @triton.jit
