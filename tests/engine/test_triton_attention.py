@@ -17,7 +17,8 @@ from packaging.version import Version
 from transformers import LlamaConfig
 
 from sharegpt4v.engine import gpu_kernels
-from sharegpt4v.engine.gpu_kernels import check_against_mask, load_attend_live
+from sharegpt4v.engine.gpu_kernels import check_against_mask, check_kernels, load_attend_live
+from sharegpt4v.engine.llama import Heads, Places, TorchKernels
 from sharegpt4v.engine.slots import SlotCache
 from tests.commands import REPOSITORY, environment
 
@@ -125,3 +126,13 @@ def test_a_kernel_that_computes_something_else_is_refused() -> None:
     with pytest.raises(AssertionError, match="not close"):
         check_against_mask(last_value, cache, 2, torch.bfloat16)
     assert not cache.keys[0].any()
+
+
+def test_kernels_that_write_elsewhere_are_refused() -> None:
+    class Misplaced(TorchKernels):
+        def rotate_store(self, qkv: Any, cos: Any, sin: Any, places: Places, *cache: Any) -> Heads:
+            return super().rotate_store(qkv, cos, sin, places._replace(cells=places.cells.roll(1)), *cache)
+
+    check_kernels(TorchKernels(), _cache(), 2, torch.bfloat16)
+    with pytest.raises(AssertionError, match="not close"):
+        check_kernels(Misplaced(), _cache(), 2, torch.bfloat16)

@@ -101,7 +101,7 @@ class Decoder:
         self._positions[target] = self._positions[source]
 
     def step(self, positions: Mapping[int, int]) -> Tensor:
-        """Feeds each slot's last token and chooses the next. positions: where that token stands, by slot.
+        """Feeds each slot's last token and chooses the next. positions: of that token, by slot.
 
         Returns (2, n) int64 up to the last slot, valid until the next step: tokens, and 1 where their logits
         were numbers. `logits` holds what they were chosen from.

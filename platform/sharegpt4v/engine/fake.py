@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from sharegpt4v.dialogue import Completion, Request
 from sharegpt4v.engine.handle import EngineError, Handle
@@ -49,7 +50,7 @@ class FakeEngine:
         self.image_size = options.image_side
         self.capacity = options.requests_at_once
         self._faults = {name: re.compile(pattern) for name, pattern in options.faults.items()}
-        self._scheduler = Scheduler(slots=1)
+        self._scheduler: Scheduler[Any] = Scheduler(slots=1)
         self._thread = start_thread("fake-engine", lambda: run_until_closed(self._scheduler, self._step))
 
     def submit(self, request: Request) -> Handle:

@@ -97,7 +97,7 @@ def check_kernels(kernels: Kernels, cache: SlotCache, heads: int, dtype: torch.d
     width, kept = keys.shape[3], keys.shape[1]
     # Slot and cell of each of three tokens; the last has the largest offsets.
     written = [(0, 1), (0, 0), (len(keys) - 1, keys.shape[2] - 1)]
-    slots, cells = torch.tensor(written, device=keys.device).T
+    slots, cells = torch.tensor(written, device=keys.device).T.contiguous()
     places = Places(cells, slots, cells)
 
     def draw(*shape: int) -> Tensor:
@@ -110,7 +110,7 @@ def check_kernels(kernels: Kernels, cache: SlotCache, heads: int, dtype: torch.d
         found = [*each.add_norm(hidden.clone(), delta, norm, 1e-5), each.gate(hidden)]
         found += each.rotate_store(qkv.clone(), angles.cos(), angles.sin(), places, keys, values)
         for part in (keys, values):
-            found += [part[slot, :, cell].to(dtype) for slot, cell in written]
+            found += [part[slot, :, cell].to(dtype, copy=True) for slot, cell in written]
             for slot, cell in written:
                 part[slot, :, cell].zero_()
         results.append(found)

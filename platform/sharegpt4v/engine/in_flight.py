@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,7 +20,8 @@ class InFlight:
         self._on_gpu = device.type == "cuda"
         self._began = time.perf_counter()
         if self._on_gpu:
-            self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+            event: Any = torch.cuda.Event
+            self._events = [event(enable_timing=True) for _ in range(2)]
             self._events[0].record()
 
     def fetch(self, picks: Tensor, requests: Mapping[int, RunningRequest], rows: Mapping[int, int]) -> None:

@@ -7,7 +7,7 @@ here, fused ones in triton_llama.py.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -127,7 +127,7 @@ class Llama:
         self._norm: Tensor = model.model.norm.weight
 
     @staticmethod
-    def _read(layer: nn.Module) -> _Layer:
+    def _read(layer: Any) -> _Layer:
         attention, mlp = layer.self_attn, layer.mlp
         return _Layer(
             layer.input_layernorm.weight,
@@ -195,10 +195,12 @@ def _join(*parts: nn.Module) -> _Linear:
     return _Linear(weight, _joined(biases) if biases else None)
 
 
-def _joined(parts: Sequence[nn.Parameter]) -> Tensor:
+def _joined(parts: Sequence[Tensor]) -> Tensor:
     if len(parts) == 1:
         return parts[0].data
     joined = torch.cat([part.data for part in parts])
-    for part, rows in zip(parts, joined.split([len(part) for part in parts]), strict=True):
-        part.data = rows
+    first = 0
+    for part in parts:
+        part.data = joined[first : first + len(part)]
+        first += len(part)
     return joined

@@ -52,7 +52,9 @@ class PrefillAttention:
 
     def _together(self, heads: Heads, only_last: bool) -> Tensor:
         """Attends in one batch: all spans are whole dialogues of one length."""
-        query, keys, values = (part.unflatten(0, (len(self._spans), -1)).transpose(1, 2) for part in heads)
+        query, keys, values = (
+            part.reshape(len(self._spans), -1, *part.shape[1:]).transpose(1, 2) for part in heads
+        )
         return _flat(_attend(query, keys, values, causal=not only_last))
 
     def _in_one_call(self, layer: int, heads: Heads, only_last: bool) -> Tensor:

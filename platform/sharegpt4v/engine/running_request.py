@@ -26,7 +26,7 @@ class RunningRequest:
     ) -> None:
         self.handle = handle
         self.tokens: list[int] = []
-        self.in_flight = 0  # tokens that the device has been told to choose, and not yet taken
+        self.in_flight = 0  # tokens that a step or prefill computes, and the host has not taken yet
         self._prompt_tokens = prompt_tokens
         self._limit = limit
         self._tokenizer = tokenizer

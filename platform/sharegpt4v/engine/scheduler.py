@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import chain
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from sharegpt4v.dialogue import Completion, Request
 from sharegpt4v.engine.handle import EngineClosed, EngineError, Handle, one_line
@@ -45,7 +45,10 @@ def _short_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError)
 
 
-class Scheduler:
+R = TypeVar("R", bound=Running)
+
+
+class Scheduler(Generic[R]):
     """Holds every unfinished request of an engine, each in exactly one place.
 
     slots: requests that may begin or run at once. group: while others run, requests begin once this many
@@ -57,7 +60,7 @@ class Scheduler:
         self, slots: int, group: int = 1, concerns_all: Callable[[Exception], bool] = _short_of_memory
     ) -> None:
         self.beginning: dict[int, Handle] = {}  # by slot; admitted, not yet placed
-        self.running: dict[int, Running] = {}  # by slot
+        self.running: dict[int, R] = {}  # by slot
         self._slots, self._group = slots, group
         self._concerns_all = concerns_all
         self._intake = Intake()
@@ -123,7 +126,7 @@ class Scheduler:
         self._idle_since = self._idle_since or now
         return now - self._idle_since > _GROUP_SECONDS
 
-    def place(self, slot: int, running: Running) -> None:
+    def place(self, slot: int, running: R) -> None:
         """Marks the request that begins in this slot as running."""
         del self.beginning[slot]
         self.running[slot] = running

@@ -88,7 +88,9 @@ class TorchEngine:
         self.image_size = adapter.image_size
         self._context = context
         self._halved = False
-        self._scheduler = Scheduler(self.capacity, _group(self.capacity), concerns_all)
+        self._scheduler: Scheduler[RunningRequest] = Scheduler(
+            self.capacity, _group(self.capacity), concerns_all
+        )
         self._open_slots(self.capacity)
         self._thread = start_thread("torch-engine", self._work)
 

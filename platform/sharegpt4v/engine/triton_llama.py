@@ -126,16 +126,18 @@ def _rotate_store(
         tl.store(left + HALF, b, mask=inside)
     if part > 0:
         if keys.dtype.element_ty == tl.float8e4nv:  # which has no infinity
-            a = tl.clamp(a.to(tl.float32), -448.0, 448.0)
-            b = tl.clamp(b.to(tl.float32), -448.0, 448.0)
+            kept_a = tl.clamp(a.to(tl.float32), -448.0, 448.0)
+            kept_b = tl.clamp(b.to(tl.float32), -448.0, 448.0)
+        else:
+            kept_a, kept_b = a, b
         slot, cell = tl.load(slots + token), tl.load(cells + token)
         place = ((slot * KEPT + head) * context + cell) * width + across
         if part == 1:
-            tl.store(keys + place, a.to(keys.dtype.element_ty), mask=inside)
-            tl.store(keys + place + HALF, b.to(keys.dtype.element_ty), mask=inside)
+            tl.store(keys + place, kept_a.to(keys.dtype.element_ty), mask=inside)
+            tl.store(keys + place + HALF, kept_b.to(keys.dtype.element_ty), mask=inside)
         else:
-            tl.store(values + place, a.to(values.dtype.element_ty), mask=inside)
-            tl.store(values + place + HALF, b.to(values.dtype.element_ty), mask=inside)
+            tl.store(values + place, kept_a.to(values.dtype.element_ty), mask=inside)
+            tl.store(values + place + HALF, kept_b.to(values.dtype.element_ty), mask=inside)
 
 
 @triton.jit

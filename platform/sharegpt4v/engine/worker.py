@@ -3,6 +3,7 @@
 import logging
 import threading
 from collections.abc import Callable
+from typing import Any
 
 from sharegpt4v.engine.handle import one_line
 from sharegpt4v.engine.intake import UNFINISHED
@@ -17,7 +18,7 @@ def start_thread(name: str, work: Callable[[], None]) -> threading.Thread:
     return thread
 
 
-def run_until_closed(scheduler: Scheduler, step: Callable[[], None]) -> None:
+def run_until_closed(scheduler: Scheduler[Any], step: Callable[[], None]) -> None:
     """Calls `step` until the scheduler is closed. No request is left unfinished, even after an error.
 
     step: does the next unit of work, or waits for one. An error that it raises ends the engine.
