@@ -86,7 +86,8 @@ def convert(
 ) -> None:
     """Writes the planned folder, completely or not at all.
 
-    Raises UserError when `out` holds something or cannot be written, RunFailed when the work breaks off.
+    Raises UserError when `out` holds something or cannot be written, and for weights that turn out to be
+    damaged, NaN or infinite; RunFailed when the work breaks off.
     """
     out = plan_conversion.check_out(out)
     try:

@@ -102,6 +102,7 @@ def write(
 
     shard_bytes: size of a shard at most; a tensor that is larger has one to itself. Renamed tensors stay in
     the mapped input; memory is taken by those that are made anew, of one shard at a time.
+    Raises UserError for a tensor whose bytes are damaged, or that holds NaN or infinite numbers.
     """
     shards = _split(rules, tensors, shard_bytes)
     weight_map: dict[str, str] = {}
@@ -155,9 +156,30 @@ def _split(
 
 
 def _make(rule: TensorRule, tensors: Mapping[str, TensorRef]) -> Tensor:
-    tensor = rule.make(*(tensors[name].read() for name in rule.takes)).contiguous()
+    taken = {name: tensors[name].read() for name in rule.takes}
+    tensor = rule.make(*taken.values()).contiguous()
     assert (tensor.shape, tensor.dtype) == (rule.shape, _dtype(rule, tensors)), rule.name
+    if not _is_finite(tensor):
+        raise _not_finite(rule, {name: (tensors[name], read) for name, read in taken.items()})
     return tensor
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    # Both ends are NaN when any number is: one pass, and no copy as torch.isfinite would make.
+    return not tensor.numel() or all(math.isfinite(end.item()) for end in tensor.aminmax())
+
+
+def _not_finite(rule: TensorRule, taken: Mapping[str, tuple[TensorRef, Tensor]]) -> UserError:
+    for name, (stored, tensor) in taken.items():
+        where = (~torch.isfinite(tensor)).nonzero()
+        if len(where):
+            place = ", ".join(str(index) for index in where[0].tolist())
+            return UserError(
+                f"{stored.checkpoint.folder}: {name} holds NaN or infinite numbers, {len(where):,} of "
+                f"{tensor.numel():,}, [{place}] first; no model computes with them: copy or train it again"
+            )
+    kind = _kind(next(iter(taken.values()))[0].dtype)
+    return UserError(f"{rule.name}: merged numbers exceed what {kind} holds; convert from a wider dtype")
 
 
 def _dtype(rule: TensorRule, tensors: Mapping[str, TensorRef]) -> torch.dtype:
