@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from transformers import LlavaConfig
 
 from sharegpt4v.checkpoints import captioner, llava, metadata
+from sharegpt4v.checkpoints.family import check_released, check_tower
 from sharegpt4v.checkpoints.output import check_out, unfinished
 from sharegpt4v.checkpoints.reader import Checkpoint, TensorRef
 from sharegpt4v.checkpoints.released_config import config_errors
@@ -119,6 +120,9 @@ def detect_layout(checkpoint: Checkpoint) -> Layout:
 
 
 def _llava(checkpoint: Checkpoint, tower: Checkpoint | None, tokenizer_folder: Path) -> Conversion:
+    check_released(checkpoint.folder / "config.json", checkpoint.config())
+    if tower:
+        check_tower(tower.folder / "config.json", tower.config())
     tensors = llava.released_tensors(checkpoint, tower)
     config = llava.llava_config(checkpoint, tower, tensors)
     with config_errors(checkpoint.folder / "config.json"):

@@ -11,6 +11,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlavaConfig, PreTrainedConfig
 
+from sharegpt4v.checkpoints.family import check_transformers
 from sharegpt4v.checkpoints.reader import read_json
 from sharegpt4v.checkpoints.released_config import config_errors, still_describes
 from sharegpt4v.checkpoints.tokenizer import load_tokenizer
@@ -294,10 +295,7 @@ def _released_config(config: LlavaConfig, dtype: torch.dtype) -> dict[str, Any]:
 def read_llava_config(folder: Path) -> LlavaConfig:
     """Reads config.json of a transformers LLaVA folder. Raises UserError for another family."""
     content = read_json(folder / "config.json")
-    if content.get("model_type") != "llava":
-        raise UserError(
-            f"{folder / 'config.json'} is of {content.get('model_type')!r}, its tensors are LLaVA's"
-        )
+    check_transformers(folder / "config.json", content)
     with config_errors(folder / "config.json"):
         config = LlavaConfig.from_dict(content)
     if config.text_config.pad_token_id is None:
