@@ -127,7 +127,8 @@ def _llava(checkpoint: Checkpoint, tower: Checkpoint | None, tokenizer_folder: P
     config = llava.llava_config(checkpoint, tower, tensors)
     with config_errors(checkpoint.folder / "config.json"):
         rules = llava.to_transformers(config)
-    check(rules, tensors, checkpoint.folder, {"vision_model.": tower.folder} if tower else {})
+    elsewhere = {"vision_model.": tower.folder} if tower else {}
+    check(rules, tensors, checkpoint.folder, llava.released_depths(config, tower), elsewhere)
     tokenizer = _llava_tokenizer(tokenizer_folder, config)
     dtype = tensors["model.embed_tokens.weight"].dtype
 
@@ -149,7 +150,7 @@ def _from_transformers(checkpoint: Checkpoint, to: Target, tokenizer_folder: Pat
         return _to_released(checkpoint, tensors, config, tokenizer_folder)
     with config_errors(checkpoint.folder / "config.json"):
         rules = llava.unchanged(config)
-    check(rules, tensors, checkpoint.folder)
+    check(rules, tensors, checkpoint.folder, llava.transformers_depths(config))
     tokenizer = _llava_tokenizer(tokenizer_folder or checkpoint.folder, config)
     dtype = tensors["language_model.lm_head.weight"].dtype
     kept = checkpoint.folder / metadata.ORIGINALS
@@ -171,7 +172,7 @@ def _to_released(
 ) -> Conversion:
     with config_errors(checkpoint.folder / "config.json"):
         language, tower = llava.to_released(config)
-    check([*language, *tower], tensors, checkpoint.folder)
+    check([*language, *tower], tensors, checkpoint.folder, llava.transformers_depths(config))
     dtype = tensors["language_model.lm_head.weight"].dtype
     tokenizer = _llava_tokenizer(tokenizer_folder or metadata.released_tokenizer(checkpoint.folder), config)
     changed = metadata.released_config(checkpoint.folder, config, dtype)
@@ -189,7 +190,7 @@ def _captioner(checkpoint: Checkpoint, tokenizer_folder: Path) -> Conversion:
     config = captioner.captioner_config(checkpoint, tensors)
     with config_errors(checkpoint.folder / "config.json"):
         rules = captioner.to_ours(config, checkpoint.config(), tensors)
-    check(rules, tensors, checkpoint.folder)
+    check(rules, tensors, checkpoint.folder, captioner.depths(config))
     tokenizer = metadata.find_tokenizer(
         tokenizer_folder, config.text_config.vocab_size, {}, captioner.CONTROLS
     )

@@ -86,8 +86,8 @@ def _check_window(path: Path, text: Mapping[str, Any]) -> None:
     window = text.get("sliding_window")
     if window is not None and text.get("use_sliding_window", True):
         raise UserError(
-            f"{path}: sliding_window is {window!r}, as in a LLaVA on Mistral; Llama has none, so the converted "
-            "model would give other answers"
+            f"{path}: sliding_window is {window!r}, as in a LLaVA on Mistral; Llama has none, so "
+            "the converted model would give other answers"
         )
 
 
