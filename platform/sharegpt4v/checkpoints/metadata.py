@@ -193,6 +193,10 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 def _write_config(folder: Path, config: PreTrainedConfig, dtype: torch.dtype) -> None:
     config.dtype = dtype
     content = json.loads(config.to_json_string())
+    for part in content.values():
+        if isinstance(part, dict):
+            # What training was in. transformers 4 would load this part of the weights in it.
+            part.pop("dtype", None)
     # What transformers before 4.56 reads in place of `dtype`, and before 5 in place of `rope_parameters`.
     content["torch_dtype"] = content["dtype"]
     rope = content.get("text_config", {}).get("rope_parameters")
@@ -217,6 +221,8 @@ def _write_tokenizer(folder: Path, tokenizer: LoadedTokenizer, pad: str, length:
         **_SPECIAL,
         "pad_token": pad,
         "padding_side": "left",
+        # transformers 4 adds token_type_ids without this, and its generate refuses them.
+        "model_input_names": ["input_ids", "attention_mask"],
         "model_max_length": length,
         "clean_up_tokenization_spaces": False,
     }
