@@ -20,10 +20,14 @@ def make_images(folder: Path) -> None:
 
 
 def arguments(images: Path, run: Path, seconds: float) -> list[str]:
-    """One caption passes at the second attempt only, one never. seconds: for each; they change no row."""
+    """One caption passes at the second attempt only, one never. seconds: for each, one after another.
+
+    They change no row.
+    """
     return [
         *("caption", "--images", str(images), "--out", str(run), "--engine", "fake"),
-        *("--fake.seconds-per-request", str(seconds), "--rows-per-commit", str(PER_COMMIT)),
+        *("--fake.seconds-per-request", str(seconds), "--fake.requests-at-once", "1"),
+        *("--rows-per-commit", str(PER_COMMIT)),
         *("--fake.faults", '{"once": "110", "refusal": "120"}', "--fake.image-side", "24"),
     ]
 

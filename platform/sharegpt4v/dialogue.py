@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from sharegpt4v.errors import UserError
@@ -55,6 +56,8 @@ SAMPLING_BOUNDS: Mapping[str, Bounds] = {
 }
 """Bounds of SamplingParams, and of every configuration that is converted to one."""
 
+_WHOLE = ("max_new_tokens", "min_new_tokens", "top_k")
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
@@ -79,14 +82,22 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         for name, bounds in SAMPLING_BOUNDS.items():
-            if not bounds.contain(getattr(self, name)):
-                raise UserError(f"{getattr(self, name)!r} is refused: expected {bounds}", field=name)
+            value = getattr(self, name)
+            is_number = isinstance(value, Integral if name in _WHOLE else Real)
+            if not is_number:
+                number = "a whole number" if name in _WHOLE else "a number"
+                raise UserError(f"{value!r} is refused: expected {number}, {bounds}", field=name)
+            if not bounds.contain(value):
+                raise UserError(f"{value!r} is refused: expected {bounds}", field=name)
+        if self.seed is not None and not isinstance(self.seed, Integral):
+            raise UserError(f"{self.seed!r} is refused: expected a whole number, or none", field="seed")
         if self.min_new_tokens > self.max_new_tokens:
             raise UserError(
                 f"{self.min_new_tokens} is refused: `max_new_tokens` is {self.max_new_tokens}",
                 field="min_new_tokens",
             )
-        if isinstance(self.stop, str) or not all(self.stop):
+        texts = self.stop if isinstance(self.stop, tuple | list) else (None,)
+        if not all(isinstance(text, str) and text for text in texts):
             raise UserError(f"{self.stop!r} is refused: expected texts of a letter at least", field="stop")
 
 
@@ -95,7 +106,7 @@ class Turn:
     """One turn of a dialogue; control strings in its text are treated as plain text.
 
     images: those of a user's turn, in order; templates put them before its text. Raises UserError for
-    an assistant's turn with images.
+    an assistant's turn with images, a text that is none, and images that are no pixels.
     """
 
     role: Literal["user", "assistant"]
@@ -103,6 +114,13 @@ class Turn:
     images: tuple[Image, ...] = ()
 
     def __post_init__(self) -> None:
+        if not isinstance(self.text, str):
+            raise UserError(f"a turn's text is {self.text!r}: give a text, an empty one for images alone")
+        for image in self.images:
+            if not hasattr(image, "shape") or not hasattr(image, "dtype"):
+                raise UserError(
+                    f"a turn's image is {str(image)[:80]!r}: give its pixels, an array (H, W, 3) of uint8"
+                )
         if self.images and self.role == "assistant":
             raise UserError(
                 f"an assistant's turn has {len(self.images)} images, and only a user's may have any: "

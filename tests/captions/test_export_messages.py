@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from sharegpt4v.captions.export.write import export_run
+from sharegpt4v.config.export import ExportFormat
 from sharegpt4v.errors import UserError
 from sharegpt4v.records import MANIFEST
 from tests.captions.fake_run import PROMPT, caption, write_images, write_run
@@ -111,14 +112,17 @@ def test_a_prompt_with_a_tag_is_refused(tmp_path: Path) -> None:
         export_run(written(tmp_path, ROWS, prompt="What is in <image>?"), "messages", tmp_path / "out")
 
 
-def test_images_inside_of_tar_shards_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", ["messages", "llava-json"])
+def test_images_inside_of_tar_shards_are_refused(target: ExportFormat, tmp_path: Path) -> None:
+    """Members of several shards have the same names, and no reader of either format looks into a shard."""
     run = written(tmp_path, ROWS)
     manifest = pq.read_table(run / "manifest").to_pylist()
     manifest[-1] |= {"container": "train-000000.tar", "offset": 512, "size": 100}
     pq.write_table(pa.Table.from_pylist(manifest, MANIFEST), run / "manifest" / "part-00000.parquet")
 
-    with pytest.raises(UserError, match="tar shards.*webdataset"):
-        export_run(run, "messages", tmp_path / "out")
+    with pytest.raises(UserError, match=f"tar shards, and {target} can name files only: export"):
+        export_run(run, target, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_relative_root_and_a_uri_are_named_as_the_tools_need_them(

@@ -198,6 +198,25 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out"
 
 
+def test_parts_name_no_dtype_of_their_own(tmp_path: Path) -> None:
+    """transformers 4 would load the vision tower of a half-precision model in the float32 of its training."""
+    toy = save_random_lmm(tmp_path / "toy")
+    content = json.loads((toy / "config.json").read_text())
+    for part in ("text_config", "vision_config"):
+        content[part]["dtype"] = "float32"
+    (toy / "config.json").write_text(json.dumps(content))
+    convert(plan_conversion(toy), tmp_path / "out", SHARD)
+    content = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert "dtype" in content
+    assert not any("dtype" in part for part in content.values() if isinstance(part, dict))
+
+
+def test_tokenizer_gives_what_generate_takes(converted: Path) -> None:
+    """transformers 4 adds token_type_ids where a tokenizer's folder does not say what the model takes."""
+    content = json.loads((converted / "tokenizer_config.json").read_text())
+    assert content["model_input_names"] == ["input_ids", "attention_mask"]
+
+
 def test_folder_holds_all_that_others_need(converted: Path) -> None:
     config = json.loads((converted / "config.json").read_text())
     assert config["architectures"] == ["LlavaForConditionalGeneration"]
@@ -213,6 +232,8 @@ def test_folder_holds_all_that_others_need(converted: Path) -> None:
     card = (converted / "README.md").read_text()
     assert "`<image>` = 320, `<pad>` = 321" in card
     assert "parameters in" in card
+    assert "transformers 4.49 or newer" in card
+    assert "with torchvision some differ by up to 0.03" in card
 
 
 def test_chat_template_and_processor_give_the_ids_of_our_own_prompt(converted: Path) -> None:
@@ -271,5 +292,5 @@ def test_processor_prepares_images_as_our_pipeline_does(protocol: ImageProtocol,
     adapter = load_adapter(tmp_path / "out")
     assert adapter.protocol == protocol
     ours = prepare((tmp_path / "photo.png").read_bytes(), adapter.image_size, protocol).pixels
-    # A step of 1/255 is about 0.015 here; the two resize a hair differently.
-    assert (theirs["pixel_values"] - adapter.normalise(ours[None])).abs().mean() < 0.015
+    # Measured: 0 with Pillow, 0.03 with torchvision: two steps of 1/255, as it rounds otherwise.
+    assert (theirs["pixel_values"] - adapter.normalise(ours[None])).abs().max() < 0.031

@@ -2,6 +2,8 @@
 
 import asyncio
 import threading
+import time
+from collections.abc import Callable
 
 import pytest
 
@@ -136,3 +138,122 @@ def test_many_streams_wait_without_a_thread_each() -> None:
 def test_the_seed_depends_on_id_and_attempt_alone() -> None:
     assert sampling_seed("a", 0) == sampling_seed("a", 0)
     assert len({sampling_seed(key, attempt) for key in ("a", "b", "\ud800") for attempt in (0, 1)}) == 6
+
+
+# Readers that leave
+
+
+def _in_thread(work: Callable[[], object]) -> threading.Thread:
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread
+
+
+def test_leaving_the_block_cancels_what_is_not_done() -> None:
+    left, answered = _handle(), _handle()
+
+    async def run() -> None:
+        async with left as same:
+            assert same is left
+        async with answered:
+            answered.finish(ANSWER)
+
+    asyncio.run(run())
+    assert left.cancelled and not answered.cancelled
+
+
+def test_an_error_in_the_block_cancels_and_is_raised() -> None:
+    handle = _handle()
+
+    async def run() -> None:
+        async with handle:
+            raise ConnectionResetError("the client left")
+
+    with pytest.raises(ConnectionResetError):
+        asyncio.run(run())
+    assert handle.cancelled
+
+
+def test_a_cancelled_task_cancels_its_request() -> None:
+    awaited, streamed = _handle(), _handle()
+    streamed.push("a ")
+
+    async def read() -> list[str]:
+        return [piece async for piece in streamed]
+
+    async def run() -> None:
+        tasks = [asyncio.create_task(_await(awaited)), asyncio.create_task(read())]
+        await asyncio.sleep(0.01)
+        assert not awaited.cancelled and not streamed.cancelled
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(run())
+    assert awaited.cancelled and streamed.cancelled
+
+
+def test_a_break_out_of_an_iteration_cancels() -> None:
+    handle, in_loop = _handle(), _handle()
+    for each in (handle, in_loop):
+        each.push("a ")
+    for _ in handle:
+        break
+    assert handle.cancelled
+
+    async def run() -> None:
+        async for _ in in_loop:
+            break
+        await asyncio.sleep(0.01)  # the loop closes an abandoned generator at its next turn
+
+    asyncio.run(run())
+    assert in_loop.cancelled
+
+
+def test_a_reader_that_leaves_does_not_cancel_for_the_others() -> None:
+    handle = _handle()
+    handle.push("a ")
+    results: list[Completion] = []
+    waiting = _in_thread(lambda: results.append(handle.result(5)))
+    while not handle._readers:
+        time.sleep(0.001)
+    for _ in handle:
+        break
+    assert not handle.cancelled
+    handle.finish(ANSWER)
+    waiting.join(5)
+    assert results == [ANSWER]
+
+
+def test_a_result_that_is_late_leaves_the_request_running() -> None:
+    handle = _handle()
+    with pytest.raises(TimeoutError):
+        handle.result(0.01)
+    assert not handle.cancelled
+
+
+def test_readers_of_an_ended_request_cancel_nothing() -> None:
+    handle = _handle()
+    handle.push("a ")
+    handle.push("cat")
+    handle.finish(ANSWER)
+    for _ in handle:
+        break
+    assert list(handle) == ["a ", "cat"] and not handle.cancelled
+
+
+def test_no_waiter_is_kept_once_it_left() -> None:
+    """A handle that a server polls would otherwise wake every loop and task that ever waited for it."""
+    handle = _handle()
+    handle.push("a ")
+
+    async def run() -> None:
+        for _ in range(50):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(_await(handle), 0.001)
+        async for _ in handle:
+            break
+        await asyncio.sleep(0.01)
+
+    asyncio.run(run())
+    assert handle._waiters == [] and handle._readers == 0

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import TopKLogitsWarper
 
 from sharegpt4v.dialogue import SamplingParams
 from sharegpt4v.engine.sampling import TokenSampler
@@ -69,6 +70,17 @@ def test_top_k_and_top_p_cut_the_tail(params: SamplingParams, seen: set[int]) ->
     assert draws == seen
 
 
+@pytest.mark.parametrize("top_k", [1, 2, 3, 5, 8, 100])
+def test_top_k_keeps_of_equal_tokens_what_transformers_keeps(top_k: int) -> None:
+    """All that equal the k-th best: of [3, 2, 2, 2, 1] and 2 they keep four."""
+    ties = [[3.0, 2.0, 2.0, 2.0, 1.0, 1.0], [1.0] * 6, [2.0, 0.0, 2.0, -1.0, 2.0, -torch.inf]]
+    kept = TopKLogitsWarper(top_k)(torch.zeros(1, 1, dtype=torch.long), torch.tensor(ties)).isfinite()
+    for logits, wanted in zip(ties, kept, strict=True):
+        params = SamplingParams(temperature=2.0, top_k=top_k)
+        draws = {_pick(_sampler(params, seed=seed), logits)[0] for seed in range(400)}
+        assert draws == set(wanted.nonzero().flatten().tolist())
+
+
 def test_draws_follow_the_probabilities() -> None:
     sampler = _sampler(SamplingParams(temperature=1.0))
     logits = torch.tensor([0.6, 0.3, 0.1]).log().tolist()
@@ -113,6 +125,12 @@ def test_logits_that_are_no_numbers_are_told_row_by_row() -> None:
         ({"min_new_tokens": 9, "max_new_tokens": 8}, "min_new_tokens: 9 is refused: `max_new_tokens` is 8"),
         ({"stop": ("",)}, r"stop: \('',\) is refused: expected texts"),
         ({"stop": "abc"}, "stop: 'abc' is refused: expected texts"),
+        ({"stop": ("a", 5)}, r"stop: \('a', 5\) is refused: expected texts"),
+        ({"stop": None}, "stop: None is refused: expected texts"),
+        ({"temperature": "hot"}, "temperature: 'hot' is refused: expected a number, 0 to 100"),
+        ({"top_p": None}, "top_p: None is refused: expected a number, above 0, 1 at most"),
+        ({"max_new_tokens": 7.5}, "max_new_tokens: 7.5 is refused: expected a whole number, 1 or more"),
+        ({"seed": "lucky"}, "seed: 'lucky' is refused: expected a whole number, or none"),
     ],
 )
 def test_values_that_no_decoding_can_follow_are_refused(values: dict[str, Any], expected: str) -> None:

@@ -55,7 +55,7 @@ def test_ctrl_c_ends_in_ten_seconds_and_a_second_run_is_refused_meanwhile(tmp_pa
     run = tmp_path / "run"
     arguments = ["caption", "--images", str(tmp_path / "images"), "--out", str(run), "--engine", "fake"]
     arguments += ["--rows-per-commit", "4"]
-    process = start(*arguments, "--fake.seconds-per-request", "0.2")
+    process = start(*arguments, "--fake.seconds-per-request", "0.2", "--fake.requests-at-once", "1")
     wait_for_commits(process, run, 2)
 
     second = sharegpt4v(*arguments)

@@ -1,11 +1,14 @@
 """The shipped toy weights: small, whole, and true about scenes they have never seen."""
 
+import shutil
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from transformers import AutoProcessor
 
 from sharegpt4v.dialogue import Request, Turn
 from sharegpt4v.errors import UserError
@@ -14,7 +17,7 @@ from sharegpt4v.models.load import load_adapter
 from sharegpt4v.toy.captions import detailed_caption
 from sharegpt4v.toy.render import render
 from sharegpt4v.toy.scene import Scene, make_scene
-from sharegpt4v.toy.shipped import SHIPPED, TOY_MODELS, make_and_judge, make_weights
+from sharegpt4v.toy.shipped import SHIPPED, TOY_MODELS, make_and_judge, make_weights, write_as_converted
 from sharegpt4v.toy.sources import SOURCES
 from sharegpt4v.toy.tokenizer import build_tokenizer
 from sharegpt4v.toy.train import (
@@ -86,6 +89,29 @@ def test_shipped_folder_has_one_weight_file_and_what_other_tools_look_for(name: 
     files = {path.name for path in (SHIPPED / name).iterdir()}
     assert files >= {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
     assert [file for file in files if file.endswith(".safetensors")] == ["model.safetensors"]
+
+
+def test_chat_model_is_shipped_as_convert_would_write_it(tmp_path: Path) -> None:
+    shutil.copytree(SHIPPED / "lmm", tmp_path / "lmm")
+    write_as_converted(tmp_path / "lmm")
+    files = {path.name: path.read_bytes() for path in (SHIPPED / "lmm").iterdir()}
+    assert {path.name: path.read_bytes() for path in (tmp_path / "lmm").iterdir()} == files
+
+
+def test_chat_model_loads_with_what_others_load_it_with() -> None:
+    """vLLM asks AutoProcessor; transformers 4 knows the vision tower by these names alone."""
+    processor = AutoProcessor.from_pretrained(SHIPPED / "lmm")
+    content = [{"type": "image"}, {"type": "text", "text": "Analyze"}]
+    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    image = render(make_scene(WORLD, 3, source="coco"), (640, 480))
+    inputs = processor(images=image, text=text, add_special_tokens=False, return_tensors="pt")
+    adapter = shipped("lmm")
+    blank = np.zeros((48, 48, 3), np.uint8)
+    assert inputs["input_ids"][0].tolist() == adapter.template.prompt([Turn("user", "Analyze", (blank,))])
+    assert set(inputs) == {"input_ids", "attention_mask", "pixel_values"}
+    assert inputs["pixel_values"].shape == (1, 3, 48, 48)
+    with safe_open(SHIPPED / "lmm" / "model.safetensors", "pt") as weights:
+        assert "vision_tower.vision_model.embeddings.class_embedding" in weights.keys()
 
 
 def test_samples_are_scenes_with_their_captions_in_the_adapters_template() -> None:

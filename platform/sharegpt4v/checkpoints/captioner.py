@@ -17,7 +17,7 @@ from transformers import Blip2QFormerConfig, Blip2VisionConfig
 
 from sharegpt4v.checkpoints.reader import Checkpoint, TensorRef, dimensions
 from sharegpt4v.checkpoints.released_config import config_errors, read_released, text_config
-from sharegpt4v.checkpoints.rules import TensorRule, renamed
+from sharegpt4v.checkpoints.rules import Depth, TensorRule, renamed
 from sharegpt4v.errors import UserError
 from sharegpt4v.models.captioner import ShareCaptioner, ShareCaptionerConfig, sincos_positions
 
@@ -127,6 +127,18 @@ def _resampler(tensors: Mapping[str, TensorRef]) -> dict[str, Any]:
     heads = _heads("resampler", width)
     sizes = {"num_queries": queries, "resampler_width": width, "resampler_heads": heads}
     return {"sampler": "resampler", **sizes}
+
+
+def depths(config: ShareCaptionerConfig) -> list[Depth]:
+    """Returns how many blocks each stack must have, and why."""
+    vision, text, qformer = config.vision_config, config.text_config, config.qformer_config
+    stacks = [("visual_encoder.blocks.", vision)]
+    if config.sampler == "qformer":
+        stacks.append(("Qformer.bert.encoder.layer.", qformer))
+    return [
+        Depth("internlm_model.model.layers.", text.num_hidden_layers, "by config.json"),
+        *(Depth(at, part.num_hidden_layers, f"assumed at width {part.hidden_size}") for at, part in stacks),
+    ]
 
 
 def to_ours(

@@ -60,6 +60,7 @@ def read_card(model: str, toy: Path = TOY_CAPTIONER) -> ModelCard:
     name = shipped.get(folder) or model.rstrip("/").rsplit("/", 1)[-1]
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"{model} holds no *.safetensors: copy or convert the weights again", field="model")
+    stored_weights(folder)  # a cut copy is refused here, not by every actor
     size = config["vision_config"]["image_size"]
     # A checkpoint trained in another way than its family names its protocol itself.
     protocol = config.get("image_protocol", _PROTOCOLS[kind])
@@ -82,22 +83,29 @@ def model_folder(model: str, toy: Path = TOY_CAPTIONER) -> Path:
 def stored_weights(folder: Path) -> tuple[int, tuple[str, ...]]:
     """Returns the bytes of all tensors in the folder's safetensors files, and their dtypes by frequency.
 
-    Reads the files' headers alone. Raises UserError for a file that is none.
+    Reads the files' headers alone. Raises UserError for a file that is none, or of another size.
     """
     by_dtype: Counter[str] = Counter()
     for path in sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
         try:
             with open(path, "rb") as file:
                 (length,) = struct.unpack("<Q", file.read(8))
-                tensors = json.loads(file.read(min(length, path.stat().st_size)))
+                tensors = json.loads(file.read(min(length, size)))
             tensors.pop("__metadata__", None)
+            needed = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
             for tensor in tensors.values():
                 start, end = tensor["data_offsets"]
                 by_dtype[_DTYPES.get(tensor["dtype"], tensor["dtype"])] += end - start
-        except (struct.error, ValueError, KeyError, TypeError, AttributeError):
+        except (struct.error, ValueError, LookupError, TypeError, AttributeError):
             raise UserError(
                 f"{path} is no safetensors file: copy or convert the weights again", field="model"
             ) from None
+        if size != needed:
+            raise UserError(
+                f"{path} is {size:,} bytes, its header says {needed:,}: copy or convert the weights again",
+                field="model",
+            )
     return by_dtype.total(), tuple(dtype for dtype, _ in by_dtype.most_common())
 
 

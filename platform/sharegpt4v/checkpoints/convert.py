@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from transformers import LlavaConfig
 
 from sharegpt4v.checkpoints import captioner, llava, metadata
+from sharegpt4v.checkpoints.family import check_released, check_tower
 from sharegpt4v.checkpoints.output import check_out, unfinished
 from sharegpt4v.checkpoints.reader import Checkpoint, TensorRef
 from sharegpt4v.checkpoints.released_config import config_errors
@@ -86,7 +87,8 @@ def convert(
 ) -> None:
     """Writes the planned folder, completely or not at all.
 
-    Raises UserError when `out` holds something or cannot be written, RunFailed when the work breaks off.
+    Raises UserError when `out` holds something or cannot be written, and for weights that turn out to be
+    damaged, NaN or infinite; RunFailed when the work breaks off.
     """
     out = plan_conversion.check_out(out)
     try:
@@ -118,11 +120,15 @@ def detect_layout(checkpoint: Checkpoint) -> Layout:
 
 
 def _llava(checkpoint: Checkpoint, tower: Checkpoint | None, tokenizer_folder: Path) -> Conversion:
+    check_released(checkpoint.folder / "config.json", checkpoint.config())
+    if tower:
+        check_tower(tower.folder / "config.json", tower.config())
     tensors = llava.released_tensors(checkpoint, tower)
     config = llava.llava_config(checkpoint, tower, tensors)
     with config_errors(checkpoint.folder / "config.json"):
         rules = llava.to_transformers(config)
-    check(rules, tensors, checkpoint.folder, {"vision_model.": tower.folder} if tower else {})
+    elsewhere = {"vision_model.": tower.folder} if tower else {}
+    check(rules, tensors, checkpoint.folder, llava.released_depths(config, tower), elsewhere)
     tokenizer = _llava_tokenizer(tokenizer_folder, config)
     dtype = tensors["model.embed_tokens.weight"].dtype
 
@@ -144,7 +150,7 @@ def _from_transformers(checkpoint: Checkpoint, to: Target, tokenizer_folder: Pat
         return _to_released(checkpoint, tensors, config, tokenizer_folder)
     with config_errors(checkpoint.folder / "config.json"):
         rules = llava.unchanged(config)
-    check(rules, tensors, checkpoint.folder)
+    check(rules, tensors, checkpoint.folder, llava.transformers_depths(config))
     tokenizer = _llava_tokenizer(tokenizer_folder or checkpoint.folder, config)
     dtype = tensors["language_model.lm_head.weight"].dtype
     kept = checkpoint.folder / metadata.ORIGINALS
@@ -166,7 +172,7 @@ def _to_released(
 ) -> Conversion:
     with config_errors(checkpoint.folder / "config.json"):
         language, tower = llava.to_released(config)
-    check([*language, *tower], tensors, checkpoint.folder)
+    check([*language, *tower], tensors, checkpoint.folder, llava.transformers_depths(config))
     dtype = tensors["language_model.lm_head.weight"].dtype
     tokenizer = _llava_tokenizer(tokenizer_folder or metadata.released_tokenizer(checkpoint.folder), config)
     changed = metadata.released_config(checkpoint.folder, config, dtype)
@@ -184,7 +190,7 @@ def _captioner(checkpoint: Checkpoint, tokenizer_folder: Path) -> Conversion:
     config = captioner.captioner_config(checkpoint, tensors)
     with config_errors(checkpoint.folder / "config.json"):
         rules = captioner.to_ours(config, checkpoint.config(), tensors)
-    check(rules, tensors, checkpoint.folder)
+    check(rules, tensors, checkpoint.folder, captioner.depths(config))
     tokenizer = metadata.find_tokenizer(
         tokenizer_folder, config.text_config.vocab_size, {}, captioner.CONTROLS
     )
@@ -228,5 +234,8 @@ def _llava_facts(config: LlavaConfig) -> list[str]:
         f"{config.image_seq_length} tokens",
         f"`<image>` = {config.image_token_index}, `<pad>` = {text.pad_token_id}; tables of {text.vocab_size} "
         "rows, those without a token hold the mean of the others",
-        "loads with `LlavaForConditionalGeneration` and `AutoProcessor`; chat template vicuna_v1",
+        "loads with `LlavaForConditionalGeneration` and `AutoProcessor`, transformers 4.49 or newer; "
+        "chat template vicuna_v1",
+        "pixels: equal to those of `sharegpt4v` where `AutoProcessor` resizes with Pillow; "
+        "with torchvision some differ by up to 0.03, two steps of 1/255 before normalisation",
     ]

@@ -18,7 +18,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, LlavaConfig, LlavaFo
 
 from sharegpt4v.checkpoints.reader import Checkpoint, TensorRef, dimensions, under_other_names
 from sharegpt4v.checkpoints.released_config import config_errors, image_fields, read_released, text_config
-from sharegpt4v.checkpoints.rules import Shapes, TensorRule, renamed
+from sharegpt4v.checkpoints.rules import Depth, Shapes, TensorRule, renamed
 from sharegpt4v.errors import UserError
 
 _RELEASED = (
@@ -101,6 +101,27 @@ def llava_config(
         )
         _check_feature_layer(config)
     return config
+
+
+def released_depths(config: LlavaConfig, tower: Checkpoint | None) -> list[Depth]:
+    """Returns how many blocks each stack of a released checkpoint must have, and why."""
+    vision = config.vision_config
+    source = "by its config.json" if tower else f"assumed at width {vision.hidden_size}"
+    return [
+        Depth("model.layers.", config.text_config.num_hidden_layers, "by config.json"),
+        Depth("vision_model.encoder.layers.", vision.num_hidden_layers, source),
+    ]
+
+
+def transformers_depths(config: LlavaConfig) -> list[Depth]:
+    """Returns how many blocks each stack of transformers' layout must have."""
+    return [
+        Depth(prefix, part.num_hidden_layers, "by config.json")
+        for prefix, part in (
+            ("language_model.model.layers.", config.text_config),
+            ("vision_tower.vision_model.encoder.layers.", config.vision_config),
+        )
+    ]
 
 
 def padded(vocabulary: int) -> int:

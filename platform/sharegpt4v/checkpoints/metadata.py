@@ -11,6 +11,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlavaConfig, PreTrainedConfig
 
+from sharegpt4v.checkpoints.family import check_transformers
 from sharegpt4v.checkpoints.reader import read_json
 from sharegpt4v.checkpoints.released_config import config_errors, still_describes
 from sharegpt4v.checkpoints.tokenizer import load_tokenizer
@@ -192,6 +193,10 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 def _write_config(folder: Path, config: PreTrainedConfig, dtype: torch.dtype) -> None:
     config.dtype = dtype
     content = json.loads(config.to_json_string())
+    for part in content.values():
+        if isinstance(part, dict):
+            # What training was in. transformers 4 would load this part of the weights in it.
+            part.pop("dtype", None)
     # What transformers before 4.56 reads in place of `dtype`, and before 5 in place of `rope_parameters`.
     content["torch_dtype"] = content["dtype"]
     rope = content.get("text_config", {}).get("rope_parameters")
@@ -216,6 +221,8 @@ def _write_tokenizer(folder: Path, tokenizer: LoadedTokenizer, pad: str, length:
         **_SPECIAL,
         "pad_token": pad,
         "padding_side": "left",
+        # transformers 4 adds token_type_ids without this, and its generate refuses them.
+        "model_input_names": ["input_ids", "attention_mask"],
         "model_max_length": length,
         "clean_up_tokenization_spaces": False,
     }
@@ -294,10 +301,7 @@ def _released_config(config: LlavaConfig, dtype: torch.dtype) -> dict[str, Any]:
 def read_llava_config(folder: Path) -> LlavaConfig:
     """Reads config.json of a transformers LLaVA folder. Raises UserError for another family."""
     content = read_json(folder / "config.json")
-    if content.get("model_type") != "llava":
-        raise UserError(
-            f"{folder / 'config.json'} is of {content.get('model_type')!r}, its tensors are LLaVA's"
-        )
+    check_transformers(folder / "config.json", content)
     with config_errors(folder / "config.json"):
         config = LlavaConfig.from_dict(content)
     if config.text_config.pad_token_id is None:

@@ -1,12 +1,15 @@
 """Checkpoints as they lie on disk: names, shapes and dtypes first, then one tensor at a time.
 
 Both kinds of shard are mapped into memory, so that a tensor which is only renamed never becomes memory of
-this process: safetensors by `safe_open`, `.bin` by `torch.load(mmap=True, weights_only=True)`.
+this process: safetensors by `safe_open`, `.bin` by `torch.load(mmap=True, weights_only=True)`. The bytes of a
+`.bin` tensor are compared with its archive's checksum when it is read. safetensors keeps no checksums:
+`safe_open` checks that dtypes and shapes account for every byte of the file.
 """
 
 import json
 import pickle
 import re
+import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from sharegpt4v.checkpoints.checksums import Checksums
 from sharegpt4v.errors import UserError
 
 _LAYOUTS = (
@@ -54,7 +58,7 @@ class TensorRef:
     dtype: torch.dtype
 
     def read(self) -> Tensor:
-        """Returns a view of the mapped file: copy it before you change it."""
+        """Returns a view of the mapped file: copy it before you change it. Raises UserError for damage."""
         return self.checkpoint.read(self)
 
 
@@ -94,7 +98,7 @@ class Checkpoint:
         self.folder = folder
         self.tensors: dict[str, TensorRef] = {}
         self._shards: dict[str, Path] = {}
-        self._open: tuple[Path, Any] | None = None
+        self._open: tuple[Path, _Shard] | None = None
         for shard in _shards(folder):
             for name, shape, dtype in self._list(shard):
                 if _COMPUTED.search(name):
@@ -111,24 +115,44 @@ class Checkpoint:
     def read(self, stored: TensorRef) -> Tensor:
         shard = self._shards[stored.name]
         file = self._file(shard)
-        tensor: Tensor = file[stored.name] if isinstance(file, dict) else file.get_tensor(stored.name)
+        if not isinstance(file, _Archive):
+            tensor: Tensor = file.get_tensor(stored.name)
+            return tensor
+        tensor = file.tensors[stored.name]
+        if not file.checksums.match(tensor):
+            raise UserError(
+                f"{shard}: the bytes of {stored.name} do not match the checksum that the file has of them; "
+                "copy it again"
+            )
         return tensor
 
     def _list(self, shard: Path) -> Iterable[tuple[str, Iterable[int], torch.dtype]]:
         file = self._file(shard)
-        if isinstance(file, dict):
-            return [(name, tensor.shape, tensor.dtype) for name, tensor in file.items()]
+        if isinstance(file, _Archive):
+            return [(name, tensor.shape, tensor.dtype) for name, tensor in file.tensors.items()]
         slices = {name: file.get_slice(name) for name in file.keys()}
         for name, part in slices.items():
             if part.get_dtype() not in _DTYPES:
                 raise UserError(f"{shard}: {name} is of {part.get_dtype()}, which is not read")
         return [(name, part.get_shape(), _DTYPES[part.get_dtype()]) for name, part in slices.items()]
 
-    def _file(self, shard: Path) -> Any:
+    def _file(self, shard: Path) -> "_Shard":
         if self._open is None or self._open[0] != shard:
             self._open = None  # close the old mapping before the new one is opened
             self._open = (shard, _map(shard))
         return self._open[1]
+
+
+@dataclass(frozen=True, slots=True)
+class _Archive:
+    """A mapped `.bin` file."""
+
+    tensors: Mapping[str, Tensor]
+    checksums: Checksums
+
+
+_Shard = _Archive | Any
+"""The other kind is safe_open's handle, which has no types."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -167,13 +191,13 @@ def _indexed(index: Path) -> list[str]:
     return sorted(set(weight_map.values()))
 
 
-def _map(shard: Path) -> Any:
-    """Returns safe_open's handle, or the tensors of a .bin file by name."""
+def _map(shard: Path) -> _Shard:
     try:
         if shard.suffix == ".safetensors":
             return safe_open(shard, "pt")
         _check_archive(shard)
         content = torch.load(shard, map_location="cpu", mmap=True, weights_only=True)
+        checksums = Checksums(shard)
     except UserError:
         raise
     except pickle.UnpicklingError:
@@ -186,6 +210,7 @@ def _map(shard: Path) -> Any:
         OSError,
         RuntimeError,
         ValueError,
+        zipfile.BadZipFile,
     ) as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"cannot read {shard}: {reason}; copy it again") from None
@@ -193,7 +218,7 @@ def _map(shard: Path) -> Any:
         isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
     ):
         raise UserError(f"{shard} is no table of tensors by name")
-    return content
+    return _Archive(content, checksums)
 
 
 def _check_archive(shard: Path) -> None:

@@ -46,15 +46,29 @@ def renamed(name: str, source: str, shape: Shape) -> TensorRule:
     return TensorRule(name, shape, {source: shape})
 
 
+@dataclass(frozen=True, slots=True)
+class Depth:
+    """Blocks that a stack has by its configuration. prefix: of their names, before the number.
+
+    source: where the number comes from, for people.
+    """
+
+    prefix: str
+    blocks: int
+    source: str
+
+
 def check(
     rules: Sequence[TensorRule],
     tensors: Mapping[str, TensorRef],
     folder: Path,
+    depths: Iterable[Depth] = (),
     elsewhere: Mapping[str, Path] = MappingProxyType({}),
 ) -> None:
     """Checks that every needed tensor is there, in its shape and of floats, and nothing is left over.
 
-    elsewhere: folders by the beginning of the names that belong there and not into `folder`.
+    depths: of stacks, named when a checkpoint has another number of blocks. elsewhere: folders by the
+    beginning of the names that belong there and not into `folder`.
     Raises UserError that names the folder and the first tensor that is missing, surplus or misshapen.
     """
     needed = {name: shape for rule in rules for name, shape in rule.takes.items()}
@@ -62,11 +76,17 @@ def check(
     if missing:
         homes = [home for start, home in elsewhere.items() if missing[0].startswith(start)]
         where = homes[0] if homes else folder
-        raise UserError(f"{where}: {_count(missing)} missing, {missing[0]} first; copy the checkpoint again")
+        depth = _other_depth(missing[0], depths, tensors)
+        raise UserError(
+            f"{where}: {_count(missing)} missing, {missing[0]} first{depth}; copy the checkpoint again"
+        )
     surplus = [name for name in tensors if name not in needed]
     if surplus:
         where = tensors[surplus[0]].checkpoint.folder
-        raise UserError(f"{where}: {_count(surplus)} without a place in this layout, {surplus[0]} first")
+        raise UserError(
+            f"{where}: {_count(surplus)} without a place in this layout, {surplus[0]} first"
+            f"{_other_depth(surplus[0], depths, tensors)}"
+        )
     for name, shape in needed.items():
         stored = tensors[name]
         if stored.shape != shape:
@@ -102,6 +122,7 @@ def write(
 
     shard_bytes: size of a shard at most; a tensor that is larger has one to itself. Renamed tensors stay in
     the mapped input; memory is taken by those that are made anew, of one shard at a time.
+    Raises UserError for a tensor whose bytes are damaged, or that holds NaN or infinite numbers.
     """
     shards = _split(rules, tensors, shard_bytes)
     weight_map: dict[str, str] = {}
@@ -155,13 +176,43 @@ def _split(
 
 
 def _make(rule: TensorRule, tensors: Mapping[str, TensorRef]) -> Tensor:
-    tensor = rule.make(*(tensors[name].read() for name in rule.takes)).contiguous()
+    taken = {name: tensors[name].read() for name in rule.takes}
+    tensor = rule.make(*taken.values()).contiguous()
     assert (tensor.shape, tensor.dtype) == (rule.shape, _dtype(rule, tensors)), rule.name
+    if not _is_finite(tensor):
+        raise _not_finite(rule, {name: (tensors[name], read) for name, read in taken.items()})
     return tensor
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    # Both ends are NaN when any number is: one pass, and no copy as torch.isfinite would make.
+    return not tensor.numel() or all(math.isfinite(end.item()) for end in tensor.aminmax())
+
+
+def _not_finite(rule: TensorRule, taken: Mapping[str, tuple[TensorRef, Tensor]]) -> UserError:
+    for name, (stored, tensor) in taken.items():
+        where = (~torch.isfinite(tensor)).nonzero()
+        if len(where):
+            place = ", ".join(str(index) for index in where[0].tolist())
+            return UserError(
+                f"{stored.checkpoint.folder}: {name} holds NaN or infinite numbers, {len(where):,} of "
+                f"{tensor.numel():,}, [{place}] first; no model computes with them: copy or train it again"
+            )
+    kind = _kind(next(iter(taken.values()))[0].dtype)
+    return UserError(f"{rule.name}: merged numbers exceed what {kind} holds; convert from a wider dtype")
 
 
 def _dtype(rule: TensorRule, tensors: Mapping[str, TensorRef]) -> torch.dtype:
     return tensors[next(iter(rule.takes))].dtype
+
+
+def _other_depth(name: str, depths: Iterable[Depth], tensors: Mapping[str, TensorRef]) -> str:
+    for depth in depths:
+        inside = [other for other in tensors if other.startswith(depth.prefix)]
+        found = len({other.removeprefix(depth.prefix).split(".")[0] for other in inside})
+        if name.startswith(depth.prefix) and found != depth.blocks:
+            return f" (blocks: {depth.blocks} {depth.source}, {found} in the checkpoint)"
+    return ""
 
 
 def _count(names: Sequence[str]) -> str:

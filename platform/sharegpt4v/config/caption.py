@@ -69,7 +69,7 @@ class Fake(CommandConfig):
     # None is called as another engine's argument is (capacity, image_size): the command line would take an
     # error that names that argument for one about this field.
     image_side: int = Field(96, ge=1, description="pixels a side handed to the engine")
-    seconds_per_request: float = Field(0.0, ge=0, description="time each caption takes")
+    seconds_per_request: float = Field(0.0, ge=0, description="time each caption takes, beside others")
     requests_at_once: int = Field(1024, ge=1, description="requests it holds in work at once")
     faults: dict[str, str] = Field(
         default_factory=dict, description="fault name to a regular expression over ids"

@@ -8,12 +8,13 @@ can be awaited from asyncio. The configuration chooses the engine behind it (tor
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Generator, Iterator
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Generator, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 from sharegpt4v.dialogue import Completion, Request
 from sharegpt4v.engine.stats import EngineStats
+from sharegpt4v.errors import UserError
 
 
 class EngineError(RuntimeError):
@@ -27,13 +28,16 @@ class EngineClosed(EngineError):
 def one_line(error: Exception) -> str:
     """Returns the message in one line for a reject record, with the type of errors that are not ours."""
     text = " ".join(str(error).split())
-    return text if isinstance(error, EngineError) else f"{type(error).__name__}: {text}"
+    return text if isinstance(error, EngineError | UserError) else f"{type(error).__name__}: {text}"
 
 
 class Handle:
     """A request in progress. Engines call `push` and one of `finish` or `fail`; callers use the rest.
 
-    Every caller gets every piece: several may iterate, await and call `result` at the same time.
+    Every caller gets every piece: several may iterate, await and call `result` at the same time. When the
+    last of them leaves before the end, by a break, a cancelled task or an error, the request is cancelled:
+    nobody waits for it, and its slot is needed. A `result` that times out leaves it running.
+    `async with engine.submit(request) as handle:` cancels what is not done at the end of the block.
     """
 
     def __init__(self, request: Request) -> None:
@@ -45,6 +49,7 @@ class Handle:
         self._error: EngineError | None = None
         self._changed = threading.Condition()
         self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
+        self._readers = 0  # that iterate, await or call `result` now
 
     @property
     def expired(self) -> bool:
@@ -65,7 +70,7 @@ class Handle:
         Raises EngineError when this request failed and TimeoutError when it is not finished in time.
         """
         if not self.done():
-            with self._changed:
+            with self._reading(cancels=False), self._changed:
                 if not self._changed.wait_for(self.done, timeout):
                     raise TimeoutError(f"request {self.request.id!r} is not finished after {timeout} s")
         if self._error is not None:
@@ -76,37 +81,44 @@ class Handle:
     def __iter__(self) -> Iterator[str]:
         """Yields pieces of text in order; raises EngineError after the last one when the request failed."""
         seen = 0
-        while True:
-            with self._changed:
-                while not (fresh := self._pieces[seen:]) and not self.done():
-                    self._changed.wait()
-            if not fresh:
-                self.result(0)
-                return
-            yield from fresh
-            seen += len(fresh)
+        with self._reading():
+            while True:
+                with self._changed:
+                    while not (fresh := self._pieces[seen:]) and not self.done():
+                        self._changed.wait()
+                if not fresh:
+                    self.result(0)
+                    return
+                yield from fresh
+                seen += len(fresh)
 
     def __await__(self) -> Generator[Any, None, Completion]:
         yield from self._ended().__await__()
         return self.result(0)
 
-    async def __aiter__(self) -> AsyncIterator[str]:
+    async def __aiter__(self) -> AsyncGenerator[str, None]:
         """Yields as `__iter__` does, without blocking a thread while it waits."""
-        seen, changed = 0, asyncio.Event()
-        with self._changed:
-            self._waiters.append((asyncio.get_running_loop(), changed))
-        while True:
-            changed.clear()
-            fresh = self._pieces[seen:]
-            if fresh:
-                for piece in fresh:
-                    yield piece
-                seen += len(fresh)
-            elif self.done():
-                self.result(0)
-                return
-            else:
-                await changed.wait()
+        seen = 0
+        with self._reading(), self._woken() as changed:
+            while True:
+                changed.clear()
+                fresh = self._pieces[seen:]
+                if fresh:
+                    for piece in fresh:
+                        yield piece
+                    seen += len(fresh)
+                elif self.done():
+                    self.result(0)
+                    return
+                else:
+                    await changed.wait()
+
+    async def __aenter__(self) -> "Handle":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if not self.done():
+            self.cancel()
 
     @property
     def shown(self) -> str:
@@ -142,13 +154,36 @@ class Handle:
                 loop.call_soon_threadsafe(changed.set)
 
     async def _ended(self) -> None:
-        changed = asyncio.Event()
+        with self._reading(), self._woken() as changed:
+            while not self.done():
+                changed.clear()
+                if not self.done():
+                    await changed.wait()
+
+    @contextmanager
+    def _reading(self, cancels: bool = True) -> Iterator[None]:
+        """Counts a reader for as long as the block lasts. cancels: if it is the last one and leaves early."""
         with self._changed:
-            self._waiters.append((asyncio.get_running_loop(), changed))
-        while not self.done():
-            changed.clear()
-            if not self.done():
-                await changed.wait()
+            self._readers += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._readers -= 1
+                if cancels and not self._readers and not self.done():
+                    self.cancel()
+
+    @contextmanager
+    def _woken(self) -> Iterator[asyncio.Event]:
+        """Yields an event of the running loop that is set at every change."""
+        waiter = (asyncio.get_running_loop(), asyncio.Event())
+        with self._changed:
+            self._waiters.append(waiter)
+        try:
+            yield waiter[1]
+        finally:
+            with self._changed:
+                self._waiters.remove(waiter)
 
 
 class Engine(Protocol):

@@ -5,18 +5,16 @@ up to the longest live one. Slots without a request write into their last cell, 
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import LlamaConfig
 
+from sharegpt4v.engine.memory import free_memory
 from sharegpt4v.errors import UserError
 
 _SHARE_OF_FREE_MEMORY = 0.9
 """Share for the slots and one prefill; the vision tower and captured graphs need the rest."""
-
-_CGROUP = Path("/sys/fs/cgroup")
 
 _BYTES_OF_A_CALL = 400_000
 """Bytes of padding that two cores read in the time of one more attention call, about 40 microseconds."""
@@ -48,15 +46,10 @@ def slots_that_fit(wanted: int, slot_bytes: int, free_bytes: int, beside: int = 
 
 
 def free_bytes(device: torch.device) -> int:
-    """Returns the bytes free to allocate: on the GPU, or on this machine within its control group."""
+    """Returns the bytes free to allocate: on the GPU, or on this machine within its control groups."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    with open("/proc/meminfo") as lines:
-        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    limit, used = (_CGROUP / name for name in ("memory.max", "memory.current"))
-    if limit.exists() and used.exists() and (most := limit.read_text().strip()) != "max":
-        free = min(free, int(most) - int(used.read_text()))
-    return free
+    return free_memory()
 
 
 def to_stored(heads: Tensor, dtype: torch.dtype) -> Tensor:

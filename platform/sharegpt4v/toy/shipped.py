@@ -1,8 +1,11 @@
 """`python -m sharegpt4v.toy train`: trains the toy models and writes the folders that are shipped.
 
-Each is a transformers folder: configuration, tokenizer and one safetensors file at half precision.
+Each is a transformers folder: configuration, tokenizer and one safetensors file at half precision. The chat
+model's is as `sharegpt4v convert` writes it, with processor and chat template, so that older transformers and
+vLLM read it, too.
 """
 
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +14,7 @@ from pathlib import Path
 import torch
 from transformers import LlavaForConditionalGeneration, PreTrainedModel
 
+from sharegpt4v.checkpoints.convert import convert, plan_conversion
 from sharegpt4v.errors import UserError
 from sharegpt4v.models.captioner import ShareCaptioner
 from sharegpt4v.models.load import load_adapter
@@ -66,6 +70,8 @@ def make_weights(name: str, folder: Path, stages: Sequence[TrainingRecipe]) -> I
     for recipe in stages:
         yield from train(adapter, toy.prompt, recipe)
         _save(adapter.model.half(), folder)
+        if isinstance(adapter.model, LlavaForConditionalGeneration):
+            write_as_converted(folder)
         adapter = load_adapter(folder)
 
 
@@ -74,6 +80,18 @@ def _save(model: PreTrainedModel, folder: Path) -> None:
     decoder = model.language_model if isinstance(model, ShareCaptioner) else model
     decoder.generation_config.save_pretrained(folder)  # where other tools look for the end tokens
     build_tokenizer().save_pretrained(folder)
+
+
+def write_as_converted(folder: Path) -> None:
+    """Rewrites a LLaVA folder of transformers in place as `convert` would; tensors keep their bytes.
+
+    The card of `convert` is left out: it speaks of a source and its terms, and here is none.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        converted = Path(scratch) / "converted"
+        planned = plan_conversion(folder)
+        convert(planned, converted, shard_bytes=2 * planned.bytes)  # one file, whatever its size
+        shutil.copytree(converted, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("README.md"))
 
 
 def make_and_judge(name: str | None = None, steps: int | None = None, out: Path | None = None) -> None:

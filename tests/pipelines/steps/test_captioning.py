@@ -225,9 +225,9 @@ def test_an_image_that_killed_its_actor_is_a_reject_and_never_asked_for(
 
 
 def test_an_engine_that_is_slow_but_gets_on_is_not_hung() -> None:
-    spec = EngineSpec("fake", "fake@0", fake=FakeOptions(image_side=SIZE, seconds_per_request=0.1))
+    spec = EngineSpec("fake", "fake@0", fake=FakeOptions(image_side=SIZE, seconds_per_request=0.8))
     step = Caption(spec, RULES, Ledger(1.0), hang_seconds=0.25)
-    table: pa.Table = step(_decoded(*map(str, range(8))))  # the last answer comes after 0.8 s
+    table: pa.Table = step(_decoded(*map(str, range(8))))  # the first answer comes after 0.8 s
     assert table["outcome"].to_pylist() == ["caption"] * 8
 
 

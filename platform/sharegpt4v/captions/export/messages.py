@@ -13,11 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow.compute as pc
-
-from sharegpt4v.captions import parts
 from sharegpt4v.captions.export.caption_set import CaptionSet
 from sharegpt4v.captions.export.card import card
+from sharegpt4v.captions.export.images import refuse_shards
 from sharegpt4v.errors import UserError
 
 IMAGE = "<image>"
@@ -93,12 +91,7 @@ def _refuse(captions: CaptionSet) -> None:
             f"the prompt of {captions.name} holds {tag[0]}, which ms-swift and LLaMA-Factory would replace: "
             f"export as hf or llava-json"
         )
-    for batch in parts.batches(captions.folder, "manifest", ["container"]):
-        if pc.any(pc.not_equal(batch.column("container"), "")).as_py():
-            raise UserError(
-                f"images of {captions.name} lie in tar shards, and messages can name files only: export as "
-                f"webdataset, or as hf with `with_images`"
-            )
+    refuse_shards(captions, "messages")
 
 
 def _dataset_info() -> dict[str, Any]:
