@@ -150,11 +150,21 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """text: the answer without end token. tokens: generated tokens, end token included."""
+    """One answer.
+
+    text: without end token. tokens: generated tokens, end token included; token_ids: they themselves.
+    prompt_tokens: those of the dialogue, images included; cached_tokens: of these, those whose keys and values
+    were there already. queued_seconds: from submit to its slot; first_token_seconds: from submit to that.
+    """
 
     text: str
     tokens: int
     finish_reason: FinishReason
+    token_ids: tuple[int, ...] = field(default=(), compare=False)
+    prompt_tokens: int = field(default=0, compare=False)
+    cached_tokens: int = field(default=0, compare=False)
+    queued_seconds: float = field(default=0.0, compare=False)
+    first_token_seconds: float = field(default=0.0, compare=False)
 
 
 def sampling_seed(request_id: str, attempt: int) -> int:

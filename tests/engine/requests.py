@@ -124,8 +124,8 @@ def watch_sampling(monkeypatch: pytest.MonkeyPatch, look: Look) -> None:
             self._seeds = [-1] * slots
             self.live: set[int] = set()
 
-        def admit(self, slot: int, params: SamplingParams, seed: int) -> None:
-            super().admit(slot, params, seed)
+        def admit(self, slot: int, params: SamplingParams, seed: int, tokens: Sequence[int] = ()) -> None:
+            super().admit(slot, params, seed, tokens)
             self._seeds[slot] = seed
 
         def move(self, source: int, target: int) -> None:
@@ -136,12 +136,14 @@ def watch_sampling(monkeypatch: pytest.MonkeyPatch, look: Look) -> None:
             self.live = set(slots)
             return super().choose(logits, slots)
 
-        def greedy(self, logits: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        def greedy(
+            self, logits: torch.Tensor, index: torch.Tensor, alive: torch.Tensor | int = 1
+        ) -> tuple[torch.Tensor, torch.Tensor]:
             rows = [row for row, slot in enumerate(index.tolist()) if slot in self.live]
             own = logits[rows]
             look({slot: self._seeds[slot] for slot in index[rows].tolist()}, own)
             logits[rows] = own
-            return super().greedy(logits, index)
+            return super().greedy(logits, index, alive)
 
     class WatchedDecoder(Decoder):
         def step(self, positions: Mapping[int, int]) -> torch.Tensor:

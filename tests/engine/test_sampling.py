@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 
 def _sampler(*params: SamplingParams, seed: int = 0, eos: tuple[int, ...] = (0,)) -> TokenSampler:
-    sampler = TokenSampler(len(params), 4, eos, CPU)
+    sampler = TokenSampler(len(params), 8, eos, CPU)
     for slot, param in enumerate(params):
         sampler.admit(slot, param, seed)
     return sampler
@@ -27,8 +27,8 @@ def _pick(sampler: TokenSampler, *logits: list[float]) -> list[int]:
 
 
 def _choose(sampler: TokenSampler, logits: torch.Tensor, slots: Sequence[int]) -> list[list[int]]:
-    """Tokens, and whether logits were numbers; the rest of a vocabulary of four is out of reach."""
-    padded = torch.nn.functional.pad(logits, (0, 4 - logits.shape[1]), value=-1e4)
+    """Tokens, and whether logits were numbers; the rest of a vocabulary of eight is out of reach."""
+    padded = torch.nn.functional.pad(logits, (0, 8 - logits.shape[1]), value=-1e4)
     picks: list[list[int]] = sampler.choose(padded, slots).tolist()
     return picks
 
@@ -90,7 +90,7 @@ def test_draws_follow_the_probabilities() -> None:
 
 def test_a_draw_depends_on_the_seed_and_not_on_the_company() -> None:
     params, logits = SamplingParams(temperature=2.0), [1.0, 0.9, 0.8, 0.7]
-    alone, company = _sampler(params, seed=5), TokenSampler(3, 4, (0,), CPU)
+    alone, company = _sampler(params, seed=5), TokenSampler(3, 8, (0,), CPU)
     for slot, seed in enumerate((1, 5, 9)):
         company.admit(slot, params, seed)
     first = [_pick(alone, logits)[0] for _ in range(20)]

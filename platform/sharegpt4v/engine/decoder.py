@@ -123,20 +123,20 @@ class Decoder:
     def _step(self, rows: int, live: int, lengths: Sequence[int] | None = None) -> None:
         """Computes a step of the first `rows` slots from and into tensors that stay; may be captured."""
         index, ids, alive = self._index[:rows], self._picks[0, :rows], self._alive[:rows]
-        positions = self._positions[:rows]
-        positions.mul_(alive)  # attention of a slot without a request reads one cell
+        # A slot that is not alive holds no request, or one that pauses: it reads one cell and keeps its state.
+        positions = self._positions[:rows] * alive
         self._sampler.mark(index, ids)
         places = Places(positions, index, torch.where(alive > 0, positions, self._unused))
         attend = self._attention(positions, live, lengths)
         hidden = self._llama.run(self._llama.embed(ids), places, self.cache, attend, self._kernels)
         logits = self._llama.logits(hidden)
-        tokens, numeric = self._sampler.greedy(logits, index)
+        tokens, numeric = self._sampler.greedy(logits, index, alive)
         if lengths is None:
             self.logits[:rows].copy_(logits)
         else:
             self.logits = logits
-        self._picks[0, :rows], self._picks[1, :rows] = tokens, numeric
-        positions.add_(alive)
+        self._picks[0, :rows], self._picks[1, :rows] = torch.where(alive > 0, tokens, ids), numeric
+        self._positions[:rows].add_(alive)
 
     def _attention(self, positions: Tensor, live: int, lengths: Sequence[int] | None) -> Attend:
         cache = self.cache

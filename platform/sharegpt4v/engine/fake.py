@@ -9,15 +9,15 @@ import os
 import re
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
-from sharegpt4v.dialogue import Completion, FinishReason, Request, SamplingParams
+from sharegpt4v.dialogue import Completion, FinishReason, Request, SamplingParams, Turn
 from sharegpt4v.engine.handle import EngineError, Handle
 from sharegpt4v.engine.scheduler import Scheduler
-from sharegpt4v.engine.stats import EngineStats
+from sharegpt4v.engine.stats import EngineStats, Latencies
 from sharegpt4v.engine.worker import run_until_closed, start_thread
 from sharegpt4v.errors import UserError
 
@@ -25,6 +25,9 @@ FAULTS = ("kill", "hang", "error", "refusal", "empty", "loop", "length", "once")
 _COLOURS = ("red", "green", "blue", "yellow", "grey", "brown", "white", "black")
 _STEP_SECONDS = 0.005
 """Longest wait between two steps, which see new and cancelled requests; a real engine's are as long."""
+
+_CONTEXT, _IMAGE_TOKENS = 4096, 576
+"""Those of ShareGPT4V-7B: servers compute with them."""
 
 _TOKEN = re.compile(r"\s*(?:[\w'-]+|\S)|\s+$")
 """A word with the white space before it, or one mark."""
@@ -60,6 +63,7 @@ class FakeEngine:
         self.model = "fake@0"
         self.image_size = options.image_side
         self.capacity = options.requests_at_once
+        self.context = _CONTEXT
         self._faults = {name: re.compile(pattern) for name, pattern in options.faults.items()}
         self._scheduler: Scheduler[Any] = Scheduler(slots=self.capacity)
         self._answers: dict[int, _Answer] = {}  # those running, by slot
@@ -69,8 +73,24 @@ class FakeEngine:
         """Queues a request without blocking. Raises EngineClosed once the engine is closed."""
         return self._scheduler.submit(request)
 
+    def count(self, turns: Sequence[Turn]) -> int:
+        """Returns the tokens of a prompt, images included. Raises UserError for roles out of order."""
+        return sum(len(_TOKEN.findall(turn.text)) + _IMAGE_TOKENS * len(turn.images) for turn in turns)
+
     def stats(self) -> EngineStats:
         return self._scheduler.stats()
+
+    def latencies(self) -> Latencies:
+        return self._scheduler.latencies()
+
+    @property
+    def last_progress(self) -> float:
+        """time.monotonic() of the last token or prefill, or of the last request that found it idle."""
+        return self._scheduler.last_progress
+
+    def drain(self, timeout: float | None = None) -> bool:
+        """Refuses further requests and waits, `timeout` seconds at most; returns whether all are finished."""
+        return self._scheduler.drain(timeout)
 
     def close(self) -> None:
         """Fails unfinished requests with EngineClosed and joins the engine's thread."""

@@ -8,21 +8,45 @@ can be awaited from asyncio. The configuration chooses the engine behind it (tor
 import asyncio
 import threading
 import time
-from collections.abc import AsyncGenerator, Generator, Iterator
+from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
-from sharegpt4v.dialogue import Completion, Request
-from sharegpt4v.engine.stats import EngineStats
+from sharegpt4v.dialogue import Completion, Request, Turn
+from sharegpt4v.engine.stats import EngineStats, Latencies
 from sharegpt4v.errors import UserError
+
+ErrorKind = Literal["bad_request", "timeout", "overloaded", "internal", "closed"]
+"""Whose fault an error is, for a server's answer: the request's, its time limit's, the load's or ours."""
 
 
 class EngineError(RuntimeError):
     """One request failed; the others continue. The message is one line that a reject record can hold."""
 
+    kind: ErrorKind = "internal"
+
+    def __init__(self, message: str, kind: ErrorKind | None = None) -> None:
+        super().__init__(message)
+        self.kind = kind or self.kind
+
 
 class EngineClosed(EngineError):
     """The engine was closed, or its thread ended, before this request was finished."""
+
+    kind: ErrorKind = "closed"
+
+
+class EngineBusy(EngineError):
+    """As many requests wait as the engine's queue takes."""
+
+    kind: ErrorKind = "overloaded"
+
+
+def as_engine_error(error: Exception) -> EngineError:
+    """Returns an error as one of the engine's: of its own kind, a bad request where the user is at fault."""
+    if isinstance(error, EngineError):
+        return type(error)(one_line(error), error.kind)
+    return EngineError(one_line(error), "bad_request" if isinstance(error, UserError) else "internal")
 
 
 def one_line(error: Exception) -> str:
@@ -43,6 +67,10 @@ class Handle:
     def __init__(self, request: Request) -> None:
         self.request = request
         self.submitted = time.monotonic()
+        self.begun: float | None = None  # when it got its first slot
+        self.first_token: float | None = None  # when the engine had it
+        self.last_token = 0.0
+        self.suspicions = 0  # steps that failed with it and others
         self.cancelled = False
         self._pieces: list[str] = []
         self._completion: Completion | None = None
@@ -192,11 +220,27 @@ class Engine(Protocol):
     model: str  # name@digest, stored beside every caption
     image_size: int  # pixels; images are handed over as (image_size, image_size, 3)
     capacity: int  # requests in progress at once; more wait in its queue
+    context: int  # tokens of prompt and answer together
+
+    @property
+    def last_progress(self) -> float:
+        """time.monotonic() of the last token or prefill, or of the last request that found it idle."""
 
     def submit(self, request: Request) -> Handle:
-        """Queues a request without blocking. Raises EngineClosed once the engine is closed."""
+        """Queues a request without blocking.
+
+        Raises EngineClosed once the engine is closed or draining, EngineBusy when its queue is full.
+        """
+
+    def count(self, turns: Sequence[Turn]) -> int:
+        """Returns the tokens of a prompt, images included. Raises UserError for roles out of order."""
 
     def stats(self) -> EngineStats: ...
+
+    def latencies(self) -> Latencies: ...
+
+    def drain(self, timeout: float | None = None) -> bool:
+        """Refuses further requests and waits, `timeout` seconds at most; returns whether all are finished."""
 
     def close(self) -> None:
         """Fails unfinished requests with EngineClosed and joins the engine's thread."""

@@ -15,13 +15,14 @@ class Intake:
         self._submitted: list[Handle] = []
         self._changed = threading.Condition()
         self.closed = False
+        self.refusing = False
 
     def submit(self, request: Request) -> Handle:
-        """Queues a request without blocking. Raises EngineClosed once closed."""
+        """Queues a request without blocking. Raises EngineClosed once closed or refusing."""
         handle = Handle(request)
         with self._changed:
-            if self.closed:
-                raise EngineClosed("the engine is closed")
+            if self.refusing:
+                raise EngineClosed("the engine is closed" if self.closed else "the engine is closing")
             self._submitted.append(handle)
             self._changed.notify_all()
         return handle
@@ -34,6 +35,11 @@ class Intake:
             taken, self._submitted = self._submitted, []
         return taken
 
+    def refuse(self) -> None:
+        """Refuses further requests; those in it remain."""
+        with self._changed:
+            self.refusing = True
+
     def wait_closed(self) -> None:
         with self._changed:
             self._changed.wait_for(lambda: self.closed)
@@ -41,7 +47,7 @@ class Intake:
     def close(self) -> None:
         """Fails the requests left in it. May be called twice: by `close` and as the engine's thread ends."""
         with self._changed:
-            self.closed = True
+            self.closed = self.refusing = True
             self._changed.notify_all()
         for handle in self.take_all(wait=False):
             handle.fail(EngineClosed(UNFINISHED))

@@ -1,6 +1,6 @@
 """The prompts that have a slot and are not wholly in it yet: which tokens go into the next prefill."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -14,10 +14,14 @@ _IMAGES_AT_ONCE = 32
 
 @dataclass(slots=True)
 class Prompt:
-    """A prompt of `tokens` tokens, embedded (T, D) when its turn comes, prefilled up to `done`."""
+    """A prompt of `tokens` tokens, embedded (T, D) when its turn comes, prefilled up to `done`.
+
+    generated: tokens of an answer that was interrupted; they follow the dialogue and are counted in `tokens`.
+    """
 
     handle: Handle
     tokens: int
+    generated: Sequence[int] = ()
     embeddings: Tensor | None = None
     done: int = 0
 
@@ -35,8 +39,9 @@ class Prefilling:
     def __bool__(self) -> bool:
         return bool(self._prompts)
 
-    def add(self, slot: int, handle: Handle, tokens: int) -> None:
-        self._prompts[slot] = Prompt(handle, tokens)
+    def add(self, slot: int, handle: Handle, tokens: int, generated: Sequence[int] = ()) -> None:
+        """Adds a prompt. tokens: of its dialogue. generated: those of its answer so far."""
+        self._prompts[slot] = Prompt(handle, tokens + len(generated), generated)
 
     def keep_only(self, beginning: Mapping[int, Handle]) -> None:
         """Drops prompts whose requests have ended meanwhile."""
@@ -47,9 +52,13 @@ class Prefilling:
     def clear(self) -> None:
         self._prompts.clear()
 
-    def to_embed(self) -> dict[int, Handle]:
+    def drop(self, slots: Collection[int]) -> None:
+        for slot in slots:
+            self._prompts.pop(slot, None)
+
+    def to_embed(self) -> dict[int, Prompt]:
         """Returns the requests to embed now: enough for the next prefill, as one pass of the vision tower."""
-        group: dict[int, Handle] = {}
+        group: dict[int, Prompt] = {}
         tokens = images = 0
         for slot, prompt in self._prompts.items():
             if tokens >= self._budget:
@@ -59,7 +68,7 @@ class Prefilling:
                 images += len(prompt.handle.request.images)
                 if group and images > _IMAGES_AT_ONCE:
                     break
-                group[slot] = prompt.handle
+                group[slot] = prompt
         return group
 
     def embedded(self, slot: int, embeddings: Tensor) -> None:

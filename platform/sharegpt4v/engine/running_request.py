@@ -65,7 +65,16 @@ class RunningRequest:
         else:
             piece = text = decode(self._tokenizer, kept)
         self.handle.push(piece if self.handle.request.stream else text)
-        return Completion(text, len(self.tokens), "stop" if stopped else "length")
+        handle = self.handle
+        return Completion(
+            text,
+            len(self.tokens),
+            "stop" if stopped else "length",
+            token_ids=tuple(self.tokens),
+            prompt_tokens=self._prompt_tokens,
+            queued_seconds=(handle.begun or handle.submitted) - handle.submitted,
+            first_token_seconds=(handle.first_token or handle.submitted) - handle.submitted,
+        )
 
 
 def answer_limit(request: Request, prompt_tokens: int, context: int) -> int:
@@ -73,6 +82,7 @@ def answer_limit(request: Request, prompt_tokens: int, context: int) -> int:
     if prompt_tokens >= context:
         raise EngineError(
             f"the prompt has {prompt_tokens} tokens and the context {context}: nothing is left "
-            f"to answer in; shorten the dialogue, or send fewer images"
+            f"to answer in; shorten the dialogue, or send fewer images",
+            "bad_request",
         )
     return min(request.sampling.max_new_tokens, context - prompt_tokens)

@@ -40,16 +40,23 @@ class TokenSampler:
         if self._captured:
             self._seen = torch.zeros(self._shape, dtype=torch.bool, device=device)
 
-    def admit(self, slot: int, params: SamplingParams, seed: int) -> None:
-        """Sets the parameters and the seed of the request that begins in this slot."""
+    def admit(self, slot: int, params: SamplingParams, seed: int, tokens: Sequence[int] = ()) -> None:
+        """Sets the parameters and the seed of the request that begins in this slot.
+
+        tokens: those it generated before it was interrupted; its random numbers go on behind theirs.
+        """
         self._params[slot] = params
         self._random[slot] = random.Random(seed)
+        for _ in tokens:
+            self._random[slot].random()
         self._penalty[slot] = params.repetition_penalty
-        self._early[slot] = params.min_new_tokens
+        self._early[slot] = params.min_new_tokens - len(tokens)
         if self._seen is None and params.repetition_penalty != 1.0:
             self._seen = torch.zeros(self._shape, dtype=torch.bool, device=self._device)
         if self._seen is not None:
             self._seen[slot] = False
+            if tokens:
+                self._seen[slot, send(tokens, self._device)] = True
 
     def move(self, source: int, target: int) -> None:
         self._params[target] = self._params[source]
@@ -69,8 +76,10 @@ class TokenSampler:
         self.mark(index, tokens)
         return torch.stack([tokens, numeric])
 
-    def greedy(self, logits: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    def greedy(self, logits: Tensor, index: Tensor, alive: Tensor | int = 1) -> tuple[Tensor, Tensor]:
         """Penalises logits (n, V) of slots index (n,) in place, and returns the best token of each.
+
+        alive: (n,) 1 for a slot that takes its token, 0 for another.
 
         The repetition penalty divides positive logits of tokens generated before and multiplies negative ones
         (Keskar et al. 2019, arXiv 1909.05858); tokens of the prompt do not count. Also returns 1 for a row
@@ -85,7 +94,7 @@ class TokenSampler:
             early = self._early[index]
             ends = logits[:, self._eos]
             logits[:, self._eos] = ends.masked_fill((early > 0)[:, None], -torch.inf)
-            self._early[index] = early - 1
+            self._early[index] = early - alive
         return logits.argmax(-1), numeric
 
     def draw(self, logits: Tensor, tokens: Tensor, rows: Mapping[int, int]) -> None:
@@ -116,10 +125,8 @@ def _draw(logits: Tensor, params: Sequence[SamplingParams], numbers: Sequence[fl
     ranked, order = scaled.sort(descending=True, stable=True)
     probabilities, ranks = ranked.softmax(-1), torch.arange(vocabulary, device=logits.device)
     # All that equal the k-th best are kept, as transformers does: of equal tokens none is better.
-    most = torch.tensor(
-        [min(param.top_k or vocabulary, vocabulary) for param in params], device=logits.device
-    )
-    probabilities = probabilities.masked_fill(ranked < ranked.gather(1, most[:, None] - 1), 0)
+    most = column([min(param.top_k or vocabulary, vocabulary) for param in params])
+    probabilities = probabilities.masked_fill(ranked < ranked.gather(1, most - 1), 0)
     probabilities = probabilities / probabilities.sum(-1, keepdim=True)
     # A token is kept while the mass before it is below top_p, so the likeliest is always kept.
     before = probabilities.cumsum(-1) - probabilities

@@ -1,22 +1,23 @@
 """Decides which requests wait, begin, run or are tried again, and in which slots, in plain Python.
 
 An engine's thread calls `receive`, `admit`, `place` for each prompt it has prefilled and `take` for each new
-token, and `suspect` after a step that failed; nothing here computes or starts a thread. `submit`, `stats`,
-`close` and `wait_closed` may be called from any thread, the rest from the engine's thread alone.
+token, and `suspect` after work that failed; nothing here computes or starts a thread. `submit`, `stats`,
+`drain`, `close` and `wait_closed` may be called from any thread, the rest from the engine's thread alone.
 """
 
 import logging
+import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
-from itertools import chain
 from typing import Any, Generic, Protocol, TypeVar
 
 from sharegpt4v.dialogue import Completion, Request
-from sharegpt4v.engine.handle import EngineClosed, EngineError, Handle, one_line
+from sharegpt4v.engine.handle import EngineBusy, EngineClosed, EngineError, Handle, as_engine_error
 from sharegpt4v.engine.intake import Intake
-from sharegpt4v.engine.stats import EngineStats
+from sharegpt4v.engine.stats import EngineStats, Latencies, Seconds
+from sharegpt4v.engine.trials import Trials
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +26,8 @@ _SWEEP_SECONDS = 0.1
 
 _GROUP_SECONDS = 0.2
 """How long requests wait at most for others to begin with while slots are free."""
+
+_DRAIN_POLL_SECONDS = 0.01
 
 
 class Running(Protocol):
@@ -41,11 +44,11 @@ class Running(Protocol):
         """Appends a token. Returns the answer once it is complete; raises when the request is at fault."""
 
 
+R = TypeVar("R", bound=Running)
+
+
 def _short_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError)
-
-
-R = TypeVar("R", bound=Running)
 
 
 class Scheduler(Generic[R]):
@@ -53,22 +56,34 @@ class Scheduler(Generic[R]):
 
     slots: requests that may begin or run at once. group: while others run, requests begin once this many
     slots are free, or enough for all that wait, so that they are prefilled together. concerns_all: returns
-    whether no single request is at fault for an error.
+    whether no single request is at fault for an error. max_queue: most requests that wait. pauses: whether
+    steps compute only the requests in `live`, so that suspects are tried while the others pause; otherwise
+    they are tried once nothing else runs.
     """
 
     def __init__(
-        self, slots: int, group: int = 1, concerns_all: Callable[[Exception], bool] = _short_of_memory
+        self,
+        slots: int,
+        group: int = 1,
+        concerns_all: Callable[[Exception], bool] = _short_of_memory,
+        max_queue: int | None = None,
+        pauses: bool = False,
     ) -> None:
         self.beginning: dict[int, Handle] = {}  # by slot; admitted, not yet placed
         self.running: dict[int, R] = {}  # by slot
         self._slots, self._group = slots, group
         self._concerns_all = concerns_all
+        self._max_queue = max_queue
         self._intake = Intake()
+        self._submitting = threading.Lock()
         self._waiting: deque[Handle] = deque()
-        self._suspects: deque[list[Handle]] = deque()  # groups to be tried separately
+        self._trials = Trials(to_the_end=not pauses)
+        self._interrupted: dict[Handle, R] = {}  # began once and wait for a slot again
         self._swept = 0.0
         self._idle_since: float | None = None  # since when slots are free and requests wait
         self._counts: dict[str, Any] = {}  # fields of EngineStats; replaced as one for other threads
+        self._first_tokens, self._next_tokens = Seconds(), Seconds()
+        self.last_progress = time.monotonic()
 
     # From any thread
 
@@ -77,13 +92,33 @@ class Scheduler(Generic[R]):
         return self._intake.closed
 
     def submit(self, request: Request) -> Handle:
-        """Queues a request without blocking. Raises EngineClosed once closed."""
-        return self._intake.submit(request)
+        """Queues a request without blocking.
+
+        Raises EngineClosed once closed or draining, EngineBusy while `max_queue` requests wait.
+        """
+        if self._max_queue is None or self._intake.refusing:
+            return self._intake.submit(request)
+        with self._submitting:
+            if (waiting := self._queued()) >= self._max_queue:
+                raise EngineBusy(f"{waiting} requests wait for a slot already: try again later")
+            return self._intake.submit(request)
 
     def stats(self) -> EngineStats:
-        queued = len(self._intake) + len(self._waiting) + sum(map(len, self._suspects))
-        now = EngineStats(slots=self._slots, running=len(self.running), queued=queued)
+        now = EngineStats(slots=self._slots, running=len(self.running), queued=self._queued())
         return replace(now, **self._counts)
+
+    def latencies(self) -> Latencies:
+        return Latencies(self._first_tokens.copy(), self._next_tokens.copy())
+
+    def drain(self, timeout: float | None = None) -> bool:
+        """Refuses further requests and waits for the unfinished ones; returns whether all are finished."""
+        self._intake.refuse()
+        end = None if timeout is None else time.monotonic() + timeout
+        while self._queued() or self.beginning or self.running:
+            if self.closed or (end is not None and time.monotonic() >= end):
+                return False
+            time.sleep(_DRAIN_POLL_SECONDS)
+        return True
 
     def close(self) -> None:
         """Refuses further requests and fails those not yet received; the engine's thread fails the others."""
@@ -92,64 +127,96 @@ class Scheduler(Generic[R]):
     def wait_closed(self) -> None:
         self._intake.wait_closed()
 
+    def _queued(self) -> int:
+        return len(self._intake) + len(self._waiting) + self._trials.waiting
+
     # The round of the engine's thread
 
     def receive(self) -> None:
         """Takes over submitted requests, and waits for one when there is nothing else to do."""
-        idle = not (self.beginning or self.running or self._waiting or self._suspects)
+        idle = not (self.beginning or self.running or self._waiting or self._trials)
         self._waiting.extend(self._intake.take_all(wait=idle))
+        if idle:
+            self.last_progress = time.monotonic()  # it has only begun to work
         if time.monotonic() - self._swept > _SWEEP_SECONDS:
             self.sweep()
 
     def admit(self) -> dict[int, Handle]:
         """Gives slots to waiting requests; returns those that begin, by slot. Each is then placed, or ended.
 
-        Suspects begin first, one group at a time and with no other request running.
+        Suspects begin first, one group at a time.
         """
-        if self._suspects:
-            if not (self.running or self.beginning):
-                self.beginning = dict(enumerate(self._suspects.popleft()))
-        elif self._waiting:
-            free = [s for s in range(self._slots) if s not in self.running and s not in self.beginning]
-            if len(free) >= min(self._group, len(self._waiting)) or self._waited_enough(bool(free)):
-                self.beginning |= {slot: self._waiting.popleft() for slot in free[: len(self._waiting)]}
+        free = [s for s in range(self._slots) if s not in self.running and s not in self.beginning]
+        if self._trials:
+            alone = not (self.running or self.beginning)
+            if alone or not self._trials.to_the_end:
+                self._begin(free, self._trials.next_group(len(free)))
+        elif self._waiting and free:
+            now = time.monotonic()
+            self._idle_since = self._idle_since or now
+            waited = now - self._idle_since > _GROUP_SECONDS
+            if len(free) >= min(self._group, len(self._waiting)) or waited:
+                count = min(len(free), len(self._waiting))
+                self._begin(free, [self._waiting.popleft() for _ in range(count)])
                 self._idle_since = None
         for slot in list(self.beginning):
             self.drop_withdrawn(slot)
         return dict(self.beginning)
 
-    def _waited_enough(self, slots_are_free: bool) -> bool:
-        """Returns whether slots have been free for long while requests waited for a group."""
-        if not slots_are_free:
-            return False
-        now = time.monotonic()
-        self._idle_since = self._idle_since or now
-        return now - self._idle_since > _GROUP_SECONDS
+    def _begin(self, free: list[int], handles: list[Handle]) -> None:
+        for slot, handle in zip(free, handles, strict=False):
+            handle.begun = handle.begun or time.monotonic()
+            self.beginning[slot] = handle
+
+    def interrupted(self, handle: Handle) -> R | None:
+        """Returns the state of a request that ran before and begins again, None for a new one."""
+        return self._interrupted.get(handle)
 
     def place(self, slot: int, running: R) -> None:
         """Marks the request that begins in this slot as running."""
-        del self.beginning[slot]
+        handle = self.beginning.pop(slot)
+        self._interrupted.pop(handle, None)
         self.running[slot] = running
+
+    @property
+    def live(self) -> dict[int, R]:
+        """The requests that the next step computes, by slot: those on trial, otherwise all that run."""
+        if not self._trials:
+            return self.running
+        tried = {slot: run for slot, run in self.running.items() if self._trials.on_trial(run.handle)}
+        return tried or self.running
 
     def take(self, slot: int, token: int) -> None:
         """Gives a running request its next token; finishes it and frees the slot when that completes it."""
         running = self.running[slot]
-        if self._end_withdrawn(running.handle, len(running.tokens) + 1):
-            del self.running[slot]
+        handle = running.handle
+        self._clock(handle)
+        if self._end_withdrawn(handle, len(running.tokens) + 1):
+            self._release(slot)
             return
         try:
             completion = running.take(token)
         except Exception as error:
             self.fail(slot, error)
             return
+        self._trials.took(handle)
         if completion is not None:
             self.finish(slot, completion)
+
+    def _clock(self, handle: Handle) -> None:
+        now = time.monotonic()
+        if handle.first_token is None:
+            handle.first_token = now
+            self._first_tokens.add(now - handle.submitted)
+        else:
+            self._next_tokens.add(now - handle.last_token)
+        handle.last_token = now
 
     @property
     def has_gaps(self) -> bool:
         """Whether `compact_slots` would move a request."""
         count = len(self.running)
-        if self._waiting or self._suspects or self.beginning or count == 0:
+        if self._waiting or self._trials or self.beginning or count == 0:
             return False
         return max(self.running) >= count
 
@@ -169,8 +236,9 @@ class Scheduler(Generic[R]):
         return moves
 
     def count(self, **more: float) -> None:
-        """Adds to the statistics at every step, so that a watchdog can see that the engine makes progress."""
+        """Adds to the statistics at every step, and notes when: a watchdog sees that the engine works."""
         self._counts = self._counts | {name: self._counts.get(name, 0) + more[name] for name in more}
+        self.last_progress = time.monotonic()
 
     # Ends
 
@@ -189,31 +257,36 @@ class Scheduler(Generic[R]):
     def drop_withdrawn(self, slot: int) -> bool:
         """Ends a cancelled or expired request in this slot and frees the slot; returns whether it did."""
         running = self.running.get(slot)
-        handle, tokens = (running.handle, len(running.tokens)) if running else (self.beginning[slot], 0)
-        ended = self._end_withdrawn(handle, tokens)
+        handle = running.handle if running else self.beginning[slot]
+        ended = self._end_withdrawn(handle, self._tokens(handle, running))
         if ended:
             self._release(slot)
         return ended
 
     def sweep(self) -> None:
         """Ends all cancelled and expired requests: waiting, suspect, beginning or running."""
-        self._waiting = deque(handle for handle in self._waiting if not self._end_withdrawn(handle))
-        groups = ([handle for handle in group if not self._end_withdrawn(handle)] for group in self._suspects)
-        self._suspects = deque(group for group in groups if group)
+        self._waiting = deque(h for h in self._waiting if not self._end_withdrawn(h, self._tokens(h)))
+        self._trials.keep([h for h in self._trials if not self._end_withdrawn(h, self._tokens(h))])
         for slot in [*self.beginning, *self.running]:
             self.drop_withdrawn(slot)
         self._swept = time.monotonic()
 
-    def _end_withdrawn(self, handle: Handle, tokens: int = 0) -> bool:
+    def _tokens(self, handle: Handle, running: R | None = None) -> int:
+        running = running or self._interrupted.get(handle)
+        return len(running.tokens) if running else 0
+
+    def _end_withdrawn(self, handle: Handle, tokens: int) -> bool:
         """Finishes a cancelled request, fails an expired one; returns whether. tokens: generated so far."""
         if handle.cancelled:
+            self._interrupted.pop(handle, None)
+            self.count(cancelled=1)
             handle.finish(Completion("", tokens, "cancelled"))
             return True
         failure: Exception | None = None
         try:
             if handle.expired:
                 limit = f"{handle.request.timeout:g} s"
-                failure = EngineError(f"not finished within its {limit}, after {tokens} tokens")
+                failure = EngineError(f"not finished within its {limit}, after {tokens} tokens", "timeout")
         except Exception as error:  # the timeout is not a number, or this is not a Request
             failure = error
         if failure is not None:
@@ -221,48 +294,56 @@ class Scheduler(Generic[R]):
         return failure is not None
 
     def _fail(self, handle: Handle, error: Exception) -> None:
+        self._interrupted.pop(handle, None)
         self.count(failed=1)
-        handle.fail(EngineError(one_line(error)))
+        handle.fail(as_engine_error(error))
 
     def _release(self, slot: int) -> Handle:
         running = self.running.pop(slot, None)
-        return running.handle if running else self.beginning.pop(slot)
+        handle = running.handle if running else self.beginning.pop(slot)
+        self._trials.ended(handle)
+        return handle
 
     # Failures of a step
 
-    def suspect(self, error: Exception) -> None:
-        """Queues each half of a failed step's requests for a separate try; fails one that was alone.
+    def suspect(self, error: Exception, slots: Collection[int] | None = None) -> None:
+        """Frees the slots whose requests shared work that failed, and has each half of them tried separately.
 
-        Seeds make the answers the same on the second try. Frees the slots. Raises the error when no single
-        request is at fault.
+        slots: all that begin or run by default. They go on from the tokens they have. One that was alone
+        fails. Raises the error when no single request is at fault.
         """
-        handles = self._admitted()
-        if self._concerns_all(error) or not handles:
+        slots = [*self.running, *self.beginning] if slots is None else list(slots)
+        if self._concerns_all(error) or not slots:
             raise error
         log.error("a step failed", exc_info=error)
-        self._clear_slots()
-        if len(handles) == 1:
-            self._fail(handles[0], error)
+        if len(slots) == 1:
+            self._fail(self._release(slots[0]), error)
             return
-        half = len(handles) // 2
-        self._suspects.extendleft([handles[half:], handles[:half]])
+        self._trials.suspect([self._interrupt(slot) for slot in slots])
 
     def restart(self, slots: int, group: int) -> None:
-        """Sets the number of slots. Admitted and suspect requests wait again, before all others."""
+        """Sets the number of slots. Admitted and suspect requests wait again, before all others.
+
+        They go on from the tokens they have.
+        """
+        admitted = [self._interrupt(slot) for slot in [*self.running, *self.beginning]]
         # Suspects as well: their groups may be larger than the new number of slots.
-        self._waiting.extendleft(reversed([*self._admitted(), *chain(*self._suspects)]))
-        self._suspects.clear()
-        self._clear_slots()
+        self._waiting.extendleft(reversed([*admitted, *self._trials]))
+        self._trials.clear()
         self._slots, self._group = slots, group
+
+    def _interrupt(self, slot: int) -> Handle:
+        if slot in self.running:
+            self._interrupted[self.running[slot].handle] = self.running[slot]
+        return self._release(slot)
 
     def abandon(self, why: str) -> None:
         """Closes, and fails all unfinished requests with EngineClosed."""
         self.close()
-        for handle in (*self._admitted(), *self._waiting, *chain(*self._suspects)):
+        for slot in [*self.running, *self.beginning]:
+            self._release(slot).fail(EngineClosed(why))
+        for handle in (*self._waiting, *self._trials):
             handle.fail(EngineClosed(why))
-
-    def _admitted(self) -> list[Handle]:
-        return [*(running.handle for running in self.running.values()), *self.beginning.values()]
-
-    def _clear_slots(self) -> None:
-        self.beginning, self.running = {}, {}
+        self._waiting.clear()
+        self._trials.clear()
+        self._interrupted.clear()

@@ -1,6 +1,38 @@
-"""Counts and rates of one engine, or sums over several."""
+"""Counts, rates and latencies of one engine, or sums over several."""
 
+from bisect import bisect_left
 from dataclasses import dataclass, field, fields
+
+SECONDS_BOUNDS = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
+    *(1.0, 2.5, 5.0, 10.0, 25.0, 60.0),
+)
+"""Upper bounds of a histogram's buckets; the last bucket, beyond them, has none."""
+
+
+class Seconds:
+    """A histogram of durations: `counts` by bucket of SECONDS_BOUNDS, and their `sum` in seconds."""
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(SECONDS_BOUNDS) + 1)
+        self.sum = 0.0
+
+    def add(self, seconds: float) -> None:
+        self.counts[bisect_left(SECONDS_BOUNDS, seconds)] += 1
+        self.sum += seconds
+
+    def copy(self) -> "Seconds":
+        copied = Seconds()
+        copied.counts, copied.sum = list(self.counts), self.sum
+        return copied
+
+
+@dataclass(frozen=True, slots=True)
+class Latencies:
+    """What users wait for: from submit to the first token, and from each token to the next."""
+
+    first_token: Seconds
+    next_token: Seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -9,6 +41,7 @@ class EngineStats:
 
     requests: int = 0  # finished
     failed: int = 0
+    cancelled: int = 0
     prompt_tokens: int = 0
     new_tokens: int = 0
     prefill_seconds: float = 0.0

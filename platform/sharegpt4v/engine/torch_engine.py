@@ -11,12 +11,12 @@ import gc
 import logging
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from sharegpt4v.dialogue import Request, sampling_seed
+from sharegpt4v.dialogue import Request, Turn, sampling_seed
 from sharegpt4v.engine.decoder import Decoder, prefill_bytes
 from sharegpt4v.engine.failures import concerns_all, is_out_of_memory
 from sharegpt4v.engine.handle import EngineError, Handle
@@ -27,9 +27,10 @@ from sharegpt4v.engine.running_request import RunningRequest, answer_limit
 from sharegpt4v.engine.sampling import TokenSampler
 from sharegpt4v.engine.scheduler import Scheduler
 from sharegpt4v.engine.slots import bytes_per_slot, free_bytes, padded_context, slots_that_fit
-from sharegpt4v.engine.stats import EngineStats
+from sharegpt4v.engine.stats import EngineStats, Latencies
 from sharegpt4v.engine.worker import run_until_closed, start_thread
 from sharegpt4v.models.adapter import Adapter
+from sharegpt4v.models.send import send
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ class TorchEngine:
     would take nearly twice as long. So load the model with torch.set_num_threads(1).
     prefill_tokens: most prompt tokens between two decode steps, PREFILL_TOKENS by default. stored: dtype of
     keys and values in the slots, the model's by default; torch.float8_e4m3fn halves what a step reads, and
-    changes answers.
+    changes answers. max_queue: most requests that wait for a slot, without limit by default.
     Raises UserError when memory holds no slot, ValueError for less than one thread, slot or token.
     """
 
@@ -62,6 +63,7 @@ class TorchEngine:
         threads: int | None = None,
         prefill_tokens: int | None = None,
         stored: torch.dtype | None = None,
+        max_queue: int | None = None,
     ) -> None:
         self.model = model
         self._threads = torch.get_num_threads() if threads is None else threads
@@ -86,10 +88,10 @@ class TorchEngine:
         self._in_flight: deque[InFlight] = deque()
         self._late = 1 if adapter.device.type == "cuda" else 0
         self.image_size = adapter.image_size
-        self._context = context
+        self.context = context
         self._halved = False
         self._scheduler: Scheduler[RunningRequest] = Scheduler(
-            self.capacity, _group(self.capacity), concerns_all
+            self.capacity, _group(self.capacity), concerns_all, max_queue, pauses=True
         )
         self._open_slots(self.capacity)
         self._thread = start_thread("torch-engine", self._work)
@@ -98,8 +100,24 @@ class TorchEngine:
         """Queues a request without blocking. Raises EngineClosed once the engine is closed."""
         return self._scheduler.submit(request)
 
+    def count(self, turns: Sequence[Turn]) -> int:
+        """Returns the tokens of a prompt, images included. Raises UserError for roles out of order."""
+        return self.adapter.prompt_tokens(turns)
+
     def stats(self) -> EngineStats:
         return self._scheduler.stats()
+
+    def latencies(self) -> Latencies:
+        return self._scheduler.latencies()
+
+    @property
+    def last_progress(self) -> float:
+        """time.monotonic() of the last token or prefill, or of the last request that found it idle."""
+        return self._scheduler.last_progress
+
+    def drain(self, timeout: float | None = None) -> bool:
+        """Refuses further requests and waits, `timeout` seconds at most; returns whether all are finished."""
+        return self._scheduler.drain(timeout)
 
     def close(self) -> None:
         """Fails unfinished requests with EngineClosed and joins the engine's thread."""
@@ -107,7 +125,7 @@ class TorchEngine:
         self._thread.join()
 
     def _open_slots(self, count: int) -> None:
-        adapter, context = self.adapter, padded_context(self._context)
+        adapter, context = self.adapter, padded_context(self.context)
         vocabulary = adapter.language_model.config.vocab_size
         self._sampler = TokenSampler(count, vocabulary, adapter.eos_token_ids, adapter.device)
         self._decoder = Decoder(
@@ -121,6 +139,7 @@ class TorchEngine:
 
     def _step(self) -> None:
         """Prefills a part of the requests that may begin, then decodes one token for every live slot."""
+        self._at_fault: Collection[int] = ()
         try:
             self._decoder.prepare()
             self._scheduler.receive()
@@ -133,13 +152,27 @@ class TorchEngine:
             self._decode_step()
             return
         except Exception as error:
-            self._in_flight.clear()
-            self._prefilling.clear()
             if not is_out_of_memory(error):
-                self._scheduler.suspect(error)
+                self._recover(error)
                 return
         # Only here: inside the except block the traceback still refers to the memory to be freed.
         self._halve()
+
+    def _recover(self, error: Exception) -> None:
+        """Has the requests that shared the failed work tried again in halves; the others go on.
+
+        What is in flight was computed before that work.
+        """
+        if concerns_all(error):
+            raise error
+        self._take_tokens(0)
+        shared = [
+            slot
+            for slot in self._at_fault
+            if slot in self._scheduler.running or slot in self._scheduler.beginning
+        ]
+        self._prefilling.drop(shared)
+        self._scheduler.suspect(error, shared)
 
     def _prefill_some(self) -> None:
         """Gives slots to waiting requests, and prefills the next tokens of those that begin."""
@@ -147,7 +180,8 @@ class TorchEngine:
         self._prefilling.keep_only(beginning)
         for slot, handle in beginning.items():
             if slot not in self._prefilling and (tokens := self._fits(slot, handle.request)):
-                self._prefilling.add(slot, handle, tokens)
+                before = self._scheduler.interrupted(handle)
+                self._prefilling.add(slot, handle, tokens, before.tokens if before else ())
         if not self._prefilling:
             return
         began = InFlight("prefill", self.adapter.device)
@@ -156,6 +190,7 @@ class TorchEngine:
         self._prefilling.keep_only(self._scheduler.beginning)  # without those that could not be embedded
         chunk = self._prefilling.next_chunk()
         if chunk:
+            self._at_fault = [span.slot for span, _ in chunk]
             logits = self._decoder.prefill(chunk)
             whole = self._prefilling.finish(chunk)
             rows = [row for row, (span, _) in enumerate(chunk) if span.slot in whole]
@@ -167,42 +202,36 @@ class TorchEngine:
         """Returns the prompt's tokens; fails a request that does not fit the context and returns 0."""
         try:
             tokens = self.adapter.prompt_tokens(request.turns)
-            answer_limit(request, tokens, self._context)
+            answer_limit(request, tokens, self.context)
         except Exception as error:  # also text that the tokenizer refuses
             self._scheduler.fail(slot, error)
             return 0
         return tokens
 
-    def _embed(self, handles: Mapping[int, Handle]) -> dict[int, Tensor]:
+    def _embed(self, prompts: Mapping[int, Prompt]) -> dict[int, Tensor]:
         """Embeds prompts: (T, D) by slot; requests that cannot be embedded fail, each with its own error."""
-        if not handles:
+        if not prompts:
             return {}
         try:
-            prompts = self.adapter.embed([handle.request for handle in handles.values()])
+            embedded = self.adapter.embed([prompt.handle.request for prompt in prompts.values()])
         except Exception as error:
             if concerns_all(error):
                 raise
-            items = list(handles.items())
+            items = list(prompts.items())
             if len(items) == 1:
                 self._scheduler.fail(items[0][0], error)
                 return {}
             half = len(items) // 2
             return self._embed(dict(items[:half])) | self._embed(dict(items[half:]))
-        return dict(zip(handles, prompts, strict=True))
+        for number, prompt in enumerate(prompts.values()):
+            if prompt.generated:
+                answer = self._llama.embed(send(prompt.generated, self.adapter.device))
+                embedded[number] = torch.cat([embedded[number], answer])
+        return dict(zip(prompts, embedded, strict=True))
 
     def _begin(self, prompts: Mapping[int, Prompt], logits: Tensor, began: InFlight) -> None:
-        """Gives prefilled requests their first tokens; logits (n, V) in the order of `prompts`."""
-        adapter, scheduler = self.adapter, self._scheduler
-        requests: dict[int, RunningRequest] = {}
-        for slot, prompt in prompts.items():
-            request, sampling = prompt.handle.request, prompt.handle.request.sampling
-            seed = sampling_seed(request.id, 0) if sampling.seed is None else sampling.seed
-            self._sampler.admit(slot, sampling, seed)
-            limit = answer_limit(request, prompt.done, self._context)
-            requests[slot] = RunningRequest(
-                prompt.handle, prompt.done, limit, adapter.tokenizer, adapter.eos_token_ids
-            )
-            scheduler.place(slot, requests[slot])
+        """Gives prefilled requests their next tokens; logits (n, V) in the order of `prompts`."""
+        requests = {slot: self._place(slot, prompt) for slot, prompt in prompts.items()}
         slots = list(requests)
         picks = self._sampler.choose(logits, slots) if slots else logits.new_zeros(2, 0)
         if slots:
@@ -211,10 +240,25 @@ class TorchEngine:
         self._in_flight.append(began)
         self._take_tokens(self._late)
 
+    def _place(self, slot: int, prompt: Prompt) -> RunningRequest:
+        adapter, request, sampling = self.adapter, prompt.handle.request, prompt.handle.request.sampling
+        seed = sampling_seed(request.id, 0) if sampling.seed is None else sampling.seed
+        self._sampler.admit(slot, sampling, seed, prompt.generated)
+        running = self._scheduler.interrupted(prompt.handle)
+        if running is None:
+            limit = answer_limit(request, prompt.done, self.context)
+            running = RunningRequest(
+                prompt.handle, prompt.done, limit, adapter.tokenizer, adapter.eos_token_ids
+            )
+        running.in_flight = 0
+        self._scheduler.place(slot, running)
+        return running
+
     def _decode_step(self) -> None:
         """Starts a step of all live slots, and takes the tokens of what came before it."""
-        live = {slot: request for slot, request in self._scheduler.running.items() if request.goes_on}
+        live = {slot: request for slot, request in self._scheduler.live.items() if request.goes_on}
         if live:
+            self._at_fault = list(live)
             step = InFlight("step", self.adapter.device)
             picks = self._decoder.step({slot: request.position for slot, request in live.items()})
             step.fetch(picks, live, {slot: slot for slot in live})
@@ -259,10 +303,12 @@ class TorchEngine:
         slots = self.capacity // 2
         if self._halved or not slots:
             raise EngineError(
-                f"out of memory with {self.capacity} slots of {self._context} tokens: lower `batch_size`"
+                f"out of memory with {self.capacity} slots of {self.context} tokens: lower `batch_size`"
             )
         log.warning("out of memory with %d slots: goes on with %d", self.capacity, slots)
         self._halved = True
+        self._in_flight.clear()
+        self._prefilling.clear()
         self._scheduler.restart(slots, _group(slots))
         del self._decoder, self._sampler
         gc.collect()

@@ -14,12 +14,12 @@ from typing import Any
 
 from PIL import Image
 
-from sharegpt4v.dialogue import Request, sampling_seed
+from sharegpt4v.dialogue import Request, Turn, sampling_seed
 from sharegpt4v.engine.failures import concerns_all
 from sharegpt4v.engine.handle import EngineError, Handle
 from sharegpt4v.engine.running_request import RunningRequest, answer_limit
 from sharegpt4v.engine.scheduler import Scheduler
-from sharegpt4v.engine.stats import EngineStats
+from sharegpt4v.engine.stats import EngineStats, Latencies
 from sharegpt4v.engine.vllm_folder import vllm_folder
 from sharegpt4v.engine.vllm_penalty import PENALTY
 from sharegpt4v.engine.vllm_setup import import_vllm, open_vllm
@@ -63,7 +63,7 @@ class VllmEngine:
             log.warning("memory has room for %d of %d requests at once", self.capacity, capacity)
         self.adapter = adapter
         self.image_size = adapter.image_size
-        self._context = context
+        self.context = context
         # Never more than `capacity` at once: requests queued in vLLM could not be counted or tried alone.
         self._scheduler: Scheduler[Any] = Scheduler(self.capacity, concerns_all=concerns_all)
         self._numbers = count()
@@ -74,8 +74,24 @@ class VllmEngine:
         """Queues a request without blocking. Raises EngineClosed once the engine is closed."""
         return self._scheduler.submit(request)
 
+    def count(self, turns: Sequence[Turn]) -> int:
+        """Returns the tokens of a prompt, images included. Raises UserError for roles out of order."""
+        return self.adapter.prompt_tokens(turns)
+
     def stats(self) -> EngineStats:
         return self._scheduler.stats()
+
+    def latencies(self) -> Latencies:
+        return self._scheduler.latencies()
+
+    @property
+    def last_progress(self) -> float:
+        """time.monotonic() of the last token or prefill, or of the last request that found it idle."""
+        return self._scheduler.last_progress
+
+    def drain(self, timeout: float | None = None) -> bool:
+        """Refuses further requests and waits, `timeout` seconds at most; returns whether all are finished."""
+        return self._scheduler.drain(timeout)
 
     def close(self) -> None:
         """Fails unfinished requests with EngineClosed and joins the engine's thread."""
@@ -121,7 +137,7 @@ class VllmEngine:
         adapter, request = self.adapter, handle.request
         try:
             tokens = adapter.prompt_tokens(request.turns)
-            limit = answer_limit(request, tokens, self._context)
+            limit = answer_limit(request, tokens, self.context)
             name = str(next(self._numbers))
             self._core.add_request(name, self._prompt(request), self._params(request, limit))
         except Exception as error:
