@@ -20,7 +20,7 @@ from pipelines.steps.captioning import CaptionAndCommit
 from pipelines.steps.clock import command_started
 from pipelines.steps.decoding import Decode, read_row_group
 from pipelines.steps.finishing import conclude, finish
-from pipelines.steps.intake import Pending, say_progress, take_in, write_down_pending
+from pipelines.steps.intake import Pending, drop_unreadable, say_progress, take_in, write_down_pending
 from pipelines.steps.interruption import describe_interruption
 from pipelines.steps.job import CaptionJob, make_job
 from pipelines.steps.ledger import RemoteLedger
@@ -60,6 +60,7 @@ def _begin_or_resume(job: CaptionJob, run: CaptionRun, phases: Phases) -> int:
     config = job.config
     manifest = take_in(job, run, phases)
     done, progress = survey(run, config.retry_rejects)
+    drop_unreadable(run, progress, phases)
     say_progress(config.retry_rejects, progress, phases)
     if progress.done == progress.rows and run.success.exists():
         phases.end()

@@ -9,6 +9,7 @@ from pipelines.steps.job import CaptionJob
 from pipelines.steps.phases import Phases
 from sharegpt4v.captions.finish import roll_forward
 from sharegpt4v.captions.layout import CaptionRun
+from sharegpt4v.captions.outcomes import set_aside
 from sharegpt4v.captions.resume import (
     ALL_REASONS,
     Done,
@@ -108,6 +109,17 @@ def describe_passed_over(manifest: Manifest) -> str:
         "repeated images": manifest.repeats,
     }
     return ", ".join(f"{count:,} {what}" for what, count in notes.items() if count)
+
+
+def drop_unreadable(run: CaptionRun, progress: RunProgress, phases: Phases) -> None:
+    """Sets aside the files of outcomes that survey() found damaged, and says which."""
+    if not progress.unreadable:
+        return
+    set_aside(progress.unreadable)
+    names = ", ".join(str(path.relative_to(run.path)) for path in progress.unreadable[:3])
+    count = len(progress.unreadable)
+    more = f" and {count - 3:,} more" if count > 3 else ""
+    phases.say(f"damaged and set aside, their images are done again: {names}{more}")
 
 
 def say_progress(reason: str | None, progress: RunProgress, phases: Phases) -> None:

@@ -1,5 +1,6 @@
 """What is done and what is left, from every mixture of finished parts and sessions' files."""
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from sharegpt4v.captions.finish import compact
 from sharegpt4v.captions.layout import CaptionRun
-from sharegpt4v.captions.outcomes import commit_outcomes, outcome_files
+from sharegpt4v.captions.outcomes import commit_outcomes, outcome_files, read_outcomes, set_aside
 from sharegpt4v.captions.resume import (
     RunProgress,
     begin_anew,
@@ -21,6 +22,7 @@ from sharegpt4v.captions.resume import (
     write_pending,
 )
 from sharegpt4v.captions.sessions import begin_session
+from sharegpt4v.errors import UserError
 from sharegpt4v.records import OUTCOMES, PENDING
 from tests.captions.sessions import add_shard, begin, caption, commit, reject
 
@@ -66,21 +68,67 @@ def test_an_image_with_both_outcomes_counts_once_as_a_caption(run: CaptionRun) -
     assert survey(run)[1] == RunProgress(rows=5, captions=1, rejects=0)
 
 
-def test_a_torn_or_empty_file_counts_for_nothing_and_stays(run: CaptionRun) -> None:
+def test_a_torn_or_empty_file_counts_for_nothing_and_stays_until_it_is_set_aside(run: CaptionRun) -> None:
     kept = commit(run, 0, "whole", caption(run, "a"))
     torn = commit(run, 0, "torn", caption(run, "b"))
     torn.write_bytes(torn.read_bytes()[:-9])
     empty = torn.with_name("empty.parquet")
     empty.touch()
-    assert list(outcome_files(run)) == [kept]
     assert _left(run) == ["c", "d", "b", "e"]
-    # It may be a file that another process is writing this moment.
-    assert torn.exists() and empty.exists()
+    _, progress = survey(run)
+    assert progress.unreadable == [empty, torn] and torn.exists()  # a dry run looks, too
+    set_aside(progress.unreadable)
+    assert outcome_files(run) == [kept] and torn.with_name("torn.parquet.unreadable").exists()
+    assert has_outcomes(run) and not survey(run)[1].unreadable
+
+
+def test_whatever_the_disk_does_to_a_commit_it_is_whole_or_done_again(run: CaptionRun) -> None:
+    """Blocks that were never written read as zeros, while footer and length are as they should be."""
+    folder = run.outcomes / "0000"
+    folder.mkdir(parents=True)
+    table = pa.Table.from_pylist([caption(run, key, f"Text of {key}.") for key in "cad"], OUTCOMES)
+    path = commit_outcomes(table, folder)
+    whole = path.read_bytes()
+    assert read_outcomes(path) == table
+    lost = 0
+    for start in range(0, len(whole), 16):
+        path.write_bytes(whole[:start] + bytes(32) + whole[start + 32 :])
+        found = read_outcomes(path)
+        assert found is None or found == table
+        left = _left(run)
+        assert left == (["c", "a", "d", "b", "e"] if found is None else ["b", "e"])
+        lost += found is None
+    assert lost > len(whole) / 16 * 0.5
+
+
+def test_a_damaged_part_is_named_with_the_remedy(run: CaptionRun) -> None:
+    commit(run, 0, "x", *[caption(run, key) for key in "cadbe"])
+    compact(run)
+    part = run.captions / "part-00001.parquet"
+    content = part.read_bytes()
+    part.write_bytes(content[:4] + bytes(60) + content[64:])
+    with pytest.raises(UserError, match="captions/part-00001.parquet is damaged: remove it, then give"):
+        survey(run)
+    part.unlink()
+    assert _left(run) == ["b", "e"]
+
+
+def test_a_storage_that_fails_says_nothing_of_a_commit(
+    run: CaptionRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit(run, 0, "x", caption(run, "a"))
+
+    def fails(_: Path) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(Path, "read_bytes", fails)
+    with pytest.raises(OSError, match="Input/output"):
+        survey(run)
 
 
 def test_files_of_later_sessions_come_later(run: CaptionRun) -> None:
     paths = [commit(run, number, name, caption(run, "a")) for number, name in ((10, "a"), (2, "z"), (2, "b"))]
-    assert list(outcome_files(run)) == [paths[2], paths[1], paths[0]]
+    assert outcome_files(run) == [paths[2], paths[1], paths[0]]
 
 
 def test_a_commit_that_is_repeated_takes_the_place_of_the_first(run: CaptionRun) -> None:
@@ -88,10 +136,10 @@ def test_a_commit_that_is_repeated_takes_the_place_of_the_first(run: CaptionRun)
     folder.mkdir(parents=True)
     for keys in ("ca", "b", "ca", "c"):
         commit_outcomes(pa.Table.from_pylist([caption(run, key) for key in keys], OUTCOMES), folder)
-    assert [path.name for path in outcome_files(run)] == [
-        "00000-000000000-000001.parquet",
-        "00000-000000000-000002.parquet",
-        "00001-000000000-000001.parquet",
+    assert [str(path.relative_to(folder)) for path in outcome_files(run)] == [
+        "00000/00000-000000000-000001.parquet",
+        "00000/00000-000000000-000002.parquet",
+        "00001/00001-000000000-000001.parquet",
     ]
     assert _left(run) == ["d", "e"]
 
@@ -111,7 +159,7 @@ def test_a_commit_is_there_whole_or_not_at_all(run: CaptionRun, monkeypatch: pyt
     monkeypatch.setattr(os, "rename", killed)
     with pytest.raises(KeyboardInterrupt):
         commit_outcomes(table, folder)
-    assert [path.suffix for path in folder.iterdir()] != [".parquet"]
+    assert outcome_files(run) == []
     assert _left(run) == ["c", "a", "d", "b", "e"]
 
 

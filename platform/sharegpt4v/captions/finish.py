@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
-from sharegpt4v.atomic import publish, sync, write_atomic
+from sharegpt4v.atomic import make_folder, publish, sync, write_atomic
 from sharegpt4v.captions.layout import CaptionRun
-from sharegpt4v.captions.outcomes import outcome_files
+from sharegpt4v.captions.outcomes import outcome_files, read_outcomes, session_of
 from sharegpt4v.captions.sessions import Commit, note_end, read_sessions, session_times
 from sharegpt4v.captions.settle import Counts, settled_shards, write_parts
 from sharegpt4v.engine.stats import EngineStats
@@ -35,12 +34,11 @@ def commits(run: CaptionRun) -> list[Commit]:
     path = run.path / "work" / "commits.json"
     known: dict[str, Commit] = json.loads(path.read_text()) if path.exists() else {}
     for file in outcome_files(run):
-        name = str(file.relative_to(run.outcomes))
-        known[name] = Commit(
-            time=file.stat().st_mtime,
-            rows=pq.read_metadata(file).num_rows,
-            session=int(file.parent.name),
-        )
+        table = read_outcomes(file, ["row"])
+        if table is not None:
+            name = str(file.relative_to(run.outcomes))
+            moment, number = file.stat().st_mtime, session_of(run, file)
+            known[name] = Commit(time=moment, rows=len(table), session=number)
     write_atomic(path, json.dumps(known))
     return sorted(known.values(), key=lambda commit: commit["time"])
 
@@ -82,7 +80,7 @@ def compact(run: CaptionRun) -> Counts:
     compacted = run.path / "work" / "compacted"
     shutil.rmtree(compacted, ignore_errors=True)
     for final in (run.captions, run.rejects):
-        (compacted / final.name).mkdir(parents=True)
+        make_folder(compacted / final.name)
     counts, rows, missing = Counts(), 0, []
     for shard in settled_shards(run, run.captions, run.rejects):
         rows += shard.rows

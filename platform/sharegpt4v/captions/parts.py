@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
+from sharegpt4v.errors import UserError
 from sharegpt4v.records import LOCATION_COLUMNS
 
 Kind = Literal["manifest", "captions", "rejects"]
@@ -45,6 +46,17 @@ def batches(
     for path in paths(run, kind):
         with pq.ParquetFile(path) as file:
             yield from file.iter_batches(batch_size=rows, columns=columns)
+
+
+def read_part(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """Reads a whole part, or some of its columns. Raises UserError that names a damaged one."""
+    try:
+        return pq.read_table(path, columns=columns, page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, FileNotFoundError) or getattr(error, "errno", None):
+            raise  # the storage failed; pyarrow reports damaged content as an OSError without a number
+        again = "restore it" if path.parent.name == "manifest" else "remove it"
+        raise UserError(f"{path} is damaged: {again}, then give the run's command again") from error
 
 
 def rows_at(run: Path, kind: Kind, positions: Iterable[int]) -> dict[int, dict[str, Any]]:

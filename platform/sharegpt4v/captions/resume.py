@@ -1,6 +1,6 @@
 """What a run has already done, and what is still to do.
 
-Done is what finished parts (captions/, rejects/) or readable files of work/outcomes hold. The result
+Done is what finished parts (captions/, rejects/) or undamaged files of work/outcomes hold. The result
 is one bit per manifest row.
 """
 
@@ -17,8 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from sharegpt4v.atomic import make_folder
 from sharegpt4v.captions.layout import CaptionRun
-from sharegpt4v.captions.outcomes import outcome_files
+from sharegpt4v.captions.outcomes import SET_ASIDE, outcome_files, read_outcomes
+from sharegpt4v.captions.parts import read_part
 from sharegpt4v.records import MANIFEST, OUTCOME, PENDING
 
 Done = list[npt.NDArray[np.bool_]]
@@ -31,13 +33,15 @@ ALL_REASONS = "all"
 class RunProgress:
     """Rows of the manifest, and how many of them already have an outcome of each kind.
 
-    reasons: rejects by reason, those to be tried again included.
+    reasons: rejects by reason, those to be tried again included. unreadable: files of outcomes that count for
+    nothing, since their content is damaged.
     """
 
     rows: int
     captions: int
     rejects: int
     reasons: Mapping[str, int] = field(default_factory=dict, compare=False)
+    unreadable: Sequence[Path] = field(default=(), compare=False)
 
     @property
     def done(self) -> int:
@@ -51,7 +55,7 @@ def has_outcomes(run: CaptionRun) -> bool:
     """
     folders = (run.captions, run.rejects, run.outcomes)
     return any(
-        name.endswith(".parquet") and not name.startswith(".")
+        name.endswith((".parquet", SET_ASIDE)) and not name.startswith(".")
         for folder in folders
         if folder.exists()
         for _, _, names in os.walk(folder, onerror=_fail)
@@ -87,15 +91,19 @@ def survey(run: CaptionRun, retry_rejects: str | None = None) -> tuple[Done, Run
     for number, path in enumerate(run.shards()):
         kept, refused = run.captions / path.name, run.rejects / path.name
         if kept.exists() or refused.exists():
-            ids = pq.read_table(path, columns=["id"])["id"]
+            ids = read_part(path, columns=["id"])["id"]
             if kept.exists():
-                done[number][_positions(pq.read_table(kept, columns=["id"])["id"], ids)] = True
+                done[number][_positions(read_part(kept, columns=["id"])["id"], ids)] = True
             if refused.exists():
-                table = pq.read_table(refused, columns=["id", "reason"])
+                table = read_part(refused, columns=["id", "reason"])
                 reasons.update(table["reason"].to_pylist())
                 rejected[number][_positions(_still_rejected(table, retry_rejects)["id"], ids)] = True
+    unreadable = []
     for path in outcome_files(run):
-        table = pq.read_table(path, columns=[OUTCOME, "shard", "row", "reason"])
+        table = read_outcomes(path)
+        if table is None:
+            unreadable.append(path)
+            continue
         captions = table.filter(pc.equal(table[OUTCOME], "caption"))
         refusals_of_all = table.filter(pc.equal(table[OUTCOME], "reject"))
         reasons.update(refusals_of_all["reason"].to_pylist())
@@ -108,7 +116,8 @@ def survey(run: CaptionRun, retry_rejects: str | None = None) -> tuple[Done, Run
     for flags, refusals in zip(done, rejected, strict=True):
         flags |= refusals
     rows, total = sum(len(flags) for flags in done), sum(int(flags.sum()) for flags in done)
-    return done, RunProgress(rows, captions_done, total - captions_done, dict(reasons.most_common()))
+    rejects_done, by_reason = total - captions_done, dict(reasons.most_common())
+    return done, RunProgress(rows, captions_done, rejects_done, by_reason, unreadable)
 
 
 def write_pending(run: CaptionRun, done: Done, rows_per_commit: int) -> list[Path]:
@@ -116,7 +125,7 @@ def write_pending(run: CaptionRun, done: Done, rows_per_commit: int) -> list[Pat
 
     Returns its files; an empty list means that nothing is left to do.
     """
-    run.pending.mkdir(parents=True, exist_ok=True)
+    make_folder(run.pending)
     for stale in run.pending.glob("*.parquet"):
         stale.unlink()
     written = []
@@ -125,7 +134,7 @@ def write_pending(run: CaptionRun, done: Done, rows_per_commit: int) -> list[Pat
         rows = np.flatnonzero(~flags)
         if len(rows) == 0:
             continue
-        left = pq.read_table(path, columns=columns).take(pa.array(rows))
+        left = read_part(path, columns=columns).take(pa.array(rows))
         left = left.add_column(0, PENDING.field("row"), pa.array(rows, pa.int32()))
         left = left.add_column(0, PENDING.field("shard"), pa.array(np.full(len(rows), number, np.int32)))
         target = run.pending / path.name

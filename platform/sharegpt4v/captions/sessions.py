@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypedDict
 
-from sharegpt4v.atomic import write_atomic
+from sharegpt4v.atomic import make_folder, write_atomic
 from sharegpt4v.captions.layout import CaptionRun
 from sharegpt4v.engine.stats import EngineStats
 
@@ -27,11 +27,11 @@ def begin_session(run: CaptionRun, started: float) -> Path:
 
     started: unix time at which its command began.
     """
-    run.sessions.mkdir(parents=True, exist_ok=True)
+    make_folder(run.sessions)
     number = 1 + max((int(p.stem) for p in run.sessions.glob("*.json")), default=-1)
     write_atomic(run.sessions / f"{number:04}.json", json.dumps({"number": number, "started": started}))
     outcomes = run.outcomes / f"{number:04}"
-    outcomes.mkdir(parents=True)
+    make_folder(outcomes)
     return outcomes
 
 

@@ -16,7 +16,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sharegpt4v.captions.layout import CaptionRun
-from sharegpt4v.captions.outcomes import outcome_files
+from sharegpt4v.captions.outcomes import outcome_files, read_outcomes
+from sharegpt4v.captions.parts import read_part
 from sharegpt4v.records import CAPTIONS, OUTCOME, OUTCOMES, REJECTS
 
 
@@ -81,7 +82,7 @@ def settled_shards(run: CaptionRun, captions: Path, rejects: Path) -> Iterator[S
     """
     files = _files_by_shard(run)
     for number, path in enumerate(run.shards()):
-        ids = pq.read_table(path, columns=["id"])["id"].combine_chunks()
+        ids = read_part(path, columns=["id"])["id"].combine_chunks()
         parts = (("caption", captions / path.name), ("reject", rejects / path.name))
         table, dropped = _settled(_shard_rows(parts, number, ids, files[number]))
         absent = np.setdiff1d(np.arange(len(ids)), table["row"].to_numpy())
@@ -96,13 +97,14 @@ def write_parts(shard: SettledShard, captions: Path, rejects: Path) -> None:
     table = shard.outcomes
     for outcome, schema, folder in (("caption", CAPTIONS, captions), ("reject", REJECTS, rejects)):
         part = table.filter(pc.equal(table[OUTCOME], outcome)).select(schema.names).cast(schema)
-        pq.write_table(part, folder / shard.name)
+        pq.write_table(part, folder / shard.name, write_page_checksum=True)
 
 
 def _files_by_shard(run: CaptionRun) -> defaultdict[int, list[Path]]:
     files: defaultdict[int, list[Path]] = defaultdict(list)
     for path in outcome_files(run):
-        for number in pc.unique(pq.read_table(path, columns=["shard"])["shard"]).to_pylist():
+        table = read_outcomes(path, ["shard"])
+        for number in [] if table is None else pc.unique(table["shard"]).to_pylist():
             files[number].append(path)
     return files
 
@@ -111,12 +113,12 @@ def _shard_rows(
     parts: tuple[tuple[str, Path], ...], number: int, ids: pa.Array, files: list[Path]
 ) -> pa.Table:
     """Returns all rows known of one shard, the oldest first: finished parts, then the sessions' files."""
-    tables = [
-        _as_outcomes(pq.read_table(part), outcome, number, ids) for outcome, part in parts if part.exists()
-    ]
+    tables = [_as_outcomes(read_part(part), outcome, number, ids) for outcome, part in parts if part.exists()]
     for file in files:
-        table = pq.read_table(file)
-        tables.append(table.filter(pc.equal(table["shard"], number)).select(OUTCOMES.names).cast(OUTCOMES))
+        table = read_outcomes(file)
+        if table is not None:
+            rows = table.filter(pc.equal(table["shard"], number))
+            tables.append(rows.select(OUTCOMES.names).cast(OUTCOMES))
     return pa.concat_tables(tables) if tables else OUTCOMES.empty_table()
 
 
