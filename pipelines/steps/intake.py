@@ -22,7 +22,6 @@ from sharegpt4v.captions.resume import (
 )
 from sharegpt4v.errors import UserError
 from sharegpt4v.manifest import Manifest, normalise
-from sharegpt4v.manifest.locate import locate
 from sharegpt4v.run.settings import check_fingerprint, check_version, read_settings
 
 
@@ -54,11 +53,13 @@ def take_in(job: CaptionJob, run: CaptionRun, phases: Phases) -> Manifest:
     """
     check_version(run)
     roll_forward(run)
+    joins = None
     if has_outcomes(run):
         refuse_changes(job, run)
+        joins = input_before(job, run)
     else:
         begin_anew(run)
-    manifest = read_manifest(job, run.manifest, phases)
+    manifest = read_manifest(job, run.manifest, phases, joins)
     if passed_over := describe_passed_over(manifest):
         phases.say(f"passed over: {passed_over}")
     if manifest.same_image_ids:
@@ -68,8 +69,8 @@ def take_in(job: CaptionJob, run: CaptionRun, phases: Phases) -> Manifest:
     return manifest
 
 
-def read_manifest(job: CaptionJob, folder: Path, phases: Phases) -> Manifest:
-    """Writes the input to `folder`, joined to the shards that are there already."""
+def read_manifest(job: CaptionJob, folder: Path, phases: Phases, joins: str | None) -> Manifest:
+    """Writes the input to `folder`, joined to the shards that are there already. joins: see normalise()."""
 
     def say_read(records: int) -> None:
         if records % 100_000 == 0:
@@ -85,6 +86,7 @@ def read_manifest(job: CaptionJob, folder: Path, phases: Phases) -> Manifest:
         sample=config.sample,
         source=config.source,
         dedupe_image=config.dedupe_image,
+        joins=joins,
         progress=say_read,
     )
 
@@ -92,13 +94,29 @@ def read_manifest(job: CaptionJob, folder: Path, phases: Phases) -> Manifest:
 def refuse_changes(job: CaptionJob, run: CaptionRun) -> None:
     """Raises UserError for a job that does not go with the outcomes that the run has."""
     check_fingerprint(run, job.fingerprint)
-    if job.config.root is None and run.settings.exists():
-        before, now = read_settings(run.path)["root"], locate(job.config.images, None).root
-        if before != now:
-            raise UserError(
-                f"this run's images were read below {before}, now it would be {now}: "
-                f"give --root explicitly, or another --out"
-            )
+    if not run.settings.exists():
+        return
+    before, now = read_settings(run.path)["config"].get("dedupe_image", False), job.config.dedupe_image
+    if before != now:  # it decides the ids
+        raise UserError(
+            f"changed since this run began ({before} before, {now} now): restore it, or give another `out`",
+            field="dedupe_image",
+        )
+
+
+def input_before(job: CaptionJob, run: CaptionRun) -> str | None:
+    """Describes where the run's ids were read, None where the job's need not be among them.
+
+    The first images of a manifest and a sample of it may have none in common.
+    """
+    if not run.settings.exists():
+        return None
+    settings = read_settings(run.path)
+    before, config = settings["config"], job.config
+    same = (before["images"], before["root"]) == (config.images, config.root)
+    if same and (config.limit is not None or config.sample is not None):
+        return None
+    return f"{before['images']} below {settings['root']}"
 
 
 def describe_passed_over(manifest: Manifest) -> str:

@@ -22,6 +22,9 @@ from sharegpt4v.records import LOCATION_COLUMNS, MANIFEST
 
 NAMED = 5  # ids that a message lists
 
+LEAST_SHARED = 0.1
+"""Of the fewer of two lists of ids, the share below which they are taken for lists of other images."""
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -60,6 +63,7 @@ def normalise(
     sample: int | None = None,
     source: str | None = None,
     dedupe_image: bool = False,
+    joins: str | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Manifest:
     """Writes a manifest (see read_rows) to out_dir as Parquet shards of records.MANIFEST.
@@ -68,8 +72,9 @@ def normalise(
     over, rows whose id now has another image or source are refused, and ids that are gone stay. limit
     takes only the first rows, sample so many spread over all sources; a later call without them joins the
     rest. source: of rows that name none. dedupe_image takes each image once,
-    under its path as id, and drops records without one. progress is called with the number of records read so
-    far. Raises UserError; out_dir is then as it was.
+    under its path as id, and drops records without one. joins: where the ids in out_dir were read; an input
+    that hardly has any of them is then refused, naming both. progress is called with the number of records
+    read so far. Raises UserError; out_dir is then as it was.
     """
     if sample is not None and limit is not None:
         raise UserError(
@@ -82,6 +87,8 @@ def normalise(
         for batch in rows if sample is None else spread(rows, sample):
             writer.write(intake.join(batch))
         intake.refuse()
+        if joins is not None:
+            intake.refuse_others(f"{path} below {located.root}", joins)
         writer.publish()
     return Manifest(
         folder=out_dir,
@@ -123,6 +130,7 @@ class _Intake:
         for batch in _batches(folder, ["id", "source", *LOCATION_COLUMNS]):
             self._known.add(_row_keys(batch))
             self._count(batch)
+        self._joined = self._shared = 0
         self.taken = self.same_image_ids = self.without_image = self.repeats = self._changed = 0
         self._examples: list[str] = []
 
@@ -148,6 +156,7 @@ class _Intake:
 
     def join(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Returns the rows that the folder does not hold yet, as rows of records.MANIFEST."""
+        self._joined += batch.num_rows
         if len(self._known):
             batch = self._unknown(batch)
         self._count(batch)
@@ -178,8 +187,19 @@ class _Intake:
                 f"source (first: {listed}); give the rows new ids or use a new run folder"
             )
 
+    def refuse_others(self, now: str, before: str) -> None:
+        """Raises UserError where hardly an id is known: all would be done again under their new ids."""
+        known = len(self._known)
+        if known and self._shared < LEAST_SHARED * min(known, self._joined):
+            raise UserError(
+                f"{now} has {self._shared:,} of the {known:,} ids in {self._folder}, which were read from "
+                f"{before}: put `images` and `root` back, or give another `out`"
+            )
+
     def _unknown(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        batch = _where(batch, ~self._known.contains(_row_keys(batch)))
+        known = self._known.contains(_row_keys(batch))
+        self._shared += int(known.sum())
+        batch = _where(batch, ~known)
         if batch.num_rows:
             self._changed += self._note(batch, self._known_ids.contains(batch["id"]))
         return batch

@@ -1,0 +1,96 @@
+"""A resume with another input: more images join a run, other images never do."""
+
+import shutil
+import tarfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.commands import rows, write_images
+from tests.e2e.requests import commit, jsonl, refusal, request
+
+NAMES = [f"{index:02}.jpg" for index in range(12)]
+
+
+@pytest.fixture
+def images(tmp_path: Path, no_ray: None) -> Path:
+    write_images(tmp_path / "images", NAMES)
+    return tmp_path / "images"
+
+
+def _begun(images: str | Path, run: Path, *more: str | Path) -> Path:
+    """A run of which one image is committed."""
+    assert request(images, run, *more) == 130
+    commit(run, rows(run, "manifest")["id"][0].as_py())
+    return run
+
+
+def _held(run: Path) -> int:
+    return len(rows(run, "manifest"))
+
+
+def test_dedupe_image_stays(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = jsonl(images / "list.jsonl", *({"id": f"id {name}", "image": name} for name in NAMES))
+    for before, now in (((), ("--dedupe-image",)), (("--dedupe-image",), ())):
+        run = _begun(path, tmp_path / f"run{len(before)}", *before)
+        line = refusal(capsys, path, run, *now)
+        assert line.startswith(f"--dedupe-image: changed since this run began ({bool(before)} before, ")
+        assert line.endswith("restore it, or give another --out")
+        assert request(path, run, "--dry-run", *now) == 2
+        assert _held(run) == 12 and request(path, run, *before) == 130
+
+
+def test_another_root_under_which_ids_differ_is_refused_with_both_inputs(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of tar shards the path below the root is part of the ids."""
+    shards = tmp_path / "data" / "shards"
+    shards.mkdir(parents=True)
+    with tarfile.open(shards / "0.tar", "w") as tar:
+        for name in NAMES:
+            tar.add(images / name, name)
+    run = _begun(shards, tmp_path / "run")
+    line = refusal(capsys, shards, run, "--root", shards.parent)
+    assert f"{shards} below {shards.parent} has 0 of the 12 ids in {run}/manifest, which" in line
+    assert f"read from {shards} below {shards}: put --images and --root back, or give another --out" in line
+    assert request(shards, run, "--root", shards.parent, "--dry-run") == 2
+    assert _held(run) == 12 and request(shards, run) == 130
+
+
+def test_other_images_are_refused_and_more_images_join(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = _begun(images, tmp_path / "run")
+    write_images(tmp_path / "others", [f"other {name}" for name in NAMES])
+    assert f"{tmp_path}/others" in refusal(capsys, tmp_path / "others", run, "--limit", "3")
+    write_images(images, [f"new {name}" for name in NAMES])
+    assert request(images, run) == 130 and _held(run) == 24
+    (images / NAMES[0]).unlink()
+    assert request(images, run) == 130 and _held(run) == 24
+
+
+@pytest.mark.parametrize("flag", [(), ("--root",)])
+def test_a_moved_root_with_the_same_ids_resumes(images: Path, tmp_path: Path, flag: tuple[str, ...]) -> None:
+    path = jsonl(tmp_path / "list.jsonl", *({"id": f"id {name}", "image": name} for name in NAMES))
+    run = _begun(path if flag else images, tmp_path / "run", *(flag and (*flag, images)))
+    moved = tmp_path / "moved"
+    shutil.move(images, moved)
+    assert request(path if flag else moved, run, *(flag and (*flag, moved))) == 130
+    assert _held(run) == 12
+    assert yaml.safe_load((run / "run.yaml").read_text())["root"] == str(moved)
+
+
+def test_first_images_and_a_sample_of_one_manifest_need_not_overlap(images: Path, tmp_path: Path) -> None:
+    run = _begun(images, tmp_path / "run", "--limit", "1")
+    assert request(images, run, "--sample", "3") == 130 and _held(run) in (3, 4)
+    assert request(images, run) == 130 and _held(run) == 12
+
+
+def test_a_run_of_the_code_before_resumes_as_it_is(images: Path, tmp_path: Path) -> None:
+    """Its run.yaml may say nothing of dedupe_image."""
+    run = _begun(images, tmp_path / "run")
+    settings = yaml.safe_load((run / "run.yaml").read_text())
+    del settings["config"]["dedupe_image"]
+    (run / "run.yaml").write_text(yaml.safe_dump(settings))
+    assert request(images, run) == 130 and _held(run) == 12
