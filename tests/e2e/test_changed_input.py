@@ -19,8 +19,9 @@ def images(tmp_path: Path, no_ray: None) -> Path:
     return tmp_path / "images"
 
 
-def _begun(images: str | Path, run: Path, *more: str | Path) -> Path:
+def _begun(images: str | Path, out: str | Path, *more: str | Path) -> Path:
     """A run of which one image is committed."""
+    run = Path(out)
     assert request(images, run, *more) == 130
     commit(run, rows(run, "manifest")["id"][0].as_py())
     return run
@@ -70,13 +71,17 @@ def test_other_images_are_refused_and_more_images_join(
     assert request(images, run) == 130 and _held(run) == 24
 
 
-@pytest.mark.parametrize("flag", [(), ("--root",)])
-def test_a_moved_root_with_the_same_ids_resumes(images: Path, tmp_path: Path, flag: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_moved_root_with_the_same_ids_resumes(images: Path, tmp_path: Path, listed: bool) -> None:
     path = jsonl(tmp_path / "list.jsonl", *({"id": f"id {name}", "image": name} for name in NAMES))
-    run = _begun(path if flag else images, tmp_path / "run", *(flag and (*flag, images)))
+
+    def arguments(root: Path) -> tuple[str | Path, ...]:
+        return (path, tmp_path / "run", "--root", root) if listed else (root, tmp_path / "run")
+
+    run = _begun(*arguments(images))
     moved = tmp_path / "moved"
     shutil.move(images, moved)
-    assert request(path if flag else moved, run, *(flag and (*flag, moved))) == 130
+    assert request(*arguments(moved)) == 130
     assert _held(run) == 12
     assert yaml.safe_load((run / "run.yaml").read_text())["root"] == str(moved)
 
