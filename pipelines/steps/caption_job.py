@@ -32,6 +32,7 @@ from sharegpt4v.captions.layout import CaptionRun
 from sharegpt4v.captions.resume import survey
 from sharegpt4v.captions.sessions import note_engines, session
 from sharegpt4v.config.caption import CaptionConfig
+from sharegpt4v.credentials import without_credentials
 from sharegpt4v.errors import RunFailed
 from sharegpt4v.images import ImageReader
 from sharegpt4v.run.disk import full_disk_named
@@ -72,7 +73,7 @@ def _begin_or_resume(job: CaptionJob, run: CaptionRun, phases: Phases) -> int:
     if pending.groups:
         stopped = _work_off(job, run, pending, phases)
         if stopped:
-            print(f"sharegpt4v caption: {stopped}; {REMEDY}", file=sys.stderr)
+            print(f"sharegpt4v caption: {without_credentials(stopped)}; {REMEDY}", file=sys.stderr)
             return EXIT_PROBLEM
     return finish(job, run, manifest.root, phases)
 

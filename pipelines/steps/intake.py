@@ -20,6 +20,7 @@ from sharegpt4v.captions.resume import (
     rows_per_commit,
     write_pending,
 )
+from sharegpt4v.credentials import all_without_credentials
 from sharegpt4v.errors import UserError
 from sharegpt4v.manifest import Manifest, normalise
 from sharegpt4v.run.settings import check_fingerprint, check_version, read_settings
@@ -113,7 +114,7 @@ def input_before(job: CaptionJob, run: CaptionRun) -> str | None:
         return None
     settings = read_settings(run.path)
     before, config = settings["config"], job.config
-    same = (before["images"], before["root"]) == (config.images, config.root)
+    same = [before["images"], before["root"]] == all_without_credentials([config.images, config.root])
     if same and (config.limit is not None or config.sample is not None):
         return None
     return f"{before['images']} below {settings['root']}"
