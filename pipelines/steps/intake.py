@@ -10,16 +10,8 @@ from pipelines.steps.phases import Phases
 from sharegpt4v.captions.finish import roll_forward
 from sharegpt4v.captions.layout import CaptionRun
 from sharegpt4v.captions.outcomes import set_aside
-from sharegpt4v.captions.resume import (
-    ALL_REASONS,
-    Done,
-    RunProgress,
-    begin_anew,
-    has_outcomes,
-    row_groups,
-    rows_per_commit,
-    write_pending,
-)
+from sharegpt4v.captions.pending import row_groups, rows_per_block, rows_per_commit, write_pending
+from sharegpt4v.captions.resume import ALL_REASONS, Done, RunProgress, begin_anew, has_outcomes
 from sharegpt4v.credentials import all_without_credentials
 from sharegpt4v.errors import UserError
 from sharegpt4v.manifest import Manifest, normalise
@@ -30,7 +22,7 @@ from sharegpt4v.run.settings import check_fingerprint, check_version, read_setti
 class Pending:
     """What a session has to do.
 
-    groups: row groups of the files of work/pending, one for each commit of at most rows_per_commit images.
+    groups: row groups of the files of work/pending, each a few commits of at most rows_per_commit images.
     root: where their paths begin. remote: whether some of the first images are URIs. progress: what the run
     had done before.
     """
@@ -158,7 +150,8 @@ def write_down_pending(
 ) -> Pending:
     """Writes work/pending from what survey() found to be done."""
     most = job.config.rows_per_commit or _rows_per_commit(job, progress)
-    files = write_pending(run, done, most)
+    block = rows_per_block(progress.rows - progress.done, most, job.image_size)
+    files = write_pending(run, done, most, block)
     return Pending(row_groups(files), most, manifest.root, is_remote(manifest.root, files), progress)
 
 

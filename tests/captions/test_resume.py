@@ -13,17 +13,11 @@ import pytest
 from sharegpt4v.captions.finish import compact
 from sharegpt4v.captions.layout import CaptionRun
 from sharegpt4v.captions.outcomes import commit_outcomes, outcome_files, read_outcomes, set_aside
-from sharegpt4v.captions.resume import (
-    RunProgress,
-    begin_anew,
-    has_outcomes,
-    rows_per_commit,
-    survey,
-    write_pending,
-)
+from sharegpt4v.captions.pending import write_pending
+from sharegpt4v.captions.resume import RunProgress, begin_anew, has_outcomes, survey
 from sharegpt4v.captions.sessions import begin_session
 from sharegpt4v.errors import UserError
-from sharegpt4v.records import OUTCOMES, PENDING
+from sharegpt4v.records import OUTCOMES
 from tests.captions.sessions import add_shard, begin, caption, commit, reject
 
 
@@ -34,26 +28,12 @@ def run(tmp_path: Path) -> CaptionRun:
 
 def _left(run: CaptionRun, retry: str | None = None) -> list[str]:
     done, _ = survey(run, retry)
-    return [key for path in write_pending(run, done, 2) for key in pq.read_table(path)["id"].to_pylist()]
+    return [key for path in write_pending(run, done, 2, 2) for key in pq.read_table(path)["id"].to_pylist()]
 
 
 def test_a_new_run_has_everything_to_do(run: CaptionRun) -> None:
     assert survey(run)[1] == RunProgress(rows=5, captions=0, rejects=0)
     assert _left(run) == ["c", "a", "d", "b", "e"]
-
-
-def test_pending_rows_carry_their_place_and_come_in_groups_of_a_commit(run: CaptionRun) -> None:
-    commit(run, 0, "x", caption(run, "a"))
-    done, _ = survey(run)
-    first, second = write_pending(run, done, rows_per_commit=1)
-    table = pq.read_table(first)
-    assert table.schema == PENDING
-    assert table.select(["shard", "row", "id", "image"]).to_pylist() == [
-        {"shard": 0, "row": 0, "id": "c", "image": "c.jpg"},
-        {"shard": 0, "row": 2, "id": "d", "image": "d.jpg"},
-    ]
-    assert pq.read_metadata(first).num_row_groups == 2
-    assert pq.read_table(second)["shard"].to_pylist() == [1, 1]
 
 
 def test_one_file_may_hold_rows_of_several_shards(run: CaptionRun) -> None:
@@ -197,18 +177,6 @@ def test_a_reject_that_was_captioned_since_is_not_taken_up(run: CaptionRun) -> N
     commit(run, 0, "x", reject(run, "a"))
     commit(run, 1, "y", caption(run, "a"))
     assert "a" not in _left(run, "all")
-
-
-def test_pending_files_of_an_earlier_session_go(run: CaptionRun) -> None:
-    assert _left(run) and len(list(run.pending.iterdir())) == 2
-    commit(run, 0, "x", *[caption(run, key) for key in "cad"])
-    assert _left(run) == ["b", "e"]
-    assert [path.name for path in run.pending.iterdir()] == ["part-00001.parquet"]
-
-
-def test_commits_are_small_for_small_runs_and_bounded_for_large_ones() -> None:
-    assert [rows_per_commit(rows, 96) for rows in (1, 200, 6_400, 1_200_000)] == [16, 16, 200, 4096]
-    assert rows_per_commit(1_200_000, 448) == 195  # 117 MB of pixels
 
 
 def test_the_survey_counts_rejects_by_reason_also_those_to_be_tried_again(run: CaptionRun) -> None:

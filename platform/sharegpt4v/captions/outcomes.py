@@ -23,13 +23,26 @@ def commit_outcomes(outcomes: pa.Table, folder: Path) -> Path:
     Named by its first image and its length: the same rows again, from a call that was repeated, take the
     place of the first, and no others do. Raises OSError, also where there is no `folder`: it is never made.
     """
-    shard, row = outcomes["shard"][0].as_py(), outcomes["row"][0].as_py()
-    # One folder for each manifest shard: a million images are 20,000 files.
-    path = folder / f"{shard:05}" / f"{shard:05}-{row:09}-{len(outcomes):06}.parquet"
+    path = _path(outcomes, folder)
     make_folder(path.parent, parents=False)
     with atomic_path(path) as temporary:
         pq.write_table(outcomes, temporary, write_page_checksum=True)
     return path
+
+
+def is_committed(rows: pa.Table, folder: Path) -> bool:
+    """Returns whether a session has committed just these rows, given by their columns shard, row and id."""
+    path, place = _path(rows, folder), ["shard", "row", "id"]
+    if not path.exists():
+        return False
+    known = read_outcomes(path, place)
+    return known is not None and all(known[name].equals(rows[name]) for name in place)
+
+
+def _path(rows: pa.Table, folder: Path) -> Path:
+    shard, row = rows["shard"][0].as_py(), rows["row"][0].as_py()
+    # One folder for each manifest shard: a million images are 20,000 files.
+    return folder / f"{shard:05}" / f"{shard:05}-{row:09}-{len(rows):06}.parquet"
 
 
 def outcome_files(run: CaptionRun) -> list[Path]:

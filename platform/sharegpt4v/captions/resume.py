@@ -17,11 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sharegpt4v.atomic import make_folder
 from sharegpt4v.captions.layout import CaptionRun
 from sharegpt4v.captions.outcomes import SET_ASIDE, outcome_files, read_outcomes
 from sharegpt4v.captions.parts import read_part
-from sharegpt4v.records import MANIFEST, OUTCOME, PENDING
+from sharegpt4v.records import OUTCOME
 
 Done = list[npt.NDArray[np.bool_]]
 """For each manifest shard one flag per row."""
@@ -118,49 +117,6 @@ def survey(run: CaptionRun, retry_rejects: str | None = None) -> tuple[Done, Run
     rows, total = sum(len(flags) for flags in done), sum(int(flags.sum()) for flags in done)
     rejects_done, by_reason = total - captions_done, dict(reasons.most_common())
     return done, RunProgress(rows, captions_done, rejects_done, by_reason, unreadable)
-
-
-def write_pending(run: CaptionRun, done: Done, rows_per_commit: int) -> list[Path]:
-    """Writes what is not done into work/pending, one row group for each commit.
-
-    Returns its files; an empty list means that nothing is left to do.
-    """
-    make_folder(run.pending)
-    for stale in run.pending.glob("*.parquet"):
-        stale.unlink()
-    written = []
-    columns = [name for name in PENDING.names if name in MANIFEST.names]
-    for number, (path, flags) in enumerate(zip(run.shards(), done, strict=True)):
-        rows = np.flatnonzero(~flags)
-        if len(rows) == 0:
-            continue
-        left = read_part(path, columns=columns).take(pa.array(rows))
-        left = left.add_column(0, PENDING.field("row"), pa.array(rows, pa.int32()))
-        left = left.add_column(0, PENDING.field("shard"), pa.array(np.full(len(rows), number, np.int32)))
-        target = run.pending / path.name
-        pq.write_table(left.cast(PENDING), target, row_group_size=rows_per_commit)
-        written.append(target)
-    return written
-
-
-def row_groups(files: Sequence[Path]) -> list[dict[str, str | int]]:
-    """Returns every row group of these Parquet files in order, as file and row_group."""
-    return [
-        {"file": str(path), "row_group": number}
-        for path in files
-        for number in range(pq.read_metadata(path).num_row_groups)
-    ]
-
-
-def rows_per_commit(rows: int, image_size: int) -> int:
-    """Returns a number so small that a kill costs little and progress shows, so large that files stay few.
-
-    At least 16: Ray Data takes 0.15 s from the end of one task to the begin of the next.
-    The pixels of one commit, image_size x image_size RGB, stay below 112 MiB: they are one block in flight,
-    and Ray Data means blocks to be of 128 MiB at most.
-    """
-    most = min(4096, (112 << 20) // (3 * image_size**2))
-    return max(1, min(most, max(16, rows // 32)))
 
 
 def _still_rejected(table: pa.Table, retry: str | None) -> pa.Table:

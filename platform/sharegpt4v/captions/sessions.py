@@ -22,13 +22,18 @@ class Commit(TypedDict):
     session: int
 
 
+def next_session(run: CaptionRun) -> int:
+    """Returns the number of the session that begins next: one more than any before had."""
+    return 1 + max((int(p.stem) for p in run.sessions.glob("*.json")), default=-1)
+
+
 def begin_session(run: CaptionRun, started: float) -> Path:
     """Makes the folder of a new session's outcomes, numbered after all earlier ones, and notes its start.
 
     started: unix time at which its command began.
     """
     make_folder(run.sessions)
-    number = 1 + max((int(p.stem) for p in run.sessions.glob("*.json")), default=-1)
+    number = next_session(run)
     write_atomic(run.sessions / f"{number:04}.json", json.dumps({"number": number, "started": started}))
     outcomes = run.outcomes / f"{number:04}"
     make_folder(outcomes)
