@@ -30,6 +30,7 @@ from pipelines.steps.progress import ProgressBar
 from pipelines.steps.reject_limit import REMEDY
 from sharegpt4v.captions.layout import CaptionRun
 from sharegpt4v.captions.resume import survey
+from sharegpt4v.captions.retry import end_retry, note_retry, retry_since
 from sharegpt4v.captions.sessions import note_engines, session
 from sharegpt4v.config.caption import CaptionConfig
 from sharegpt4v.credentials import without_credentials
@@ -60,9 +61,11 @@ def _begin_or_resume(job: CaptionJob, run: CaptionRun, phases: Phases) -> int:
     """Runs the steps in order: take in the manifest, work off what is pending of it, finish."""
     config = job.config
     manifest = take_in(job, run, phases)
-    done, progress = survey(run, config.retry_rejects)
+    reason = config.retry_rejects
+    since = retry_since(run, reason, manifest.root) if reason else None
+    done, progress = survey(run, reason, since)
     drop_unreadable(run, progress, phases)
-    say_progress(config.retry_rejects, progress, phases)
+    say_progress(reason, progress, phases)
     if progress.done == progress.rows and run.success.exists():
         phases.end()
         print(f"{run.path} is finished: nothing to do", file=sys.stderr)
@@ -71,8 +74,11 @@ def _begin_or_resume(job: CaptionJob, run: CaptionRun, phases: Phases) -> int:
     write_settings(run, config.model_dump(mode="json"), job.fingerprint, job.facts(manifest.root))
     pending = write_down_pending(job, run, manifest, done, progress)
     if pending.groups:
+        if reason and since is not None:
+            note_retry(run, reason, manifest.root, since)
         stopped = _work_off(job, run, pending, phases)
         if stopped:
+            end_retry(run)  # what was refused meanwhile is tried again once the cause is mended
             print(f"sharegpt4v caption: {without_credentials(stopped)}; {REMEDY}", file=sys.stderr)
             return EXIT_PROBLEM
     return finish(job, run, manifest.root, phases)

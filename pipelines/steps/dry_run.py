@@ -19,6 +19,7 @@ from pipelines.steps.phases import Phases
 from pipelines.steps.pool import describe_size, pool_size, refuse_impossible
 from sharegpt4v.captions.layout import CaptionRun
 from sharegpt4v.captions.resume import has_outcomes, survey
+from sharegpt4v.captions.retry import retry_since
 from sharegpt4v.checkpoints.card import model_folder, stored_weights
 from sharegpt4v.config.caption import CaptionConfig
 from sharegpt4v.errors import Rejected, UserError
@@ -67,7 +68,8 @@ def describe_job(config: CaptionConfig) -> str:
     if warning := job.toy_warning(manifest.root):
         lines.append(warning)
     if resumes:
-        _, progress = survey(run, config.retry_rejects)
+        reason = config.retry_rejects
+        _, progress = survey(run, reason, retry_since(run, reason, manifest.root) if reason else None)
         lines.append(f"resumes {run.path}: {progress.done:,} of {manifest.rows:,} images are done")
     else:
         lines.append(f"begins a new run in {run.path}")

@@ -11,7 +11,7 @@ from sharegpt4v.captions.finish import roll_forward
 from sharegpt4v.captions.layout import CaptionRun
 from sharegpt4v.captions.outcomes import set_aside
 from sharegpt4v.captions.pending import row_groups, rows_per_block, rows_per_commit, write_pending
-from sharegpt4v.captions.resume import ALL_REASONS, Done, RunProgress, begin_anew, has_outcomes
+from sharegpt4v.captions.resume import ALL_REASONS, Done, RunProgress, begin_anew, has_outcomes, survey
 from sharegpt4v.credentials import all_without_credentials
 from sharegpt4v.errors import UserError
 from sharegpt4v.manifest import Manifest, normalise
@@ -89,12 +89,32 @@ def refuse_changes(job: CaptionJob, run: CaptionRun) -> None:
     check_fingerprint(run, job.fingerprint)
     if not run.settings.exists():
         return
+    _refuse_less(job, run)
     before, now = read_settings(run.path)["config"].get("dedupe_image", False), job.config.dedupe_image
     if before != now:  # it decides the ids
         raise UserError(
             f"changed since this run began ({before} before, {now} now): restore it, or give another `out`",
             field="dedupe_image",
         )
+
+
+def _refuse_less(job: CaptionJob, run: CaptionRun) -> None:
+    """Raises UserError for a limit or a sample, new to the run, of fewer images than it holds.
+
+    A run only grows: the rest would be captioned in spite of it. It does no harm where nothing is left to do.
+    """
+    before = read_settings(run.path)["config"]
+    for field in ("limit", "sample"):
+        most = getattr(job.config, field)
+        if most is None or most == before.get(field):
+            continue
+        held = sum(pq.read_metadata(shard).num_rows for shard in run.shards())
+        if most < held and (left := held - survey(run, job.config.retry_rejects)[1].done):
+            raise UserError(
+                f"{most:,} is less than the {held:,} images that this run holds, of which {left:,} are still "
+                f"to do: leave `{field}` out, or give another `out`",
+                field=field,
+            )
 
 
 def input_before(job: CaptionJob, run: CaptionRun) -> str | None:

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from sharegpt4v.captions.layout import CaptionRun
+from sharegpt4v.captions.sessions import begin_session
 from tests.commands import rows, write_images
 from tests.e2e.requests import commit, jsonl, refusal, request
 
@@ -64,7 +66,7 @@ def test_other_images_are_refused_and_more_images_join(
 ) -> None:
     run = _begun(images, tmp_path / "run")
     write_images(tmp_path / "others", [f"other {name}" for name in NAMES])
-    assert f"{tmp_path}/others" in refusal(capsys, tmp_path / "others", run, "--limit", "3")
+    assert f"{tmp_path}/others" in refusal(capsys, tmp_path / "others", run, "--limit", "12")
     write_images(images, [f"new {name}" for name in NAMES])
     assert request(images, run) == 130 and _held(run) == 24
     (images / NAMES[0]).unlink()
@@ -99,3 +101,47 @@ def test_a_run_of_the_code_before_resumes_as_it_is(images: Path, tmp_path: Path)
     del settings["config"]["dedupe_image"]
     (run / "run.yaml").write_text(yaml.safe_dump(settings))
     assert request(images, run) == 130 and _held(run) == 12
+
+
+@pytest.mark.parametrize("field", ["limit", "sample"])
+def test_fewer_images_than_a_run_holds_are_refused_while_some_are_to_do(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], field: str
+) -> None:
+    run = _begun(images, tmp_path / "run")
+    line = refusal(capsys, images, run, f"--{field}", "5")
+    assert line == (
+        f"--{field}: 5 is less than the 12 images that this run holds, of which 11 are still to do: "
+        f"leave --{field} out, or give another --out"
+    )
+    assert request(images, run, f"--{field}", "5", "--dry-run") == 2
+    assert request(images, run, f"--{field}", "12") == 130
+    commit(run, *NAMES[1:])
+    assert request(images, run, f"--{field}", "5") == 0 and len(rows(run, "captions")) == 12
+
+
+def test_the_same_limit_resumes_although_the_run_has_grown(images: Path, tmp_path: Path) -> None:
+    run = _begun(images, tmp_path / "run", "--limit", "3")
+    write_images(images, ["000.jpg"])  # it is the first one now
+    for _ in range(2):
+        assert request(images, run, "--limit", "3") == 130 and _held(run) == 4
+
+
+def test_a_retry_that_was_killed_goes_on_with_the_same_command(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = _begun(images, tmp_path / "run")
+    begin_session(CaptionRun(run), 0.0)
+    commit(run, *NAMES[1:], rejected=True)
+    assert request(images, run, "--retry-rejects") == 130
+    begin_session(CaptionRun(run), 0.0)
+    commit(run, *NAMES[1:5], rejected=True, session=1)
+    capsys.readouterr()
+    assert request(images, run, "--retry-rejects") == 130
+    assert "5 of 12 images are done" in capsys.readouterr().err
+    assert request(images, run, "--retry-rejects", "--dry-run") == 0
+    assert "5 of 12 images are done" in capsys.readouterr().out
+    commit(run, *NAMES[5:], session=1)
+    # All are done, so the run is finished, four of its rejects still refused: now they may be tried again.
+    assert request(images, run, "--retry-rejects", "--max-reject-rate", "1") == 0
+    assert request(images, run, "--retry-rejects") == 130
+    assert "8 of 12 images are done" in capsys.readouterr().err

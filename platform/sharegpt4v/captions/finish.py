@@ -15,6 +15,7 @@ import numpy as np
 from sharegpt4v.atomic import make_folder, publish, sync, write_atomic
 from sharegpt4v.captions.layout import CaptionRun
 from sharegpt4v.captions.outcomes import outcome_files, read_outcomes, session_of
+from sharegpt4v.captions.retry import end_retry
 from sharegpt4v.captions.sessions import Commit, note_end, read_sessions, session_times
 from sharegpt4v.captions.settle import Counts, settled_shards, write_parts
 from sharegpt4v.engine.stats import EngineStats
@@ -56,6 +57,7 @@ def roll_forward(run: CaptionRun) -> None:
             publish(fresh, final)
     shutil.rmtree(run.outcomes, ignore_errors=True)
     shutil.rmtree(run.pending, ignore_errors=True)
+    end_retry(run)
     shutil.rmtree(compacted)
 
 

@@ -42,5 +42,9 @@ class CaptionRun(RunFolder):
     def sessions(self) -> Path:
         return self.work / "sessions"
 
+    @property
+    def retry(self) -> Path:
+        return self.work / "retry.json"
+
     def shards(self) -> list[Path]:
         return sorted(self.manifest.glob("part-*.parquet"))

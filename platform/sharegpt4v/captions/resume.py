@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sharegpt4v.captions.layout import CaptionRun
-from sharegpt4v.captions.outcomes import SET_ASIDE, outcome_files, read_outcomes
+from sharegpt4v.captions.outcomes import SET_ASIDE, outcome_files, read_outcomes, session_of
 from sharegpt4v.captions.parts import read_part
 from sharegpt4v.records import OUTCOME
 
@@ -82,8 +82,13 @@ def _fail(error: OSError) -> None:
     raise error
 
 
-def survey(run: CaptionRun, retry_rejects: str | None = None) -> tuple[Done, RunProgress]:
-    """Reads what is done; with retry_rejects (a reason, or `all`) those rejects count as not done."""
+def survey(
+    run: CaptionRun, retry_rejects: str | None = None, since: int | None = None
+) -> tuple[Done, RunProgress]:
+    """Reads what is done; with retry_rejects (a reason, or `all`) those rejects count as not done.
+
+    since: the first session of that retry, as retry_since() gives it: rejects of its sessions are done.
+    """
     done = [np.zeros(pq.read_metadata(path).num_rows, dtype=np.bool_) for path in run.shards()]
     rejected = [np.zeros_like(flags) for flags in done]
     reasons: Counter[str] = Counter()
@@ -106,7 +111,8 @@ def survey(run: CaptionRun, retry_rejects: str | None = None) -> tuple[Done, Run
         captions = table.filter(pc.equal(table[OUTCOME], "caption"))
         refusals_of_all = table.filter(pc.equal(table[OUTCOME], "reject"))
         reasons.update(refusals_of_all["reason"].to_pylist())
-        rejects = _still_rejected(refusals_of_all, retry_rejects)
+        tried = since is not None and session_of(run, path) >= since
+        rejects = _still_rejected(refusals_of_all, None if tried else retry_rejects)
         for flagged, part in ((done, captions), (rejected, rejects)):
             shards, rows = part["shard"].to_numpy(), part["row"].to_numpy()
             for number in np.unique(shards):
