@@ -52,7 +52,7 @@ def take_in(job: CaptionJob, run: CaptionRun, phases: Phases) -> Manifest:
         joins = input_before(job, run)
     else:
         begin_anew(run)
-    manifest = read_manifest(job, run.manifest, phases, joins)
+    manifest = read_manifest(job, run.manifest, phases, joins, run.input)
     if passed_over := describe_passed_over(manifest):
         phases.say(f"passed over: {passed_over}")
     if manifest.same_image_ids:
@@ -62,8 +62,10 @@ def take_in(job: CaptionJob, run: CaptionRun, phases: Phases) -> Manifest:
     return manifest
 
 
-def read_manifest(job: CaptionJob, folder: Path, phases: Phases, joins: str | None) -> Manifest:
-    """Writes the input to `folder`, joined to the shards that are there already. joins: see normalise()."""
+def read_manifest(
+    job: CaptionJob, folder: Path, phases: Phases, joins: str | None, record: Path | None = None
+) -> Manifest:
+    """Writes the input to `folder`, joined to the shards that are there. joins, record: see normalise()."""
 
     def say_read(records: int) -> None:
         if records % 100_000 == 0:
@@ -80,6 +82,7 @@ def read_manifest(job: CaptionJob, folder: Path, phases: Phases, joins: str | No
         source=config.source,
         dedupe_image=config.dedupe_image,
         joins=joins,
+        record=record,
         progress=say_read,
     )
 

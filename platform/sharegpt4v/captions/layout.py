@@ -43,6 +43,11 @@ class CaptionRun(RunFolder):
         return self.work / "sessions"
 
     @property
+    def input(self) -> Path:
+        """What manifest/ was made of, while that can be told."""
+        return self.work / "input.json"
+
+    @property
     def retry(self) -> Path:
         return self.work / "retry.json"
 
