@@ -16,7 +16,7 @@ from sharegpt4v.atomic import make_folder, publish, sync, write_atomic
 from sharegpt4v.captions.layout import CaptionRun
 from sharegpt4v.captions.outcomes import outcome_files, read_outcomes, session_of
 from sharegpt4v.captions.retry import end_retry
-from sharegpt4v.captions.sessions import Commit, note_end, read_sessions, session_times
+from sharegpt4v.captions.sessions import Commit, note_end, read_sessions, session_times, thinned
 from sharegpt4v.captions.settle import Counts, settled_shards, write_parts
 from sharegpt4v.engine.stats import EngineStats
 from sharegpt4v.errors import UserError
@@ -126,7 +126,7 @@ def summarise(
             "median": float(np.median(lengths)) if len(lengths) else 0.0,
             "p95": float(np.percentile(lengths, 95)) if len(lengths) else 0.0,
         },
-        "commits": committed,
+        "commits": thinned(committed),
     }
     _write_summary(run, summary)
     return summary
