@@ -18,7 +18,7 @@ from sharegpt4v.records import MANIFEST, PENDING
 BLOCK_BYTES = 112 << 20
 """Of pixels in one block; Ray Data means blocks to be of 128 MiB at most."""
 
-FEW_BLOCKS = 512
+FEW_BLOCKS = 256
 """Blocks that a run has at least, as long as it has so many commits: workers end together, progress shows."""
 
 LEAD = 32
