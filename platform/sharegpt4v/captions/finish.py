@@ -14,7 +14,7 @@ import numpy as np
 
 from sharegpt4v.atomic import make_folder, publish, sync, write_atomic
 from sharegpt4v.captions.layout import CaptionRun
-from sharegpt4v.captions.outcomes import outcome_files, read_outcomes, session_of
+from sharegpt4v.captions.outcomes import outcome_files, read_outcomes, session_of, set_aside
 from sharegpt4v.captions.retry import end_retry
 from sharegpt4v.captions.sessions import Commit, note_end, read_sessions, session_times, thinned
 from sharegpt4v.captions.settle import Counts, settled_shards, write_parts
@@ -76,19 +76,26 @@ def finished_parts(run: CaptionRun) -> tuple[Path, Path]:
 def compact(run: CaptionRun) -> Counts:
     """Writes captions/ and rejects/ from all sessions, auditing each manifest shard on the way.
 
-    Every manifest id ends in exactly one of the two. Raises UserError when ids are missing, which a rerun
-    mends, naming the first.
+    Every manifest id ends in exactly one of the two. Raises UserError when ids are missing, naming the first,
+    and for damaged files of outcomes, which it sets aside: a rerun mends both.
     """
     compacted = run.path / "work" / "compacted"
     shutil.rmtree(compacted, ignore_errors=True)
     for final in (run.captions, run.rejects):
         make_folder(compacted / final.name)
-    counts, rows, missing = Counts(), 0, []
+    counts, rows, missing, unreadable = Counts(), 0, [], set[Path]()
     for shard in settled_shards(run, run.captions, run.rejects):
         rows += shard.rows
         missing += shard.missing
+        unreadable |= set(shard.unreadable)
         counts.add(shard)
         write_parts(shard, compacted / run.captions.name, compacted / run.rejects.name)
+    if unreadable:
+        set_aside(unreadable)
+        raise UserError(
+            f"{len(unreadable)} files of outcomes are damaged and were set aside "
+            f"({min(unreadable).relative_to(run.path)}, ...): run the same command again to redo their images"
+        )
     if missing:
         raise UserError(
             f"{rows - counts.rows} images have no outcome yet "

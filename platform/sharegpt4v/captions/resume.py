@@ -9,6 +9,7 @@ import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby, islice
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,10 @@ Done = list[npt.NDArray[np.bool_]]
 """For each manifest shard one flag per row."""
 
 ALL_REASONS = "all"
+
+FILES_AT_ONCE = 512
+
+_SURVEYED = (OUTCOME, "shard", "row", "reason")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,42 +92,70 @@ def survey(
 ) -> tuple[Done, RunProgress]:
     """Reads what is done; with retry_rejects (a reason, or `all`) those rejects count as not done.
 
-    since: the first session of that retry, as retry_since() gives it: rejects of its sessions are done.
+    since: the first session of that retry, as retry_since() gives it: rejects of its sessions are done. Of
+    outcomes only the columns that this needs are read and checked; the finish step checks all.
     """
-    done = [np.zeros(pq.read_metadata(path).num_rows, dtype=np.bool_) for path in run.shards()]
-    rejected = [np.zeros_like(flags) for flags in done]
-    reasons: Counter[str] = Counter()
+    found = _Found([np.zeros(pq.read_metadata(path).num_rows, dtype=np.bool_) for path in run.shards()])
+    _add_parts(run, retry_rejects, found)
+    unreadable = _add_outcomes(run, retry_rejects, since, found)
+    captions = sum(int(flags.sum()) for flags in found.captioned)
+    for flags, refusals in zip(found.captioned, found.rejected, strict=True):
+        flags |= refusals
+    rows, total = sum(map(len, found.captioned)), sum(int(flags.sum()) for flags in found.captioned)
+    reasons = dict(found.reasons.most_common())
+    return found.captioned, RunProgress(rows, captions, total - captions, reasons, unreadable)
+
+
+class _Found:
+    """Which rows have a caption, which have a reject that stays one, and all rejects by reason."""
+
+    def __init__(self, none: Done) -> None:
+        self.captioned = none
+        self.rejected = [np.zeros_like(flags) for flags in none]
+        self.reasons: Counter[str] = Counter()
+
+    def count(self, reasons: pa.ChunkedArray) -> None:
+        for entry in pc.value_counts(reasons).to_pylist():
+            self.reasons[entry["values"]] += entry["counts"]
+
+
+def _add_parts(run: CaptionRun, retry: str | None, found: _Found) -> None:
     for number, path in enumerate(run.shards()):
         kept, refused = run.captions / path.name, run.rejects / path.name
         if kept.exists() or refused.exists():
             ids = read_part(path, columns=["id"])["id"]
             if kept.exists():
-                done[number][_positions(read_part(kept, columns=["id"])["id"], ids)] = True
+                found.captioned[number][_positions(read_part(kept, columns=["id"])["id"], ids)] = True
             if refused.exists():
                 table = read_part(refused, columns=["id", "reason"])
-                reasons.update(table["reason"].to_pylist())
-                rejected[number][_positions(_still_rejected(table, retry_rejects)["id"], ids)] = True
-    unreadable = []
-    for path in outcome_files(run):
-        table = read_outcomes(path)
-        if table is None:
-            unreadable.append(path)
-            continue
-        captions = table.filter(pc.equal(table[OUTCOME], "caption"))
-        refusals_of_all = table.filter(pc.equal(table[OUTCOME], "reject"))
-        reasons.update(refusals_of_all["reason"].to_pylist())
-        tried = since is not None and session_of(run, path) >= since
-        rejects = _still_rejected(refusals_of_all, None if tried else retry_rejects)
-        for flagged, part in ((done, captions), (rejected, rejects)):
-            shards, rows = part["shard"].to_numpy(), part["row"].to_numpy()
-            for number in np.unique(shards):
-                flagged[number][rows[shards == number]] = True
-    captions_done = sum(int(flags.sum()) for flags in done)
-    for flags, refusals in zip(done, rejected, strict=True):
-        flags |= refusals
-    rows, total = sum(len(flags) for flags in done), sum(int(flags.sum()) for flags in done)
-    rejects_done, by_reason = total - captions_done, dict(reasons.most_common())
-    return done, RunProgress(rows, captions_done, rejects_done, by_reason, unreadable)
+                found.count(table["reason"])
+                found.rejected[number][_positions(_still_rejected(table, retry)["id"], ids)] = True
+
+
+def _add_outcomes(run: CaptionRun, retry: str | None, since: int | None, found: _Found) -> list[Path]:
+    """Returns the files that are damaged."""
+    unreadable: list[Path] = []
+    files = outcome_files(run)
+    # Of one session some hundred files at a time: the work on a table costs as much as reading a file.
+    for number, group in groupby(files, key=lambda path: session_of(run, path)):
+        tried = since is not None and number >= since
+        while chunk := list(islice(group, FILES_AT_ONCE)):
+            tables = [(path, read_outcomes(path, _SURVEYED)) for path in chunk]
+            unreadable += [path for path, table in tables if table is None]
+            whole = [table for _, table in tables if table is not None]
+            if whole:
+                _add_table(pa.concat_tables(whole), None if tried else retry, found)
+    return unreadable
+
+
+def _add_table(table: pa.Table, retry: str | None, found: _Found) -> None:
+    refused = table.filter(pc.equal(table[OUTCOME], "reject"))
+    found.count(refused["reason"])
+    captions = table.filter(pc.equal(table[OUTCOME], "caption"))
+    for flagged, part in ((found.captioned, captions), (found.rejected, _still_rejected(refused, retry))):
+        shards, rows = part["shard"].to_numpy(), part["row"].to_numpy()
+        for number in np.unique(shards):
+            flagged[number][rows[shards == number]] = True
 
 
 def _still_rejected(table: pa.Table, retry: str | None) -> pa.Table:
