@@ -23,8 +23,8 @@ SETTLED_SECONDS = 2.0
 """What changed later than this before it is looked at may change again in the same tick of its clock."""
 
 _REMOTE = frozenset(
-    """What changed later than this before it is looked at may change again in one tick of its clock."""
-    "mtime updated".split()
+    "blob_id content-md5 content_hash digest etag generation last-modified last_modified lastmodified "
+    "md5hash mtime updated".split()
 )
 """What fsspec's file systems call that which changes with an object's content, in lower case."""
 
