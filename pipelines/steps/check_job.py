@@ -20,7 +20,7 @@ from pipelines.steps.phases import Phases
 from pipelines.steps.progress import ProgressBar
 from pipelines.steps.table import print_counts
 from sharegpt4v.atomic import write_atomic
-from sharegpt4v.captions.pending import row_groups
+from sharegpt4v.captions.blocks import row_groups
 from sharegpt4v.config.check import CheckConfig
 from sharegpt4v.credentials import without_credentials
 from sharegpt4v.errors import Rejected, UserError

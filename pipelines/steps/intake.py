@@ -7,10 +7,10 @@ import pyarrow.parquet as pq
 
 from pipelines.steps.job import CaptionJob
 from pipelines.steps.phases import Phases
+from sharegpt4v.captions.blocks import row_groups, rows_per_block, rows_per_commit, write_pending
 from sharegpt4v.captions.finish import roll_forward
 from sharegpt4v.captions.layout import CaptionRun
 from sharegpt4v.captions.outcomes import set_aside
-from sharegpt4v.captions.pending import row_groups, rows_per_block, rows_per_commit, write_pending
 from sharegpt4v.captions.resume import ALL_REASONS, Done, RunProgress, begin_anew, has_outcomes, survey
 from sharegpt4v.credentials import all_without_credentials
 from sharegpt4v.errors import UserError

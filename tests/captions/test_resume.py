@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from sharegpt4v.captions.blocks import write_pending
 from sharegpt4v.captions.finish import compact
 from sharegpt4v.captions.layout import CaptionRun
 from sharegpt4v.captions.outcomes import SET_ASIDE, commit_outcomes, outcome_files, read_outcomes, set_aside
-from sharegpt4v.captions.pending import write_pending
 from sharegpt4v.captions.resume import RunProgress, begin_anew, has_outcomes, survey
 from sharegpt4v.captions.sessions import begin_session
 from sharegpt4v.errors import UserError

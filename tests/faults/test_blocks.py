@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sharegpt4v.captions import pending
+from sharegpt4v.captions import blocks
 from tests.commands import rows, write_images
 
 
@@ -16,8 +16,8 @@ def test_a_worker_that_dies_inside_a_block_costs_no_commit_and_counts_none_twice
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(pending, "FEW_BLOCKS", 4)
-    monkeypatch.setattr(pending, "LEAD", 2)
+    monkeypatch.setattr(blocks, "FEW_BLOCKS", 4)
+    monkeypatch.setattr(blocks, "LEAD", 2)
     names = [f"{index:03}.jpg" for index in range(124)]
     write_images(tmp_path / "images", names)
     run = tmp_path / "run"

@@ -44,7 +44,7 @@ class CaptionRun(RunFolder):
 
     @property
     def input(self) -> Path:
-        """What manifest/ was made of, while that can be told."""
+        """Says what manifest/ was made of; there only where a change of that would show."""
         return self.work / "input.json"
 
     @property

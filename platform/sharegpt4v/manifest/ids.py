@@ -58,7 +58,7 @@ class IdSet:
         return found
 
     def _holds(self, high: Digests, low: Digests) -> Mask:
-        """high: ascending, so that a search reads a run front to back, with fewer cache misses."""
+        """Looks up digests whose high words ascend: a search reads a run front to back."""
         found = np.zeros(high.size, dtype=np.bool_)
         for run_high, run_low in self._runs:
             at = np.searchsorted(run_high, high)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from sharegpt4v.captions.blocks import row_groups, rows_per_block, rows_per_commit, write_pending
 from sharegpt4v.captions.layout import CaptionRun
-from sharegpt4v.captions.pending import row_groups, rows_per_block, rows_per_commit, write_pending
 from sharegpt4v.captions.resume import survey
 from sharegpt4v.captions.sessions import begin_session
 from sharegpt4v.records import PENDING
