@@ -11,7 +11,7 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
 from sharegpt4v.errors import UserError
-from sharegpt4v.records import LOCATION_COLUMNS
+from sharegpt4v.records import LOCATION_COLUMNS, MANIFEST
 
 Kind = Literal["manifest", "captions", "rejects"]
 
@@ -82,3 +82,22 @@ def locations(run: Path, ids: Iterable[str]) -> dict[str, Location]:
     columns = ["id", *LOCATION_COLUMNS]
     found = pads.dataset([str(path) for path in files]).to_table(columns=columns, filter=wanted)
     return {row.pop("id"): Location(**row) for row in found.to_pylist()}
+
+
+def locations_in_order(run: Path, ids: Iterable[pa.Array]) -> Iterator[list[Location]]:
+    """Yields the locations of each array of ids; together they are in manifest order, as captions are.
+
+    Reads the manifest once, however many arrays there are, and holds what lies between two ids of an array.
+    """
+    rows = batches(run, "manifest", ["id", *LOCATION_COLUMNS])
+    ahead = pa.Table.from_batches([], MANIFEST).select(["id", *LOCATION_COLUMNS])
+    for wanted in ids:
+        places = pc.index_in(wanted, value_set=ahead["id"].combine_chunks())
+        while places.null_count:
+            more = next(rows, None)
+            assert more is not None, "captions hold an id that the manifest does not, or not in its order"
+            ahead = pa.concat_tables([ahead, pa.Table.from_batches([more]).cast(ahead.schema)])
+            places = pc.index_in(wanted, value_set=ahead["id"].combine_chunks())
+        found = ahead.select(LOCATION_COLUMNS).take(places)
+        yield [Location(**row) for row in found.to_pylist()]
+        ahead = ahead.slice((pc.max(places).as_py() or 0) + 1 if len(places) else 0)

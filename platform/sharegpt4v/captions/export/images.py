@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
-from itertools import repeat
+from itertools import repeat, tee
 from typing import Any
 
 from sharegpt4v.captions import parts
@@ -26,12 +26,13 @@ def captioned_images(captions: CaptionSet) -> Iterator[tuple[dict[str, Any], byt
     """
     reader = ImageReader(captions.root)
     with ThreadPoolExecutor(READERS) as pool:
-        for batch in captions.batches():
-            places = parts.locations(captions.folder, batch.column("id").to_pylist())
+        batches, again = tee(captions.batches())
+        places = parts.locations_in_order(captions.folder, (batch["id"] for batch in again))
+        for batch, located in zip(batches, places, strict=True):
             for start in range(0, len(batch), _AHEAD):
                 rows = batch.slice(start, _AHEAD).to_pylist()
                 digests = [row["image_sha256"] for row in rows]
-                where = [places[row["id"]] for row in rows]
+                where = located[start : start + _AHEAD]
                 images = list(pool.map(read_captioned, repeat(reader), where, digests))
                 _refuse_broken(rows, images)
                 for row, image in zip(rows, images, strict=True):
