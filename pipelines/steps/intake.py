@@ -129,10 +129,10 @@ def input_before(job: CaptionJob, run: CaptionRun) -> str | None:
         return None
     settings = read_settings(run.path)
     before, config = settings["config"], job.config
-    same = [before["images"], before["root"]] == all_without_credentials([config.images, config.root])
+    same = [before.get("images"), before.get("root")] == all_without_credentials([config.images, config.root])
     if same and (config.limit is not None or config.sample is not None):
         return None
-    return f"{before['images']} below {settings['root']}"
+    return f"{before.get('images')} below {settings['root']}"
 
 
 def describe_passed_over(manifest: Manifest) -> str:
