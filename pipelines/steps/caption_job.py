@@ -89,7 +89,9 @@ def _work_off(job: CaptionJob, run: CaptionRun, pending: Pending, phases: Phases
     config, before = job.config, pending.progress
     phases.begin(connection_text(config.address))
     with ray_session(config.address), phases, session(run, phases.started) as outcomes:
-        quiet_data_context(no_progress_seconds=max(1800.0, 3 * config.hang_seconds))
+        # Ray Data sees a block end, not the commits in it.
+        patience = pending.commits_per_block * max(1800.0, 3 * config.hang_seconds)
+        quiet_data_context(no_progress_seconds=patience)
         ledger = RemoteLedger.start(config.max_reject_rate, before.captions, before.rejects)
         workers = describe_size(pool_size(config, pending.images, cluster_resource("GPU")))
         phases.begin(f"loading {job.spec.model.partition('@')[0]} on {workers}")

@@ -22,13 +22,14 @@ from sharegpt4v.run.settings import check_fingerprint, check_version, read_setti
 class Pending:
     """What a session has to do.
 
-    groups: row groups of the files of work/pending, each a few commits of at most rows_per_commit images.
-    root: where their paths begin. remote: whether some of the first images are URIs. progress: what the run
-    had done before.
+    groups: row groups of the files of work/pending, each at most commits_per_block commits of at most
+    rows_per_commit images. root: where their paths begin. remote: whether some of the first images are URIs.
+    progress: what the run had done before.
     """
 
     groups: list[dict[str, str | int]]
     rows_per_commit: int
+    commits_per_block: int
     root: str
     remote: bool
     progress: RunProgress
@@ -175,7 +176,8 @@ def write_down_pending(
     most = job.config.rows_per_commit or _rows_per_commit(job, progress)
     block = rows_per_block(progress.rows - progress.done, most, job.image_size)
     files = write_pending(run, done, most, block)
-    return Pending(row_groups(files), most, manifest.root, is_remote(manifest.root, files), progress)
+    remote = is_remote(manifest.root, files)
+    return Pending(row_groups(files), most, block // most, manifest.root, remote, progress)
 
 
 def is_remote(root: str, files: list[Path]) -> bool:

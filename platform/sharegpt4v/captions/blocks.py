@@ -1,5 +1,6 @@
 """What a session is to do, in files of its own: one row group for each block, which is a few commits."""
 
+import secrets
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,6 @@ from sharegpt4v.atomic import make_folder
 from sharegpt4v.captions.layout import CaptionRun
 from sharegpt4v.captions.parts import read_part
 from sharegpt4v.captions.resume import Done
-from sharegpt4v.captions.sessions import next_session
 from sharegpt4v.records import MANIFEST, PENDING
 
 BLOCK_BYTES = 112 << 20
@@ -28,11 +28,11 @@ LEAD = 32
 def write_pending(run: CaptionRun, done: Done, commit_rows: int, block_rows: int) -> list[Path]:
     """Writes what is not done as records.PENDING, one row group for each block of at most block_rows.
 
-    The files are below a folder of the session that is about to begin: a worker that outlived an earlier one
-    finds its own files gone, never others under their names. Returns them; none means that all is done.
+    The files are below a folder whose name was never used before: a worker that outlived its session finds
+    its own files gone, never others under their names. Returns them; none means that all is done.
     """
     shutil.rmtree(run.pending, ignore_errors=True)
-    folder = run.pending / f"{next_session(run):04}"
+    folder = run.pending / secrets.token_hex(8)
     make_folder(folder)
     written: list[Path] = []
     columns = [name for name in PENDING.names if name in MANIFEST.names]

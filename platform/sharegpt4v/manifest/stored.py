@@ -48,7 +48,10 @@ def identity(fs: fsspec.AbstractFileSystem, path: str) -> Identity | None:
 
 def note(located: Located, path: str) -> None:
     """Notes a file or folder of the input just before it is read: a change while it is read shows as well."""
-    located.seen[path] = identity(located.fs, path)
+    try:
+        located.seen[path] = identity(located.fs, path)
+    except OSError:  # reading it will say what is wrong
+        located.seen[path] = None
 
 
 def keep(
