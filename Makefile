@@ -74,6 +74,7 @@ bench: setup  ## the measurements of benchmarks/README.md (two hours)
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.image_prep
 	$(BIN)/python -m benchmarks.caption_overhead
+	$(BIN)/python -m benchmarks.resume_size
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.caption_real
 	$(BIN)/python -m benchmarks.slot_use

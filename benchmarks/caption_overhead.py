@@ -64,7 +64,7 @@ def ours(manifest: Path, out: Path, size: int) -> tuple[float, int]:
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     peak = 0
     while process.poll() is None:
-        peak = max(peak, _peak_memory(process.pid))
+        peak = max(peak, peak_memory(process.pid))
         time.sleep(0.2)
     assert process.stderr is not None
     if process.returncode:
@@ -104,7 +104,8 @@ def _bare_half(manifest: Path, out: Path, size: int, half: int) -> None:
         pq.write_table(caption(decode(table.slice(start, BATCH))), out / f"part-{half}-{number:05}.parquet")
 
 
-def _peak_memory(pid: int) -> int:
+def peak_memory(pid: int) -> int:
+    """Returns the peak resident memory of a process in MB; 0 when it has ended."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except (FileNotFoundError, ProcessLookupError):

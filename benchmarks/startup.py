@@ -56,7 +56,7 @@ def measure(images: Path, out: Path, flags: list[str]) -> Round:
     while process.poll() is None:
         cpu |= cpu_seconds(process.pid)
         if not first_commit:
-            written = list((out / "work" / "outcomes").glob("*/*.parquet"))
+            written = list((out / "work" / "outcomes").rglob("*.parquet"))
             first_commit = min((path.stat().st_mtime - start for path in written), default=0.0)
         time.sleep(0.1)
     returned, text = time.time() - start, log.read_text()

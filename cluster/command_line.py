@@ -15,6 +15,7 @@ from cyclopts import App, CycloptsError
 from cluster.errors import EXIT_INTERRUPTED, EXIT_PROBLEM, EXIT_USAGE
 from cluster.parameters import bare_values, field_name, flags, help_formatter, signature, usage, with_flags
 from sharegpt4v.config.base import CommandConfig, flat_values, load_yaml, resolve
+from sharegpt4v.credentials import all_without_credentials, without_credentials
 from sharegpt4v.errors import RunFailed, UserError
 
 C = TypeVar("C", bound=CommandConfig)
@@ -80,8 +81,9 @@ def _run(command: Command[C], given: dict[str, Any]) -> int:
         config = _resolve(config_class, given)
         if not dry_run:
             return command.action(config)
-        print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True), end="")
-        print(command.plan(config) if command.plan else "")
+        resolved = all_without_credentials(config.model_dump(mode="json"))
+        print(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True), end="")
+        print(without_credentials(command.plan(config)) if command.plan else "")
         return 0
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
@@ -109,7 +111,7 @@ def error_line(error: UserError, config_class: type[CommandConfig]) -> str:
 def _fail(name: str, line: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    print(f"{name}: {line}", file=sys.stderr)
+    print(f"{name}: {without_credentials(line)}", file=sys.stderr)
     return code
 
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from sharegpt4v.captions.layout import CaptionRun
-from sharegpt4v.captions.outcomes import outcome_files
+from sharegpt4v.captions.outcomes import outcome_files, read_outcomes
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PHOTOS = REPOSITORY.parent / "shared" / "data" / "photos"
@@ -72,7 +72,7 @@ def write_images(folder: Path, names: Iterable[str], size: int = 24) -> None:
 
 def committed(run: Path) -> int:
     """Commits of all sessions that are not compacted yet."""
-    return len(list((run / "work" / "outcomes").glob("*/*.parquet")))
+    return len(outcome_files(CaptionRun(run)))
 
 
 def wait_for_commits(process: "subprocess.Popen[str]", run: Path, count: int, seconds: float = 90) -> None:
@@ -92,8 +92,9 @@ def kill(process: "subprocess.Popen[str]") -> None:
 
 
 def outcomes_left(run: Path) -> int:
-    """Rows in the readable files of work/outcomes."""
-    return sum(pq.read_metadata(path).num_rows for path in outcome_files(CaptionRun(run)))
+    """Rows in the undamaged files of work/outcomes."""
+    tables = [read_outcomes(path) for path in outcome_files(CaptionRun(run))]
+    return sum(len(table) for table in tables if table is not None)
 
 
 def rows(run: Path, part: str) -> pa.Table:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sharegpt4v.atomic import atomic_path, publish, sync, write_atomic
+from sharegpt4v.atomic import atomic_path, make_folder, publish, sync, write_atomic
 from tests.commands import environment
 
 
@@ -161,3 +161,12 @@ def test_sync_returns_for_one_file_and_for_an_empty_folder(tmp_path: Path, calls
     sync(tmp_path / "a")
     sync(tmp_path / "empty")
     assert calls == ["sync a", "sync empty"]
+
+
+def test_each_folder_that_is_made_is_synced_into_its_parent(tmp_path: Path, calls: list[str]) -> None:
+    make_folder(tmp_path / "work" / "outcomes")
+    assert calls == [f"sync {tmp_path.name}", "sync work"]
+    make_folder(tmp_path / "work" / "outcomes")
+    assert len(calls) == 2
+    with pytest.raises(FileNotFoundError):
+        make_folder(tmp_path / "gone" / "0000", parents=False)

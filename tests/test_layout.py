@@ -94,7 +94,18 @@ def test_the_library_names_no_flag() -> None:
 
 
 ORDER = (
-    *("errors", "collector", "dialogue", "atomic", "records", "prompts", "gate", "templates", "images"),
+    *(
+        "credentials",
+        "errors",
+        "collector",
+        "dialogue",
+        "atomic",
+        "records",
+        "prompts",
+        "gate",
+        "templates",
+        "images",
+    ),
     *("manifest", "inspection", "models", "checkpoints", "engine", "python_api", "config", "run"),
     *("captions", "train", "evaluate", "analysis", "toy"),
 )

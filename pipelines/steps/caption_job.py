@@ -20,7 +20,7 @@ from pipelines.steps.captioning import CaptionAndCommit
 from pipelines.steps.clock import command_started
 from pipelines.steps.decoding import Decode, read_row_group
 from pipelines.steps.finishing import conclude, finish
-from pipelines.steps.intake import Pending, say_progress, take_in, write_down_pending
+from pipelines.steps.intake import Pending, drop_unreadable, say_progress, take_in, write_down_pending
 from pipelines.steps.interruption import describe_interruption
 from pipelines.steps.job import CaptionJob, make_job
 from pipelines.steps.ledger import RemoteLedger
@@ -30,8 +30,10 @@ from pipelines.steps.progress import ProgressBar
 from pipelines.steps.reject_limit import REMEDY
 from sharegpt4v.captions.layout import CaptionRun
 from sharegpt4v.captions.resume import survey
+from sharegpt4v.captions.retry import end_retry, note_retry, retry_since
 from sharegpt4v.captions.sessions import note_engines, session
 from sharegpt4v.config.caption import CaptionConfig
+from sharegpt4v.credentials import without_credentials
 from sharegpt4v.errors import RunFailed
 from sharegpt4v.images import ImageReader
 from sharegpt4v.run.disk import full_disk_named
@@ -59,8 +61,11 @@ def _begin_or_resume(job: CaptionJob, run: CaptionRun, phases: Phases) -> int:
     """Runs the steps in order: take in the manifest, work off what is pending of it, finish."""
     config = job.config
     manifest = take_in(job, run, phases)
-    done, progress = survey(run, config.retry_rejects)
-    say_progress(config.retry_rejects, progress, phases)
+    reason = config.retry_rejects
+    since = retry_since(run, reason, manifest.root) if reason else None
+    done, progress = survey(run, reason, since)
+    drop_unreadable(run, progress, phases)
+    say_progress(reason, progress, phases)
     if progress.done == progress.rows and run.success.exists():
         phases.end()
         print(f"{run.path} is finished: nothing to do", file=sys.stderr)
@@ -69,9 +74,12 @@ def _begin_or_resume(job: CaptionJob, run: CaptionRun, phases: Phases) -> int:
     write_settings(run, config.model_dump(mode="json"), job.fingerprint, job.facts(manifest.root))
     pending = write_down_pending(job, run, manifest, done, progress)
     if pending.groups:
+        if reason and since is not None:
+            note_retry(run, reason, manifest.root, since)
         stopped = _work_off(job, run, pending, phases)
         if stopped:
-            print(f"sharegpt4v caption: {stopped}; {REMEDY}", file=sys.stderr)
+            end_retry(run)  # what was refused meanwhile is tried again once the cause is mended
+            print(f"sharegpt4v caption: {without_credentials(stopped)}; {REMEDY}", file=sys.stderr)
             return EXIT_PROBLEM
     return finish(job, run, manifest.root, phases)
 
@@ -81,7 +89,9 @@ def _work_off(job: CaptionJob, run: CaptionRun, pending: Pending, phases: Phases
     config, before = job.config, pending.progress
     phases.begin(connection_text(config.address))
     with ray_session(config.address), phases, session(run, phases.started) as outcomes:
-        quiet_data_context(no_progress_seconds=max(1800.0, 3 * config.hang_seconds))
+        # Ray Data sees a block end, not the commits in it.
+        patience = pending.commits_per_block * max(1800.0, 3 * config.hang_seconds)
+        quiet_data_context(no_progress_seconds=patience)
         ledger = RemoteLedger.start(config.max_reject_rate, before.captions, before.rejects)
         workers = describe_size(pool_size(config, pending.images, cluster_resource("GPU")))
         phases.begin(f"loading {job.spec.model.partition('@')[0]} on {workers}")

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from pipelines.steps.isolation import KILLED_WORKER, KILLED_WORKER_MESSAGE, Isolation, RunStopped
 from pipelines.steps.ledger import LedgerClient
-from sharegpt4v.captions.outcomes import commit_outcomes
+from sharegpt4v.captions.outcomes import commit_outcomes, is_committed
 from sharegpt4v.dialogue import Completion, Request, SamplingParams, Turn, sampling_seed
 from sharegpt4v.engine.build import EngineSpec, build_engine
 from sharegpt4v.engine.handle import Engine, EngineClosed, EngineError, Handle
@@ -204,6 +204,8 @@ class CaptionAndCommit:
                 f"{self._outcomes} is not there on {socket.gethostname()}: --out must be a folder that every "
                 f"node sees"
             )
+        if is_committed(batch, self._outcomes):  # by a worker that died at a later commit of the same block
+            return pa.table({"rows": [len(batch)]})
         table = self._caption(batch)
         with full_disk_named(self._outcomes):
             commit_outcomes(table, self._outcomes)

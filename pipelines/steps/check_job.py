@@ -20,8 +20,9 @@ from pipelines.steps.phases import Phases
 from pipelines.steps.progress import ProgressBar
 from pipelines.steps.table import print_counts
 from sharegpt4v.atomic import write_atomic
-from sharegpt4v.captions.resume import row_groups
+from sharegpt4v.captions.blocks import row_groups
 from sharegpt4v.config.check import CheckConfig
+from sharegpt4v.credentials import without_credentials
 from sharegpt4v.errors import Rejected, UserError
 from sharegpt4v.images import ImageReader, inspect
 from sharegpt4v.inspection import DIGEST_BYTES, INSPECTED, KINDS, Inspection, InspectionSummary
@@ -161,7 +162,7 @@ def _report(config: CheckConfig, manifest: Manifest, found: InspectionSummary) -
         return
     summary = {
         "rows": manifest.rows,
-        "root": manifest.root,
+        "root": without_credentials(manifest.root),
         "by_source": by_source,
         "by_reason": by_reason,
         "duplicates": found.count("duplicate"),

@@ -13,12 +13,13 @@ import pyarrow.parquet as pq
 
 from cluster.session import cluster_address, local_cpus
 from pipelines.steps.clock import command_started
-from pipelines.steps.intake import describe_passed_over, read_manifest, refuse_changes
+from pipelines.steps.intake import describe_passed_over, input_before, read_manifest, refuse_changes
 from pipelines.steps.job import CaptionJob, make_job
 from pipelines.steps.phases import Phases
 from pipelines.steps.pool import describe_size, pool_size, refuse_impossible
 from sharegpt4v.captions.layout import CaptionRun
 from sharegpt4v.captions.resume import has_outcomes, survey
+from sharegpt4v.captions.retry import retry_since
 from sharegpt4v.checkpoints.card import model_folder, stored_weights
 from sharegpt4v.config.caption import CaptionConfig
 from sharegpt4v.errors import Rejected, UserError
@@ -49,13 +50,14 @@ def describe_job(config: CaptionConfig) -> str:
     resumes = has_outcomes(run)
     scratch = tempfile.TemporaryDirectory(prefix="sharegpt4v-dry-run-")
     with scratch as place, Phases(command_started()) as phases:
-        folder = Path(place) / "manifest"
+        folder, joins = Path(place) / "manifest", None
         if resumes:
             refuse_changes(job, run)
+            joins = input_before(job, run)
             folder.mkdir()
             for shard in run.shards():  # so that the input joins what the run holds, as it will
                 (folder / shard.name).symlink_to(shard)
-        manifest = read_manifest(job, folder, phases)
+        manifest = read_manifest(job, folder, phases, joins)
         phases.begin("trying to decode some images")
         lines = [
             _images(config, manifest),
@@ -66,7 +68,8 @@ def describe_job(config: CaptionConfig) -> str:
     if warning := job.toy_warning(manifest.root):
         lines.append(warning)
     if resumes:
-        _, progress = survey(run, config.retry_rejects)
+        reason = config.retry_rejects
+        _, progress = survey(run, reason, retry_since(run, reason, manifest.root) if reason else None)
         lines.append(f"resumes {run.path}: {progress.done:,} of {manifest.rows:,} images are done")
     else:
         lines.append(f"begins a new run in {run.path}")

@@ -7,21 +7,14 @@ import pyarrow.parquet as pq
 
 from pipelines.steps.job import CaptionJob
 from pipelines.steps.phases import Phases
+from sharegpt4v.captions.blocks import row_groups, rows_per_block, rows_per_commit, write_pending
 from sharegpt4v.captions.finish import roll_forward
 from sharegpt4v.captions.layout import CaptionRun
-from sharegpt4v.captions.resume import (
-    ALL_REASONS,
-    Done,
-    RunProgress,
-    begin_anew,
-    has_outcomes,
-    row_groups,
-    rows_per_commit,
-    write_pending,
-)
+from sharegpt4v.captions.outcomes import set_aside
+from sharegpt4v.captions.resume import ALL_REASONS, Done, RunProgress, begin_anew, has_outcomes, survey
+from sharegpt4v.credentials import all_without_credentials
 from sharegpt4v.errors import UserError
 from sharegpt4v.manifest import Manifest, normalise
-from sharegpt4v.manifest.locate import locate
 from sharegpt4v.run.settings import check_fingerprint, check_version, read_settings
 
 
@@ -29,13 +22,14 @@ from sharegpt4v.run.settings import check_fingerprint, check_version, read_setti
 class Pending:
     """What a session has to do.
 
-    groups: row groups of the files of work/pending, one for each commit of at most rows_per_commit images.
-    root: where their paths begin. remote: whether some of the first images are URIs. progress: what the run
-    had done before.
+    groups: row groups of the files of work/pending, each at most commits_per_block commits of at most
+    rows_per_commit images. root: where their paths begin. remote: whether some of the first images are URIs.
+    progress: what the run had done before.
     """
 
     groups: list[dict[str, str | int]]
     rows_per_commit: int
+    commits_per_block: int
     root: str
     remote: bool
     progress: RunProgress
@@ -53,11 +47,13 @@ def take_in(job: CaptionJob, run: CaptionRun, phases: Phases) -> Manifest:
     """
     check_version(run)
     roll_forward(run)
+    joins = None
     if has_outcomes(run):
         refuse_changes(job, run)
+        joins = input_before(job, run)
     else:
         begin_anew(run)
-    manifest = read_manifest(job, run.manifest, phases)
+    manifest = read_manifest(job, run.manifest, phases, joins, run.input)
     if passed_over := describe_passed_over(manifest):
         phases.say(f"passed over: {passed_over}")
     if manifest.same_image_ids:
@@ -67,8 +63,10 @@ def take_in(job: CaptionJob, run: CaptionRun, phases: Phases) -> Manifest:
     return manifest
 
 
-def read_manifest(job: CaptionJob, folder: Path, phases: Phases) -> Manifest:
-    """Writes the input to `folder`, joined to the shards that are there already."""
+def read_manifest(
+    job: CaptionJob, folder: Path, phases: Phases, joins: str | None, record: Path | None = None
+) -> Manifest:
+    """Writes the input to `folder`, joined to the shards that are there. joins, record: see normalise()."""
 
     def say_read(records: int) -> None:
         if records % 100_000 == 0:
@@ -84,6 +82,8 @@ def read_manifest(job: CaptionJob, folder: Path, phases: Phases) -> Manifest:
         sample=config.sample,
         source=config.source,
         dedupe_image=config.dedupe_image,
+        joins=joins,
+        record=record,
         progress=say_read,
     )
 
@@ -91,13 +91,49 @@ def read_manifest(job: CaptionJob, folder: Path, phases: Phases) -> Manifest:
 def refuse_changes(job: CaptionJob, run: CaptionRun) -> None:
     """Raises UserError for a job that does not go with the outcomes that the run has."""
     check_fingerprint(run, job.fingerprint)
-    if job.config.root is None and run.settings.exists():
-        before, now = read_settings(run.path)["root"], locate(job.config.images, None).root
-        if before != now:
+    if not run.settings.exists():
+        return
+    _refuse_less(job, run)
+    before, now = read_settings(run.path)["config"].get("dedupe_image", False), job.config.dedupe_image
+    if before != now:  # it decides the ids
+        raise UserError(
+            f"changed since this run began ({before} before, {now} now): restore it, or give another `out`",
+            field="dedupe_image",
+        )
+
+
+def _refuse_less(job: CaptionJob, run: CaptionRun) -> None:
+    """Raises UserError for a limit or a sample, new to the run, of fewer images than it holds.
+
+    A run only grows: the rest would be captioned in spite of it. It does no harm where nothing is left to do.
+    """
+    before = read_settings(run.path)["config"]
+    for field in ("limit", "sample"):
+        most = getattr(job.config, field)
+        if most is None or most == before.get(field):
+            continue
+        held = sum(pq.read_metadata(shard).num_rows for shard in run.shards())
+        if most < held and (left := held - survey(run, job.config.retry_rejects)[1].done):
             raise UserError(
-                f"this run's images were read below {before}, now it would be {now}: "
-                f"give --root explicitly, or another --out"
+                f"{most:,} is less than the {held:,} images that this run holds, of which {left:,} are still "
+                f"to do: leave `{field}` out, or give another `out`",
+                field=field,
             )
+
+
+def input_before(job: CaptionJob, run: CaptionRun) -> str | None:
+    """Describes where the run's ids were read, None where the job's need not be among them.
+
+    The first images of a manifest and a sample of it may have none in common.
+    """
+    if not run.settings.exists():
+        return None
+    settings = read_settings(run.path)
+    before, config = settings["config"], job.config
+    same = [before.get("images"), before.get("root")] == all_without_credentials([config.images, config.root])
+    if same and (config.limit is not None or config.sample is not None):
+        return None
+    return f"{before.get('images')} below {settings['root']}"
 
 
 def describe_passed_over(manifest: Manifest) -> str:
@@ -108,6 +144,17 @@ def describe_passed_over(manifest: Manifest) -> str:
         "repeated images": manifest.repeats,
     }
     return ", ".join(f"{count:,} {what}" for what, count in notes.items() if count)
+
+
+def drop_unreadable(run: CaptionRun, progress: RunProgress, phases: Phases) -> None:
+    """Sets aside the files of outcomes that survey() found damaged, and says which."""
+    if not progress.unreadable:
+        return
+    set_aside(progress.unreadable)
+    names = ", ".join(str(path.relative_to(run.path)) for path in progress.unreadable[:3])
+    count = len(progress.unreadable)
+    more = f" and {count - 3:,} more" if count > 3 else ""
+    phases.say(f"damaged and set aside, their images are done again: {names}{more}")
 
 
 def say_progress(reason: str | None, progress: RunProgress, phases: Phases) -> None:
@@ -127,8 +174,10 @@ def write_down_pending(
 ) -> Pending:
     """Writes work/pending from what survey() found to be done."""
     most = job.config.rows_per_commit or _rows_per_commit(job, progress)
-    files = write_pending(run, done, most)
-    return Pending(row_groups(files), most, manifest.root, is_remote(manifest.root, files), progress)
+    block = rows_per_block(progress.rows - progress.done, most, job.image_size)
+    files = write_pending(run, done, most, block)
+    remote = is_remote(manifest.root, files)
+    return Pending(row_groups(files), most, block // most, manifest.root, remote, progress)
 
 
 def is_remote(root: str, files: list[Path]) -> bool:

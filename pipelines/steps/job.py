@@ -7,6 +7,7 @@ from cluster.session import refuse_relative_paths
 from pipelines.steps.captioning import CaptionRules
 from sharegpt4v.checkpoints.card import read_card
 from sharegpt4v.config.caption import CaptionConfig, Decoding
+from sharegpt4v.credentials import without_credentials
 from sharegpt4v.dialogue import ImageProtocol, SamplingParams
 from sharegpt4v.engine.build import EngineSpec
 from sharegpt4v.engine.fake import FakeOptions
@@ -34,7 +35,7 @@ class CaptionJob:
     def facts(self, root: str) -> dict[str, Any]:
         """Returns what readers of the run folder need. root: where the manifest's image paths begin."""
         return {
-            "root": root,
+            "root": without_credentials(root),
             "model": self.spec.model,
             "engine": self.config.engine,
             "prompt_id": self.rules.prompt.id,

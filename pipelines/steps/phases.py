@@ -9,6 +9,8 @@ from rich.live import Live
 from rich.spinner import Spinner
 from rich.text import Text
 
+from sharegpt4v.credentials import without_credentials
+
 
 class Phases:
     """Context manager. On a terminal the present phase is a line with a spinner and the running time; it, and
@@ -80,4 +82,4 @@ class Phases:
                 print(self._line, file=sys.stderr, flush=True)
 
     def stamp(self, text: str) -> str:
-        return f"{self.seconds:5.1f} s  {text}"
+        return f"{self.seconds:5.1f} s  {without_credentials(text)}"

@@ -53,6 +53,19 @@ def publish(temporary: Path, path: Path) -> None:
     _sync_folder(path.parent)
 
 
+def make_folder(path: Path, parents: bool = True) -> None:
+    """Makes a folder where there is none, durably: what is synced inside it later is found after a power cut.
+
+    parents: make missing parents likewise. Raises FileNotFoundError for a missing parent otherwise.
+    """
+    if path.is_dir():
+        return
+    if parents and not path.parent.is_dir():
+        make_folder(path.parent)
+    path.mkdir(exist_ok=True)
+    _sync_folder(path.parent)
+
+
 def sync(path: Path) -> None:
     """Syncs a file, or a folder and all its content, to the disk. Links are not followed."""
     if not path.is_dir():

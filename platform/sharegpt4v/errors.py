@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from functools import partial
 
+from sharegpt4v.credentials import without_credentials
+
 
 class UserError(ValueError):
     """An error that the user can correct: one line with the value, the limit and the next step.
@@ -30,10 +32,11 @@ class Rejected(ValueError):
     """One row that cannot be used; the run continues and writes it to the rejects.
 
     reason: a stable snake_case code that summaries count by, `truncated` for example.
-    message: one line for people, naming the value and the limit.
+    message: one line for people, naming the value and the limit; credentials in it are hidden.
     """
 
     def __init__(self, reason: str, message: str) -> None:
+        message = without_credentials(message)  # it names images, and is shown in reports
         super().__init__(f"{reason}: {message}")
         self.reason = reason
         self.message = message

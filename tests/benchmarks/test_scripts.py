@@ -50,3 +50,10 @@ def test_the_engine_is_measured_with_a_model_and_without() -> None:
     assert re.search(r"^scheduler alone: [\d,]+ tokens/s over 64 slots", said, re.MULTILINE)
     assert re.search(r"^toy, decode, 6 requests: engine [\d,]+ tokens/s \(4 slots", said, re.MULTILINE)
     assert re.search(r"^toy, one by one: [\d.,]+ tokens/s over 6 requests", said, re.MULTILINE)
+
+
+def test_a_run_is_killed_in_the_middle_and_resumed() -> None:
+    said = printed("-m", "benchmarks.resume_size", "--rows", "20000")
+    assert "20,000 rows, 313 commits of 64 rows" in said
+    assert re.search(r"^killed +[\d.]+ s +[\d.]+ s +\d+ MB$", said, re.MULTILINE)
+    assert re.search(r"^resumed +[\d.]+ s +[\d.]+ s +\d+ MB$", said, re.MULTILINE)

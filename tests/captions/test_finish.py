@@ -1,17 +1,15 @@
-"""The finish step: the audit, the move into place that any kill may cut, and the summary's numbers."""
+"""The finish step: the audit, and the summary's numbers."""
 
 import json
-import os
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
-from sharegpt4v.captions.finish import close_times, commits, compact, roll_forward, summarise
+from sharegpt4v.captions.finish import close_times, commits, compact, summarise
 from sharegpt4v.captions.layout import CaptionRun
 from sharegpt4v.captions.resume import survey
 from sharegpt4v.captions.sessions import begin_session, note_engines
@@ -142,89 +140,6 @@ def test_a_finished_run_compacts_to_itself(run: CaptionRun) -> None:
     before = _settled(run)
     counts = compact(run)
     assert _settled(run) == before and counts.rows == 5
-
-
-class _Killed(BaseException):
-    """Nothing catches it, as nothing catches a kill."""
-
-
-def _kill_at(step: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
-    """The step-th change of the file system from here on does not happen. Returns how many were tried."""
-    tried = 0
-
-    def counting(real: Callable[..., Any]) -> Callable[..., Any]:
-        def change(*arguments: Any, **options: Any) -> Any:
-            nonlocal tried
-            tried += 1
-            if tried == step:
-                raise _Killed
-            return real(*arguments, **options)
-
-        return change
-
-    monkeypatch.setattr(Path, "rename", counting(Path.rename))
-    monkeypatch.setattr(Path, "touch", counting(Path.touch))
-    monkeypatch.setattr(Path, "mkdir", counting(Path.mkdir))
-    monkeypatch.setattr(pq, "write_table", counting(pq.write_table))
-    monkeypatch.setattr(os, "unlink", counting(os.unlink))
-    monkeypatch.setattr(os, "rmdir", counting(os.rmdir))
-    return lambda: tried
-
-
-@pytest.mark.parametrize("again", [False, True], ids=["first finish", "second finish"])
-def test_killed_at_any_step_the_next_start_ends_with_the_same_output(tmp_path: Path, again: bool) -> None:
-    """Every single step of compaction and of the move into place, one after the other."""
-
-    def prepare(path: Path) -> CaptionRun:
-        run = begin(path, ["c", "a"], ["b"])
-        commit(run, 0, "x", caption(run, "a"), reject(run, "b"), caption(run, "c"))
-        if again:
-            compact(run)
-            add_shard(run, ["d"])
-            commit(run, 1, "y", caption(run, "b"), reject(run, "d"))
-        return run
-
-    whole = prepare(tmp_path / "whole")
-    compact(whole)
-    expected = _settled(whole)
-    step = 0
-    while True:
-        step += 1
-        run = prepare(tmp_path / f"{step}")
-        with pytest.MonkeyPatch.context() as monkeypatch:
-            tried = _kill_at(step, monkeypatch)
-            try:
-                compact(run)
-            except _Killed:
-                pass
-            if tried() < step:
-                break
-        roll_forward(run)
-        assert survey(run)[1].done == survey(run)[1].rows, f"killed at step {step}"
-        compact(run)
-        assert _settled(run) == expected, f"killed at step {step}"
-    assert step > 12
-
-
-def test_a_move_without_its_marker_is_undone_not_rolled_forward(run: CaptionRun) -> None:
-    unfinished = run.path / "work" / "compacted" / "captions"
-    unfinished.mkdir(parents=True)
-    (unfinished / "part-00000.parquet").touch()
-    roll_forward(run)
-    assert not unfinished.parent.exists() and not run.captions.exists()
-    assert survey(run)[1].done == 5
-
-
-def test_a_full_disk_leaves_the_outcomes_alone(run: CaptionRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(pq, "write_table", full)
-    with pytest.raises(OSError, match="No space"):
-        compact(run)
-    monkeypatch.undo()
-    roll_forward(run)
-    assert compact(run).rows == 5
 
 
 FACTS = {"root": "/images", "model": "m@1", "engine": "fake", "prompt_id": "p@1", "prompt_text": "Describe."}

@@ -1,5 +1,6 @@
 """What is done and what is left, from every mixture of finished parts and sessions' files."""
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,19 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from sharegpt4v.captions.blocks import write_pending
 from sharegpt4v.captions.finish import compact
 from sharegpt4v.captions.layout import CaptionRun
-from sharegpt4v.captions.outcomes import commit_outcomes, outcome_files
-from sharegpt4v.captions.resume import (
-    RunProgress,
-    begin_anew,
-    has_outcomes,
-    rows_per_commit,
-    survey,
-    write_pending,
-)
+from sharegpt4v.captions.outcomes import SET_ASIDE, commit_outcomes, outcome_files, read_outcomes, set_aside
+from sharegpt4v.captions.resume import RunProgress, begin_anew, has_outcomes, survey
 from sharegpt4v.captions.sessions import begin_session
-from sharegpt4v.records import OUTCOMES, PENDING
+from sharegpt4v.errors import UserError
+from sharegpt4v.records import OUTCOMES
 from tests.captions.sessions import add_shard, begin, caption, commit, reject
 
 
@@ -32,26 +28,12 @@ def run(tmp_path: Path) -> CaptionRun:
 
 def _left(run: CaptionRun, retry: str | None = None) -> list[str]:
     done, _ = survey(run, retry)
-    return [key for path in write_pending(run, done, 2) for key in pq.read_table(path)["id"].to_pylist()]
+    return [key for path in write_pending(run, done, 2, 2) for key in pq.read_table(path)["id"].to_pylist()]
 
 
 def test_a_new_run_has_everything_to_do(run: CaptionRun) -> None:
     assert survey(run)[1] == RunProgress(rows=5, captions=0, rejects=0)
     assert _left(run) == ["c", "a", "d", "b", "e"]
-
-
-def test_pending_rows_carry_their_place_and_come_in_groups_of_a_commit(run: CaptionRun) -> None:
-    commit(run, 0, "x", caption(run, "a"))
-    done, _ = survey(run)
-    first, second = write_pending(run, done, rows_per_commit=1)
-    table = pq.read_table(first)
-    assert table.schema == PENDING
-    assert table.select(["shard", "row", "id", "image"]).to_pylist() == [
-        {"shard": 0, "row": 0, "id": "c", "image": "c.jpg"},
-        {"shard": 0, "row": 2, "id": "d", "image": "d.jpg"},
-    ]
-    assert pq.read_metadata(first).num_row_groups == 2
-    assert pq.read_table(second)["shard"].to_pylist() == [1, 1]
 
 
 def test_one_file_may_hold_rows_of_several_shards(run: CaptionRun) -> None:
@@ -66,21 +48,76 @@ def test_an_image_with_both_outcomes_counts_once_as_a_caption(run: CaptionRun) -
     assert survey(run)[1] == RunProgress(rows=5, captions=1, rejects=0)
 
 
-def test_a_torn_or_empty_file_counts_for_nothing_and_stays(run: CaptionRun) -> None:
+def test_a_torn_or_empty_file_counts_for_nothing_and_stays_until_it_is_set_aside(run: CaptionRun) -> None:
     kept = commit(run, 0, "whole", caption(run, "a"))
     torn = commit(run, 0, "torn", caption(run, "b"))
     torn.write_bytes(torn.read_bytes()[:-9])
     empty = torn.with_name("empty.parquet")
     empty.touch()
-    assert list(outcome_files(run)) == [kept]
     assert _left(run) == ["c", "d", "b", "e"]
-    # It may be a file that another process is writing this moment.
-    assert torn.exists() and empty.exists()
+    _, progress = survey(run)
+    assert progress.unreadable == [empty, torn] and torn.exists()  # a dry run looks, too
+    set_aside(progress.unreadable)
+    assert outcome_files(run) == [kept] and torn.with_name("torn.parquet.unreadable").exists()
+    assert has_outcomes(run) and not survey(run)[1].unreadable
+
+
+def test_whatever_the_disk_does_to_a_commit_it_is_whole_or_done_again(run: CaptionRun) -> None:
+    """Blocks that were never written read as zeros, while footer and length are as they should be."""
+    folder = run.outcomes / "0000"
+    folder.mkdir(parents=True)
+    table = pa.Table.from_pylist([caption(run, key, f"Text of {key}.") for key in "cad"], OUTCOMES)
+    path = commit_outcomes(table, folder)
+    whole = path.read_bytes()
+    commit(run, 0, "others", caption(run, "b"), caption(run, "e"))
+    lost = {"survey": 0, "finish": 0}
+    for start in range(0, len(whole), 16):
+        path.write_bytes(whole[:start] + bytes(32) + whole[start + 32 :])
+        left = _left(run)
+        if left:
+            lost["survey"] += 1
+            assert left == ["c", "a", "d"] and read_outcomes(path) is None
+        elif read_outcomes(path) is None:  # in a column that the survey does not read
+            lost["finish"] += 1
+            with pytest.raises(
+                UserError, match=r"1 files of outcomes are damaged and were set aside \(work/"
+            ):
+                compact(run)
+            assert _left(run) == ["c", "a", "d"] and not path.exists()
+            path.with_name(path.name + SET_ASIDE).unlink()
+        else:
+            assert read_outcomes(path) == table
+    assert min(lost.values()) > 50
+
+
+def test_a_damaged_part_is_named_with_the_remedy(run: CaptionRun) -> None:
+    commit(run, 0, "x", *[caption(run, key) for key in "cadbe"])
+    compact(run)
+    part = run.captions / "part-00001.parquet"
+    content = part.read_bytes()
+    part.write_bytes(content[:4] + bytes(60) + content[64:])
+    with pytest.raises(UserError, match="captions/part-00001.parquet is damaged: remove it, then give"):
+        survey(run)
+    part.unlink()
+    assert _left(run) == ["b", "e"]
+
+
+def test_a_storage_that_fails_says_nothing_of_a_commit(
+    run: CaptionRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit(run, 0, "x", caption(run, "a"))
+
+    def fails(_: Path) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(Path, "read_bytes", fails)
+    with pytest.raises(OSError, match="Input/output"):
+        survey(run)
 
 
 def test_files_of_later_sessions_come_later(run: CaptionRun) -> None:
     paths = [commit(run, number, name, caption(run, "a")) for number, name in ((10, "a"), (2, "z"), (2, "b"))]
-    assert list(outcome_files(run)) == [paths[2], paths[1], paths[0]]
+    assert outcome_files(run) == [paths[2], paths[1], paths[0]]
 
 
 def test_a_commit_that_is_repeated_takes_the_place_of_the_first(run: CaptionRun) -> None:
@@ -88,10 +125,10 @@ def test_a_commit_that_is_repeated_takes_the_place_of_the_first(run: CaptionRun)
     folder.mkdir(parents=True)
     for keys in ("ca", "b", "ca", "c"):
         commit_outcomes(pa.Table.from_pylist([caption(run, key) for key in keys], OUTCOMES), folder)
-    assert [path.name for path in outcome_files(run)] == [
-        "00000-000000000-000001.parquet",
-        "00000-000000000-000002.parquet",
-        "00001-000000000-000001.parquet",
+    assert [str(path.relative_to(folder)) for path in outcome_files(run)] == [
+        "00000/00000-000000000-000001.parquet",
+        "00000/00000-000000000-000002.parquet",
+        "00001/00001-000000000-000001.parquet",
     ]
     assert _left(run) == ["d", "e"]
 
@@ -111,7 +148,7 @@ def test_a_commit_is_there_whole_or_not_at_all(run: CaptionRun, monkeypatch: pyt
     monkeypatch.setattr(os, "rename", killed)
     with pytest.raises(KeyboardInterrupt):
         commit_outcomes(table, folder)
-    assert [path.suffix for path in folder.iterdir()] != [".parquet"]
+    assert outcome_files(run) == []
     assert _left(run) == ["c", "a", "d", "b", "e"]
 
 
@@ -149,18 +186,6 @@ def test_a_reject_that_was_captioned_since_is_not_taken_up(run: CaptionRun) -> N
     commit(run, 0, "x", reject(run, "a"))
     commit(run, 1, "y", caption(run, "a"))
     assert "a" not in _left(run, "all")
-
-
-def test_pending_files_of_an_earlier_session_go(run: CaptionRun) -> None:
-    assert _left(run) and len(list(run.pending.iterdir())) == 2
-    commit(run, 0, "x", *[caption(run, key) for key in "cad"])
-    assert _left(run) == ["b", "e"]
-    assert [path.name for path in run.pending.iterdir()] == ["part-00001.parquet"]
-
-
-def test_commits_are_small_for_small_runs_and_bounded_for_large_ones() -> None:
-    assert [rows_per_commit(rows, 96) for rows in (1, 200, 6_400, 1_200_000)] == [16, 16, 200, 4096]
-    assert rows_per_commit(1_200_000, 448) == 195  # 117 MB of pixels
 
 
 def test_the_survey_counts_rejects_by_reason_also_those_to_be_tried_again(run: CaptionRun) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sharegpt4v.captions.sessions import Commit, read_sessions, session, session_times
+from sharegpt4v.captions.sessions import Commit, read_sessions, session, session_times, thinned
 from tests.captions.sessions import begin
 
 NOW = 1_100.0
@@ -81,3 +81,19 @@ def test_the_end_of_a_session_is_noted_however_it_ends(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), session(run, 1_050.0):
         raise KeyboardInterrupt
     assert read_sessions(run) == [_session(0, 1_000.0, ended=NOW), _session(1, 1_050.0, ended=NOW)]
+
+
+def test_many_commits_are_added_up_and_all_times_and_rates_stay() -> None:
+    first, second = [(100.0 + n / 7, 64) for n in range(9_000)], [(5_000.0 + n, 64) for n in range(500)]
+    committed = [*_commits(0, *first), *_commits(1, *second), *_commits(2, (9_000.0, 5))]
+    shown = thinned(committed)
+    assert 390 < len(shown) <= 410
+    assert sum(commit["rows"] for commit in shown) == 9_500 * 64 + 5
+    sessions = [_session(0, 90.0), _session(1, 4_990.0), _session(2, 8_990.0)]
+    for started in (90.0, 8_990.0):
+        assert session_times(sessions, shown, started) == session_times(sessions, committed, started)
+
+
+def test_few_commits_stay_as_they_are() -> None:
+    committed = [*_commits(0, (1.0, 2), (2.0, 3)), *_commits(1, (3.0, 1))]
+    assert thinned(committed) == committed

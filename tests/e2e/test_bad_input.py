@@ -7,19 +7,13 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from pipelines import caption
 from pipelines.steps import caption_job
-from sharegpt4v.captions.layout import CaptionRun
-from tests.captions.sessions import caption as committed_caption
-from tests.captions.sessions import commit
 from tests.commands import PHOTOS, needs_photos, rows, sharegpt4v, write_images
+from tests.e2e.requests import FAKE, commit, jsonl, refusal, request
 from tests.images.every_kind import BAD, write_bad, write_odd
-
-FAKE = ("--engine", "fake", "--fake.image-side", "24")
 
 
 def test_every_bad_image_is_a_reject_and_every_odd_one_a_caption(
@@ -81,105 +75,75 @@ def test_real_photographs_are_captioned(
 
 
 @pytest.fixture
-def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Three good images. Ray does not start: a request that gets so far was not refused, and ends in 130."""
-
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(caption_job, "ray_session", interrupted)
+def images(tmp_path: Path, no_ray: None) -> Path:
+    """Three good images."""
     write_images(tmp_path / "images", ["a.jpg", "b.jpg", "c.jpg"])
     return tmp_path / "images"
 
 
-def _caption(images: str | Path, out: str | Path, *more: str | Path) -> int:
-    return caption.main([str(part) for part in ("--images", images, "--out", out, *FAKE, *more)])
-
-
-def _commit(run: Path, key: str) -> None:
-    """One image as an earlier session has committed it."""
-    commit(CaptionRun(run), 0, "x", committed_caption(CaptionRun(run), key))
-
-
-def _refusal(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
-    """What the one line of a refused request says."""
-    capsys.readouterr()
-    assert _caption(*arguments) == 2
-    printed = capsys.readouterr()
-    lines = [line for line in printed.err.splitlines() if " s  reading " not in line]
-    assert len(lines) == 1 and lines[0].startswith("sharegpt4v caption: "), printed.err
-    assert printed.out == ""
-    return lines[0].removeprefix("sharegpt4v caption: ")
-
-
-def _jsonl(path: Path, *records: dict[str, Any]) -> Path:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return path
-
-
 def test_a_good_request_is_not_refused(images: Path, tmp_path: Path) -> None:
-    assert _caption(images, tmp_path / "run") == 130
+    assert request(images, tmp_path / "run") == 130
 
 
 def test_duplicate_ids_are_listed(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     records = [{"id": name, "image": "a.jpg"} for name in ("x", "y", "x", "y", "z")]
-    line = _refusal(capsys, _jsonl(images / "list.jsonl", *records), tmp_path / "run")
+    line = refusal(capsys, jsonl(images / "list.jsonl", *records), tmp_path / "run")
     assert "2 of 5 ids repeat (first: x, y)" in line
 
 
 def test_an_empty_manifest(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (images / "empty.json").write_text("[]")
-    assert "is empty: it names no image" in _refusal(capsys, images / "empty.json", tmp_path / "run")
+    assert "is empty: it names no image" in refusal(capsys, images / "empty.json", tmp_path / "run")
 
 
 def test_a_folder_without_an_image(tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.txt").touch()
-    assert "holds no image (found: 1 .txt)" in _refusal(capsys, tmp_path / "texts", tmp_path / "run")
+    assert "holds no image (found: 1 .txt)" in refusal(capsys, tmp_path / "texts", tmp_path / "run")
 
 
 def test_a_missing_column(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (images / "list.jsonl").write_text('{"id": "1", "img": "a.jpg"}\n')
-    assert "image" in _refusal(capsys, images / "list.jsonl", tmp_path / "run")
+    assert "image" in refusal(capsys, images / "list.jsonl", tmp_path / "run")
 
 
 def test_a_wrong_type(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    line = _refusal(capsys, _jsonl(images / "list.jsonl", {"id": "1", "image": 5}), tmp_path / "run")
+    line = refusal(capsys, jsonl(images / "list.jsonl", {"id": "1", "image": 5}), tmp_path / "run")
     assert "record 1" in line and "5" in line
 
 
 def test_a_half_written_last_line(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = images / "list.jsonl"
     path.write_text('{"id": "1", "image": "a.jpg"}\n{"id": "2", "ima')
-    line = _refusal(capsys, path, tmp_path / "run")
+    line = refusal(capsys, path, tmp_path / "run")
     assert "list.jsonl" in line and "2" in line
 
 
 def test_images_that_do_not_exist_name_the_nearest(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    line = _refusal(capsys, tmp_path / "imagse", tmp_path / "run")
+    line = refusal(capsys, tmp_path / "imagse", tmp_path / "run")
     assert f"imagse does not exist: did you mean {images}?" in line
 
 
 def test_a_root_that_does_not_exist_names_the_nearest(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = _jsonl(tmp_path / "list.jsonl", {"image": "a.jpg"})
-    line = _refusal(capsys, path, tmp_path / "run", "--root", tmp_path / "image")
+    path = jsonl(tmp_path / "list.jsonl", {"image": "a.jpg"})
+    line = refusal(capsys, path, tmp_path / "run", "--root", tmp_path / "image")
     assert f"did you mean {images}?" in line
 
 
 def test_an_out_that_is_a_file(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").touch()
-    assert f"--out: cannot write to {tmp_path}/file: File exists" in _refusal(
+    assert f"--out: cannot write to {tmp_path}/file: File exists" in refusal(
         capsys, images, tmp_path / "file"
     )
 
 
 @pytest.mark.parametrize("out", ["/proc/run", "/dev/null/run", "x" * 300])
 def test_an_out_that_cannot_be_written(images: Path, capsys: pytest.CaptureFixture[str], out: str) -> None:
-    assert f"--out: cannot write to {out}" in _refusal(capsys, images, out)
+    assert f"--out: cannot write to {out}" in refusal(capsys, images, out)
 
 
 def test_an_out_that_holds_other_files(
@@ -187,13 +151,13 @@ def test_an_out_that_holds_other_files(
 ) -> None:
     # A folder called work is no sign of a run: people have those.
     (tmp_path / "home" / "work").mkdir(parents=True)
-    assert "holds other files (work, ...)" in _refusal(capsys, images, tmp_path / "home")
-    assert "holds other files (a.jpg, ...)" in _refusal(capsys, images, images)
+    assert "holds other files (work, ...)" in refusal(capsys, images, tmp_path / "home")
+    assert "holds other files (a.jpg, ...)" in refusal(capsys, images, images)
 
 
 @pytest.mark.parametrize("out", ["s3://bucket/run", "file:///tmp/run"])
 def test_an_out_that_is_a_uri(images: Path, capsys: pytest.CaptureFixture[str], out: str) -> None:
-    assert "is a URI: it must be a local or shared folder" in _refusal(capsys, images, out)
+    assert "is a URI: it must be a local or shared folder" in refusal(capsys, images, out)
 
 
 @pytest.mark.parametrize(
@@ -212,30 +176,30 @@ def test_another_configuration_is_refused_on_resume(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], field: str, change: tuple[str, ...]
 ) -> None:
     run = tmp_path / "run"
-    assert _caption(images, run) == 130
-    assert _caption(images, run, *change) == 130  # nothing was committed that could differ
-    assert _caption(images, run) == 130
-    _commit(run, "b.jpg")
+    assert request(images, run) == 130
+    assert request(images, run, *change) == 130  # nothing was committed that could differ
+    assert request(images, run) == 130
+    commit(run, "b.jpg")
     before = (run / "run.yaml").read_bytes()
-    assert _refusal(capsys, images, run, *change).startswith(f"{field}: changed since this run began (")
+    assert refusal(capsys, images, run, *change).startswith(f"{field}: changed since this run began (")
     assert (run / "run.yaml").read_bytes() == before
 
 
 def test_what_changes_no_row_may_change_on_resume(images: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    assert _caption(images, run) == 130
-    _commit(run, "b.jpg")
-    assert _caption(images, run, "--actors", "1", "--rows-per-commit", "2", "--hang-seconds", "9") == 130
+    assert request(images, run) == 130
+    commit(run, "b.jpg")
+    assert request(images, run, "--actors", "1", "--rows-per-commit", "2", "--hang-seconds", "9") == 130
 
 
 def test_a_changed_row_is_refused_on_resume(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, path = tmp_path / "run", images / "list.jsonl"
-    assert _caption(_jsonl(path, {"id": "1", "image": "a.jpg"}, {"id": "2", "image": "b.jpg"}), run) == 130
-    _commit(run, "1")
-    _jsonl(path, {"id": "1", "image": "a.jpg"}, {"id": "2", "image": "c.jpg"})
-    line = _refusal(capsys, path, run)
+    assert request(jsonl(path, {"id": "1", "image": "a.jpg"}, {"id": "2", "image": "b.jpg"}), run) == 130
+    commit(run, "1")
+    jsonl(path, {"id": "1", "image": "a.jpg"}, {"id": "2", "image": "c.jpg"})
+    line = refusal(capsys, path, run)
     assert "1 ids are in" in line and "with another image or source (first: 2)" in line
 
 
@@ -249,31 +213,31 @@ def test_a_first_try_that_committed_nothing_binds_neither_input_nor_root(
 ) -> None:
     """Not even when it was killed while a try before it was being cleared away."""
     run, path = tmp_path / "run", images / "list.jsonl"
-    assert _caption(_jsonl(path, {"id": "1", "image": "a.jpg"}, {"id": "2", "image": "b.jpg"}), run) == 130
-    _jsonl(path, {"id": "2", "image": "c.jpg"})
-    assert _caption(path, run) == 130 and _ids(run) == ["2"]
+    assert request(jsonl(path, {"id": "1", "image": "a.jpg"}, {"id": "2", "image": "b.jpg"}), run) == 130
+    jsonl(path, {"id": "2", "image": "c.jpg"})
+    assert request(path, run) == 130 and _ids(run) == ["2"]
 
     (run / "run.yaml").unlink()
     (run / ".probe-1").touch()
     other = tmp_path / "other"
     write_images(other, ["d.jpg", "e.jpg"])
-    assert _caption(other, run) == 130 and _ids(run) == ["d.jpg", "e.jpg"]
+    assert request(other, run) == 130 and _ids(run) == ["d.jpg", "e.jpg"]
 
-    assert _caption(images, run, "--limit", "2") == 130 and _ids(run) == ["a.jpg", "b.jpg"]
-    _commit(run, "b.jpg")
-    assert "images were read below" in _refusal(capsys, other, run)
-    assert _caption(images, run) == 130 and _ids(run) == ["a.jpg", "b.jpg", "c.jpg"]
+    assert request(images, run, "--limit", "2") == 130 and _ids(run) == ["a.jpg", "b.jpg"]
+    commit(run, "b.jpg")
+    assert "has 0 of the 2 ids in" in refusal(capsys, other, run)
+    assert request(images, run) == 130 and _ids(run) == ["a.jpg", "b.jpg", "c.jpg"]
 
 
 def test_an_interrupted_run_says_what_is_saved_and_how_to_go_on(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    assert _caption(images, run) == 130
+    assert request(images, run) == 130
     line = f"interrupted before the first commit: nothing is saved in {run}, the same command begins anew"
     assert capsys.readouterr().err.splitlines()[-1] == line
-    _commit(run, "b.jpg")
-    assert _caption(images, run) == 130
+    commit(run, "b.jpg")
+    assert request(images, run) == 130
     line = f"interrupted: 1 of 3 images are saved in {run}; the same command goes on from there"
     assert capsys.readouterr().err.splitlines()[-1] == line
 
@@ -287,7 +251,7 @@ def test_a_terminated_run_ends_like_an_interrupted_one(
 
     monkeypatch.setattr(caption_job, "ray_session", terminate)
     before = signal.getsignal(signal.SIGTERM)
-    assert _caption(images, tmp_path / "run") == 130
+    assert request(images, tmp_path / "run") == 130
     assert "interrupted before the first commit" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) == before
 
@@ -296,21 +260,21 @@ def test_a_run_folder_of_another_version(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    assert _caption(images, run) == 130
+    assert request(images, run) == 130
     settings = (run / "run.yaml").read_text()
     (run / "run.yaml").write_text(settings.replace("schema_version: 1", "schema_version: 99"))
-    assert "was written with run folder version 99" in _refusal(capsys, images, run)
+    assert "was written with run folder version 99" in refusal(capsys, images, run)
 
 
 def test_an_unknown_preset(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    line = _refusal(capsys, images, tmp_path / "run", "--preset", "70b")
+    line = refusal(capsys, images, tmp_path / "run", "--preset", "70b")
     assert "70b" in line and '"toy", "7b"' in line
 
 
 def test_an_unknown_flag_names_the_nearest(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    line = _refusal(capsys, images, tmp_path / "run", "--decoding.max-tokens", "5")
+    line = refusal(capsys, images, tmp_path / "run", "--decoding.max-tokens", "5")
     assert line == "Unknown option: --decoding.max-tokens. Did you mean --decoding.max-new-tokens?"
 
 
@@ -332,13 +296,13 @@ def test_a_configuration_file_with_a_mistake(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, expected: str
 ) -> None:
     (tmp_path / "config.yaml").write_text(text)
-    assert expected in _refusal(capsys, images, tmp_path / "run", "--config", tmp_path / "config.yaml")
+    assert expected in refusal(capsys, images, tmp_path / "run", "--config", tmp_path / "config.yaml")
 
 
 def test_a_model_that_does_not_exist(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    line = _refusal(
+    line = refusal(
         capsys, images, tmp_path / "run", "--engine", "torch", "--model", tmp_path / "share-captioner"
     )
     assert "share-captioner" in line

@@ -18,8 +18,7 @@ def test_contains_answers_in_the_order_asked() -> None:
     assert len(held) == 3
 
 
-def test_agrees_with_a_python_set_over_many_merged_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ids, "RUN_IDS", 256)  # several runs, merged and unmerged
+def test_agrees_with_a_python_set_over_many_merged_runs() -> None:
     random = np.random.default_rng(0)
     held, plain = IdSet(), set[str]()
     for _ in range(40):
@@ -30,6 +29,16 @@ def test_agrees_with_a_python_set_over_many_merged_runs(monkeypatch: pytest.Monk
     everything = [f"image {n}" for n in range(3000)]
     assert held.contains(pa.array(everything)).tolist() == [name in plain for name in everything]
     assert len(held) == len(plain)
+
+
+def test_an_id_is_merged_and_searched_a_logarithmic_number_of_times() -> None:
+    """Counted instead of timed: with runs that are not merged every search is slower than the last."""
+    held = IdSet()
+    for start in range(0, 1 << 20, 1 << 12):
+        held.add(pa.array(np.arange(start, start + (1 << 12)).astype(str)))
+    sizes = [len(high) for high, _ in held._runs]
+    assert sum(sizes) == 1 << 20
+    assert all(longer > 2 * shorter for longer, shorter in zip(sizes, sizes[1:], strict=False))
 
 
 def test_reads_slices_and_large_strings_as_they_are() -> None:

@@ -309,3 +309,14 @@ def test_an_empty_folder_left_by_an_interrupted_check_is_taken(
     (tmp_path / "out" / "rejects").mkdir(parents=True)
     assert check(["--images", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")]) == 2
     assert "nowhere does not exist" in capsys.readouterr().err
+
+
+def test_what_a_killed_check_left_in_its_out_does_not_close_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A kill may come between making and removing the file that shows whether the folder can be written."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".probe-77").touch()
+    assert check(["--images", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")]) == 2
+    assert "nowhere does not exist" in capsys.readouterr().err
+    assert list((tmp_path / "out").iterdir()) == []

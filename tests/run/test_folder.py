@@ -1,6 +1,7 @@
 """The run folder: who may begin or resume one, and files that appear whole."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from sharegpt4v.atomic import write_atomic
 from sharegpt4v.captions.layout import CaptionRun
 from sharegpt4v.captions.sessions import begin_session
 from sharegpt4v.errors import UserError
+from sharegpt4v.run.folder import make_writable, refuse_other_files
 from sharegpt4v.run.settings import check_fingerprint, read_settings, write_settings
 
 FINGERPRINT = {"model": "m@1", "prompt": "p@1: Describe.", "decoding.max_new_tokens": 500}
@@ -42,7 +44,15 @@ def test_a_run_killed_at_once_may_begin_again(tmp_path: Path, first: str) -> Non
 
 def test_a_probe_that_a_kill_left_does_not_close_the_folder(tmp_path: Path) -> None:
     (tmp_path / ".probe-77").touch()
+    refuse_other_files(tmp_path)  # a dry run writes nothing, and removes nothing
     assert CaptionRun.open(tmp_path).path == tmp_path
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_commands_that_try_one_folder_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(make_writable, [tmp_path] * 400))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["work", "manifest", "photo.jpg"])

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
-from sharegpt4v.atomic import publish, sync, write_atomic
+from sharegpt4v.atomic import make_folder, publish, sync, write_atomic
 from sharegpt4v.captions.layout import CaptionRun
-from sharegpt4v.captions.outcomes import outcome_files
-from sharegpt4v.captions.sessions import Commit, note_end, read_sessions, session_times
+from sharegpt4v.captions.outcomes import outcome_files, read_outcomes, session_of, set_aside
+from sharegpt4v.captions.retry import end_retry
+from sharegpt4v.captions.sessions import Commit, note_end, read_sessions, session_times, thinned
 from sharegpt4v.captions.settle import Counts, settled_shards, write_parts
 from sharegpt4v.engine.stats import EngineStats
 from sharegpt4v.errors import UserError
@@ -35,12 +35,11 @@ def commits(run: CaptionRun) -> list[Commit]:
     path = run.path / "work" / "commits.json"
     known: dict[str, Commit] = json.loads(path.read_text()) if path.exists() else {}
     for file in outcome_files(run):
-        name = str(file.relative_to(run.outcomes))
-        known[name] = Commit(
-            time=file.stat().st_mtime,
-            rows=pq.read_metadata(file).num_rows,
-            session=int(file.parent.name),
-        )
+        table = read_outcomes(file, ["row"])
+        if table is not None:
+            name = str(file.relative_to(run.outcomes))
+            moment, number = file.stat().st_mtime, session_of(run, file)
+            known[name] = Commit(time=moment, rows=len(table), session=number)
     write_atomic(path, json.dumps(known))
     return sorted(known.values(), key=lambda commit: commit["time"])
 
@@ -58,6 +57,7 @@ def roll_forward(run: CaptionRun) -> None:
             publish(fresh, final)
     shutil.rmtree(run.outcomes, ignore_errors=True)
     shutil.rmtree(run.pending, ignore_errors=True)
+    end_retry(run)
     shutil.rmtree(compacted)
 
 
@@ -76,19 +76,26 @@ def finished_parts(run: CaptionRun) -> tuple[Path, Path]:
 def compact(run: CaptionRun) -> Counts:
     """Writes captions/ and rejects/ from all sessions, auditing each manifest shard on the way.
 
-    Every manifest id ends in exactly one of the two. Raises UserError when ids are missing, which a rerun
-    mends, naming the first.
+    Every manifest id ends in exactly one of the two. Raises UserError when ids are missing, naming the first,
+    and for damaged files of outcomes, which it sets aside: a rerun mends both.
     """
     compacted = run.path / "work" / "compacted"
     shutil.rmtree(compacted, ignore_errors=True)
     for final in (run.captions, run.rejects):
-        (compacted / final.name).mkdir(parents=True)
-    counts, rows, missing = Counts(), 0, []
+        make_folder(compacted / final.name)
+    counts, rows, missing, unreadable = Counts(), 0, [], set[Path]()
     for shard in settled_shards(run, run.captions, run.rejects):
         rows += shard.rows
         missing += shard.missing
+        unreadable |= set(shard.unreadable)
         counts.add(shard)
         write_parts(shard, compacted / run.captions.name, compacted / run.rejects.name)
+    if unreadable:
+        set_aside(unreadable)
+        raise UserError(
+            f"{len(unreadable)} files of outcomes are damaged and were set aside "
+            f"({min(unreadable).relative_to(run.path)}, ...): run the same command again to redo their images"
+        )
     if missing:
         raise UserError(
             f"{rows - counts.rows} images have no outcome yet "
@@ -126,7 +133,7 @@ def summarise(
             "median": float(np.median(lengths)) if len(lengths) else 0.0,
             "p95": float(np.percentile(lengths, 95)) if len(lengths) else 0.0,
         },
-        "commits": committed,
+        "commits": thinned(committed),
     }
     _write_summary(run, summary)
     return summary

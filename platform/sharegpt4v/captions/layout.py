@@ -42,5 +42,14 @@ class CaptionRun(RunFolder):
     def sessions(self) -> Path:
         return self.work / "sessions"
 
+    @property
+    def input(self) -> Path:
+        """Says what manifest/ was made of; there only where a change of that would show."""
+        return self.work / "input.json"
+
+    @property
+    def retry(self) -> Path:
+        return self.work / "retry.json"
+
     def shards(self) -> list[Path]:
         return sorted(self.manifest.glob("part-*.parquet"))

@@ -4,6 +4,7 @@ from datetime import datetime
 
 import jinja2
 
+from sharegpt4v.credentials import without_credentials
 from sharegpt4v.run import charts, timeline
 
 MAX_BYTES = 20_000_000
@@ -40,7 +41,11 @@ def template(name: str) -> jinja2.Template:
 
 
 def printable(text: str, limit: int = FIELD_CHARACTERS) -> str:
-    """Returns at most `limit` characters, control characters made visible; an ellipsis marks the cut."""
+    """Returns at most `limit` characters of a text, an ellipsis at the cut.
+
+    Control characters are made visible, credentials in URIs hidden.
+    """
+    text = without_credentials(text)
     return (text if len(text) <= limit else text[:limit] + "…").translate(_VISIBLE)
 
 

@@ -1,6 +1,6 @@
 """What a run has already done, and what is still to do.
 
-Done is what finished parts (captions/, rejects/) or readable files of work/outcomes hold. The result
+Done is what finished parts (captions/, rejects/) or undamaged files of work/outcomes hold. The result
 is one bit per manifest row.
 """
 
@@ -9,6 +9,7 @@ import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby, islice
 from pathlib import Path
 
 import numpy as np
@@ -18,26 +19,33 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sharegpt4v.captions.layout import CaptionRun
-from sharegpt4v.captions.outcomes import outcome_files
-from sharegpt4v.records import MANIFEST, OUTCOME, PENDING
+from sharegpt4v.captions.outcomes import SET_ASIDE, outcome_files, read_outcomes, session_of
+from sharegpt4v.captions.parts import read_part
+from sharegpt4v.records import OUTCOME
 
 Done = list[npt.NDArray[np.bool_]]
 """For each manifest shard one flag per row."""
 
 ALL_REASONS = "all"
 
+FILES_AT_ONCE = 512
+
+_SURVEYED = (OUTCOME, "shard", "row", "reason")
+
 
 @dataclass(frozen=True, slots=True)
 class RunProgress:
     """Rows of the manifest, and how many of them already have an outcome of each kind.
 
-    reasons: rejects by reason, those to be tried again included.
+    reasons: rejects by reason, those to be tried again included. unreadable: files of outcomes that count for
+    nothing, since their content is damaged.
     """
 
     rows: int
     captions: int
     rejects: int
     reasons: Mapping[str, int] = field(default_factory=dict, compare=False)
+    unreadable: Sequence[Path] = field(default=(), compare=False)
 
     @property
     def done(self) -> int:
@@ -51,7 +59,7 @@ def has_outcomes(run: CaptionRun) -> bool:
     """
     folders = (run.captions, run.rejects, run.outcomes)
     return any(
-        name.endswith(".parquet") and not name.startswith(".")
+        name.endswith((".parquet", SET_ASIDE)) and not name.startswith(".")
         for folder in folders
         if folder.exists()
         for _, _, names in os.walk(folder, onerror=_fail)
@@ -79,79 +87,75 @@ def _fail(error: OSError) -> None:
     raise error
 
 
-def survey(run: CaptionRun, retry_rejects: str | None = None) -> tuple[Done, RunProgress]:
-    """Reads what is done; with retry_rejects (a reason, or `all`) those rejects count as not done."""
-    done = [np.zeros(pq.read_metadata(path).num_rows, dtype=np.bool_) for path in run.shards()]
-    rejected = [np.zeros_like(flags) for flags in done]
-    reasons: Counter[str] = Counter()
+def survey(
+    run: CaptionRun, retry_rejects: str | None = None, since: int | None = None
+) -> tuple[Done, RunProgress]:
+    """Reads what is done; with retry_rejects (a reason, or `all`) those rejects count as not done.
+
+    since: the first session of that retry, as retry_since() gives it: rejects of its sessions are done. Of
+    outcomes only the columns that this needs are read and checked; the finish step checks all.
+    """
+    found = _Found([np.zeros(pq.read_metadata(path).num_rows, dtype=np.bool_) for path in run.shards()])
+    _add_parts(run, retry_rejects, found)
+    unreadable = _add_outcomes(run, retry_rejects, since, found)
+    captions = sum(int(flags.sum()) for flags in found.captioned)
+    for flags, refusals in zip(found.captioned, found.rejected, strict=True):
+        flags |= refusals
+    rows, total = sum(map(len, found.captioned)), sum(int(flags.sum()) for flags in found.captioned)
+    reasons = dict(found.reasons.most_common())
+    return found.captioned, RunProgress(rows, captions, total - captions, reasons, unreadable)
+
+
+class _Found:
+    """Which rows have a caption, which have a reject that stays one, and all rejects by reason."""
+
+    def __init__(self, none: Done) -> None:
+        self.captioned = none
+        self.rejected = [np.zeros_like(flags) for flags in none]
+        self.reasons: Counter[str] = Counter()
+
+    def count(self, reasons: pa.ChunkedArray) -> None:
+        for entry in pc.value_counts(reasons).to_pylist():
+            self.reasons[entry["values"]] += entry["counts"]
+
+
+def _add_parts(run: CaptionRun, retry: str | None, found: _Found) -> None:
     for number, path in enumerate(run.shards()):
         kept, refused = run.captions / path.name, run.rejects / path.name
         if kept.exists() or refused.exists():
-            ids = pq.read_table(path, columns=["id"])["id"]
+            ids = read_part(path, columns=["id"])["id"]
             if kept.exists():
-                done[number][_positions(pq.read_table(kept, columns=["id"])["id"], ids)] = True
+                found.captioned[number][_positions(read_part(kept, columns=["id"])["id"], ids)] = True
             if refused.exists():
-                table = pq.read_table(refused, columns=["id", "reason"])
-                reasons.update(table["reason"].to_pylist())
-                rejected[number][_positions(_still_rejected(table, retry_rejects)["id"], ids)] = True
-    for path in outcome_files(run):
-        table = pq.read_table(path, columns=[OUTCOME, "shard", "row", "reason"])
-        captions = table.filter(pc.equal(table[OUTCOME], "caption"))
-        refusals_of_all = table.filter(pc.equal(table[OUTCOME], "reject"))
-        reasons.update(refusals_of_all["reason"].to_pylist())
-        rejects = _still_rejected(refusals_of_all, retry_rejects)
-        for flagged, part in ((done, captions), (rejected, rejects)):
-            shards, rows = part["shard"].to_numpy(), part["row"].to_numpy()
-            for number in np.unique(shards):
-                flagged[number][rows[shards == number]] = True
-    captions_done = sum(int(flags.sum()) for flags in done)
-    for flags, refusals in zip(done, rejected, strict=True):
-        flags |= refusals
-    rows, total = sum(len(flags) for flags in done), sum(int(flags.sum()) for flags in done)
-    return done, RunProgress(rows, captions_done, total - captions_done, dict(reasons.most_common()))
+                table = read_part(refused, columns=["id", "reason"])
+                found.count(table["reason"])
+                found.rejected[number][_positions(_still_rejected(table, retry)["id"], ids)] = True
 
 
-def write_pending(run: CaptionRun, done: Done, rows_per_commit: int) -> list[Path]:
-    """Writes what is not done into work/pending, one row group for each commit.
-
-    Returns its files; an empty list means that nothing is left to do.
-    """
-    run.pending.mkdir(parents=True, exist_ok=True)
-    for stale in run.pending.glob("*.parquet"):
-        stale.unlink()
-    written = []
-    columns = [name for name in PENDING.names if name in MANIFEST.names]
-    for number, (path, flags) in enumerate(zip(run.shards(), done, strict=True)):
-        rows = np.flatnonzero(~flags)
-        if len(rows) == 0:
-            continue
-        left = pq.read_table(path, columns=columns).take(pa.array(rows))
-        left = left.add_column(0, PENDING.field("row"), pa.array(rows, pa.int32()))
-        left = left.add_column(0, PENDING.field("shard"), pa.array(np.full(len(rows), number, np.int32)))
-        target = run.pending / path.name
-        pq.write_table(left.cast(PENDING), target, row_group_size=rows_per_commit)
-        written.append(target)
-    return written
+def _add_outcomes(run: CaptionRun, retry: str | None, since: int | None, found: _Found) -> list[Path]:
+    """Returns the files that are damaged."""
+    unreadable: list[Path] = []
+    files = outcome_files(run)
+    # Of one session some hundred files at a time: the work on a table costs as much as reading a file.
+    for number, group in groupby(files, key=lambda path: session_of(run, path)):
+        tried = since is not None and number >= since
+        while chunk := list(islice(group, FILES_AT_ONCE)):
+            tables = [(path, read_outcomes(path, _SURVEYED)) for path in chunk]
+            unreadable += [path for path, table in tables if table is None]
+            whole = [table for _, table in tables if table is not None]
+            if whole:
+                _add_table(pa.concat_tables(whole), None if tried else retry, found)
+    return unreadable
 
 
-def row_groups(files: Sequence[Path]) -> list[dict[str, str | int]]:
-    """Returns every row group of these Parquet files in order, as file and row_group."""
-    return [
-        {"file": str(path), "row_group": number}
-        for path in files
-        for number in range(pq.read_metadata(path).num_row_groups)
-    ]
-
-
-def rows_per_commit(rows: int, image_size: int) -> int:
-    """Returns a number so small that a kill costs little and progress shows, so large that files stay few.
-
-    At least 16: Ray Data takes 0.15 s from the end of one task to the begin of the next.
-    The pixels of one commit, image_size x image_size RGB, stay below 112 MiB: they are one block in flight,
-    and Ray Data means blocks to be of 128 MiB at most.
-    """
-    most = min(4096, (112 << 20) // (3 * image_size**2))
-    return max(1, min(most, max(16, rows // 32)))
+def _add_table(table: pa.Table, retry: str | None, found: _Found) -> None:
+    refused = table.filter(pc.equal(table[OUTCOME], "reject"))
+    found.count(refused["reason"])
+    captions = table.filter(pc.equal(table[OUTCOME], "caption"))
+    for flagged, part in ((found.captioned, captions), (found.rejected, _still_rejected(refused, retry))):
+        shards, rows = part["shard"].to_numpy(), part["row"].to_numpy()
+        for number in np.unique(shards):
+            flagged[number][rows[shards == number]] = True
 
 
 def _still_rejected(table: pa.Table, retry: str | None) -> pa.Table:

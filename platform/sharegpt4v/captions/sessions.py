@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypedDict
 
-from sharegpt4v.atomic import write_atomic
+from sharegpt4v.atomic import make_folder, write_atomic
 from sharegpt4v.captions.layout import CaptionRun
 from sharegpt4v.engine.stats import EngineStats
 
@@ -22,16 +22,25 @@ class Commit(TypedDict):
     session: int
 
 
+SHOWN = 400
+"""Commits in summary.json, beside one or two more a session; a million images have 20,000."""
+
+
+def next_session(run: CaptionRun) -> int:
+    """Returns the number of the session that begins next: one more than any before had."""
+    return 1 + max((int(p.stem) for p in run.sessions.glob("*.json")), default=-1)
+
+
 def begin_session(run: CaptionRun, started: float) -> Path:
     """Makes the folder of a new session's outcomes, numbered after all earlier ones, and notes its start.
 
     started: unix time at which its command began.
     """
-    run.sessions.mkdir(parents=True, exist_ok=True)
-    number = 1 + max((int(p.stem) for p in run.sessions.glob("*.json")), default=-1)
+    make_folder(run.sessions)
+    number = next_session(run)
     write_atomic(run.sessions / f"{number:04}.json", json.dumps({"number": number, "started": started}))
     outcomes = run.outcomes / f"{number:04}"
-    outcomes.mkdir(parents=True)
+    make_folder(outcomes)
     return outcomes
 
 
@@ -93,6 +102,24 @@ def session_times(
         "wall_seconds": round(wall, 3),
         "images_per_second": round(_steady_rate(list(parts.values())), 3),
     }
+
+
+def thinned(committed: Sequence[Commit]) -> list[Commit]:
+    """Returns commits with neighbours added up, about SHOWN of them; first and last times of sessions stay.
+
+    committed: in time order. What session_times() makes of both is the same.
+    """
+    parts: defaultdict[int, list[Commit]] = defaultdict(list)
+    for commit in committed:
+        parts[commit["session"]].append(commit)
+    step = -(-len(committed) // SHOWN)
+    shown: list[Commit] = []
+    for first, *others in parts.values():
+        shown.append(first)
+        for start in range(0, len(others), step):
+            group = others[start : start + step]
+            shown.append(group[-1] | {"rows": sum(commit["rows"] for commit in group)})
+    return sorted(shown, key=lambda commit: commit["time"])
 
 
 def _steady_rate(parts: Sequence[Sequence[Commit]]) -> float:

@@ -16,7 +16,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sharegpt4v.captions.layout import CaptionRun
-from sharegpt4v.captions.outcomes import outcome_files
+from sharegpt4v.captions.outcomes import outcome_files, read_outcomes
+from sharegpt4v.captions.parts import read_part
 from sharegpt4v.records import CAPTIONS, OUTCOME, OUTCOMES, REJECTS
 
 
@@ -25,7 +26,8 @@ class SettledShard:
     """One manifest shard of `rows` images, by its file `name`.
 
     outcomes: records.OUTCOMES, one row for each manifest row that has an outcome, in manifest order.
-    missing: the first three ids without one. dropped: captions that a later one replaced.
+    missing: the first three ids without one. dropped: captions that a later one replaced. unreadable: files
+    of outcomes that are damaged, whose rows are not among them.
     """
 
     name: str
@@ -33,6 +35,7 @@ class SettledShard:
     outcomes: pa.Table
     missing: list[str]
     dropped: int
+    unreadable: list[Path]
 
 
 @dataclass(slots=True)
@@ -81,14 +84,15 @@ def settled_shards(run: CaptionRun, captions: Path, rejects: Path) -> Iterator[S
     """
     files = _files_by_shard(run)
     for number, path in enumerate(run.shards()):
-        ids = pq.read_table(path, columns=["id"])["id"].combine_chunks()
+        ids = read_part(path, columns=["id"])["id"].combine_chunks()
         parts = (("caption", captions / path.name), ("reject", rejects / path.name))
-        table, dropped = _settled(_shard_rows(parts, number, ids, files[number]))
+        known, unreadable = _shard_rows(parts, number, ids, files[number])
+        table, dropped = _settled(known)
         absent = np.setdiff1d(np.arange(len(ids)), table["row"].to_numpy())
         wrong = pc.any(pc.not_equal(table["id"], ids.take(table["row"].combine_chunks()))).as_py()
         assert not wrong, f"an outcome of {path.name} carries another id than its manifest row"
         missing = [ids[int(row)].as_py() for row in absent[:3]]
-        yield SettledShard(path.name, len(ids), table, missing, dropped)
+        yield SettledShard(path.name, len(ids), table, missing, dropped, unreadable)
 
 
 def write_parts(shard: SettledShard, captions: Path, rejects: Path) -> None:
@@ -96,28 +100,35 @@ def write_parts(shard: SettledShard, captions: Path, rejects: Path) -> None:
     table = shard.outcomes
     for outcome, schema, folder in (("caption", CAPTIONS, captions), ("reject", REJECTS, rejects)):
         part = table.filter(pc.equal(table[OUTCOME], outcome)).select(schema.names).cast(schema)
-        pq.write_table(part, folder / shard.name)
+        pq.write_table(part, folder / shard.name, write_page_checksum=True)
 
 
 def _files_by_shard(run: CaptionRun) -> defaultdict[int, list[Path]]:
     files: defaultdict[int, list[Path]] = defaultdict(list)
     for path in outcome_files(run):
-        for number in pc.unique(pq.read_table(path, columns=["shard"])["shard"]).to_pylist():
+        table = read_outcomes(path, ["shard"])
+        for number in [] if table is None else pc.unique(table["shard"]).to_pylist():
             files[number].append(path)
     return files
 
 
 def _shard_rows(
     parts: tuple[tuple[str, Path], ...], number: int, ids: pa.Array, files: list[Path]
-) -> pa.Table:
-    """Returns all rows known of one shard, the oldest first: finished parts, then the sessions' files."""
-    tables = [
-        _as_outcomes(pq.read_table(part), outcome, number, ids) for outcome, part in parts if part.exists()
-    ]
+) -> tuple[pa.Table, list[Path]]:
+    """Returns all rows known of one shard, the oldest first: finished parts, then the sessions' files.
+
+    Also returns the files that are damaged.
+    """
+    unreadable = []
+    tables = [_as_outcomes(read_part(part), outcome, number, ids) for outcome, part in parts if part.exists()]
     for file in files:
-        table = pq.read_table(file)
-        tables.append(table.filter(pc.equal(table["shard"], number)).select(OUTCOMES.names).cast(OUTCOMES))
-    return pa.concat_tables(tables) if tables else OUTCOMES.empty_table()
+        table = read_outcomes(file)
+        if table is None:
+            unreadable.append(file)
+            continue
+        rows = table.filter(pc.equal(table["shard"], number))
+        tables.append(rows.select(OUTCOMES.names).cast(OUTCOMES))
+    return pa.concat_tables(tables) if tables else OUTCOMES.empty_table(), unreadable
 
 
 def _as_outcomes(part: pa.Table, outcome: str, number: int, ids: pa.Array) -> pa.Table:

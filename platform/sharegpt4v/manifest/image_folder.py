@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from sharegpt4v.errors import UserError
 from sharegpt4v.manifest.locate import Located, is_hidden, is_image, suffix
 from sharegpt4v.manifest.rows import BATCH_ROWS, raw_batch
+from sharegpt4v.manifest.stored import note
 
 CHUNK = 65536  # names held as Python strings at a time; sorted in Arrow they take a sixth of the memory
 
@@ -20,7 +21,7 @@ def read_folder(located: Located) -> Iterator[pa.RecordBatch]:
     Hidden files are skipped. Other files, linked folders (their images would lie outside the root) and names
     that are not UTF-8 are counted in located.ignored. Raises UserError where no image is found.
     """
-    walk = _walk_local(located.folder, located.ignored) if located.is_local else _walk_remote(located)
+    walk = _walk_local(located) if located.is_local else _walk_remote(located)
     paths = _arrow(walk, located.ignored)
     if not len(paths):
         others = ", ".join(f"{count} {kind}" for kind, count in located.ignored.most_common(5)) or "nothing"
@@ -33,12 +34,14 @@ def read_folder(located: Located) -> Iterator[pa.RecordBatch]:
         yield raw_batch(image=part.combine_chunks())
 
 
-def _walk_local(folder: str, ignored: Counter[str]) -> Iterator[str]:
+def _walk_local(located: Located) -> Iterator[str]:
     """Yields the paths of the images below a folder, in no order."""
-    waiting = [""]
+    waiting, ignored = [""], located.ignored
     while waiting:
         below = waiting.pop()
-        with os.scandir(os.path.join(folder, below)) as entries:
+        here = os.path.join(located.folder, below)
+        note(located, here)
+        with os.scandir(here) as entries:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
@@ -54,6 +57,7 @@ def _walk_local(folder: str, ignored: Counter[str]) -> Iterator[str]:
 
 def _walk_remote(located: Located) -> Iterator[str]:
     base = located.folder.rstrip("/") + "/"
+    located.seen[located.folder] = None  # a folder of objects has nothing that changes with its entries
     for path in located.fs.find(located.folder):
         relative = str(path).removeprefix(base)
         if is_hidden(relative):

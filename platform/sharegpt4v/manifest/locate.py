@@ -37,6 +37,7 @@ class Located:
 
     files: the listing files, sorted, as fs paths. root: where image paths and containers start, path or URI.
     ignored: what a walk passed over, counted by suffix; it fills while the manifest is read.
+    seen: files and folders that were read, with what shows a change of them (stored.identity); likewise.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Located:
     files: tuple[str, ...]
     root: str
     ignored: Counter[str] = field(default_factory=Counter)
+    seen: dict[str, list[str] | None] = field(default_factory=dict)
 
     @property
     def is_local(self) -> bool:

@@ -5,12 +5,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from sharegpt4v.errors import UserError
+from sharegpt4v.manifest import stored
 from sharegpt4v.manifest.ids import IdSet, Mask
 from sharegpt4v.manifest.locate import locate
 from sharegpt4v.manifest.parquet import stream_columns
@@ -21,6 +23,9 @@ from sharegpt4v.manifest.writer import ShardWriter, shards
 from sharegpt4v.records import LOCATION_COLUMNS, MANIFEST
 
 NAMED = 5  # ids that a message lists
+
+LEAST_SHARED = 0.1
+"""Of the fewer of two lists of ids, the share below which they are taken for lists of other images."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,8 @@ def normalise(
     sample: int | None = None,
     source: str | None = None,
     dedupe_image: bool = False,
+    joins: str | None = None,
+    record: Path | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Manifest:
     """Writes a manifest (see read_rows) to out_dir as Parquet shards of records.MANIFEST.
@@ -68,32 +75,33 @@ def normalise(
     over, rows whose id now has another image or source are refused, and ids that are gone stay. limit
     takes only the first rows, sample so many spread over all sources; a later call without them joins the
     rest. source: of rows that name none. dedupe_image takes each image once,
-    under its path as id, and drops records without one. progress is called with the number of records read so
-    far. Raises UserError; out_dir is then as it was.
+    under its path as id, and drops records without one. joins: where the ids in out_dir were read; an input
+    that hardly has any of them is then refused, naming both. record: a file that says what out_dir was made
+    of; while that is unchanged, the manifest is taken as it is. progress is called with the number of records
+    read so far. Raises UserError; out_dir is then as it was.
     """
     if sample is not None and limit is not None:
         raise UserError(
             "takes the first images, and `sample` some of every source: give one of them", field="limit"
         )
     located = locate(path, root)
+    asked = {"images": path, "root": located.root, "limit": limit, "sample": sample, "source": source}
+    asked |= {"dedupe_image": dedupe_image}
+    if record and (facts := stored.reuse(record, asked, located, out_dir)):
+        return Manifest(out_dir, added=0, root=located.root, **facts)
     intake = _Intake(path, out_dir, dedupe_image)
     rows = _input_rows(read_batches(located, source), intake, limit, progress or (lambda read: None))
     with ShardWriter(out_dir, shard_rows) as writer:
         for batch in rows if sample is None else spread(rows, sample):
             writer.write(intake.join(batch))
         intake.refuse()
+        if joins is not None:
+            intake.refuse_others(f"{path} below {located.root}", joins)
         writer.publish()
-    return Manifest(
-        folder=out_dir,
-        rows=intake.sources.total(),
-        added=writer.rows,
-        sources=dict(sorted(intake.sources.items())),
-        root=located.root,
-        same_image_ids=intake.same_image_ids,
-        without_image=intake.without_image,
-        repeats=intake.repeats,
-        ignored=dict(located.ignored.most_common()),
-    )
+    facts = intake.facts() | {"ignored": dict(located.ignored.most_common())}
+    if record:
+        stored.keep(record, asked, located, out_dir, facts)
+    return Manifest(out_dir, added=writer.rows, root=located.root, **facts)
 
 
 def _input_rows(
@@ -123,6 +131,7 @@ class _Intake:
         for batch in _batches(folder, ["id", "source", *LOCATION_COLUMNS]):
             self._known.add(_row_keys(batch))
             self._count(batch)
+        self._joined = self._shared = 0
         self.taken = self.same_image_ids = self.without_image = self.repeats = self._changed = 0
         self._examples: list[str] = []
 
@@ -148,6 +157,7 @@ class _Intake:
 
     def join(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Returns the rows that the folder does not hold yet, as rows of records.MANIFEST."""
+        self._joined += batch.num_rows
         if len(self._known):
             batch = self._unknown(batch)
         self._count(batch)
@@ -178,8 +188,29 @@ class _Intake:
                 f"source (first: {listed}); give the rows new ids or use a new run folder"
             )
 
+    def facts(self) -> dict[str, Any]:
+        """Returns what a Manifest says of its rows."""
+        return {
+            "rows": self.sources.total(),
+            "sources": dict(sorted(self.sources.items())),
+            "same_image_ids": self.same_image_ids,
+            "without_image": self.without_image,
+            "repeats": self.repeats,
+        }
+
+    def refuse_others(self, now: str, before: str) -> None:
+        """Raises UserError where hardly an id is known: all would be done again under their new ids."""
+        known = len(self._known)
+        if known and self._shared < LEAST_SHARED * min(known, self._joined):
+            raise UserError(
+                f"{now} has {self._shared:,} of the {known:,} ids in {self._folder}, which were read from "
+                f"{before}: put `images` and `root` back, or give another `out`"
+            )
+
     def _unknown(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        batch = _where(batch, ~self._known.contains(_row_keys(batch)))
+        known = self._known.contains(_row_keys(batch))
+        self._shared += int(known.sum())
+        batch = _where(batch, ~known)
         if batch.num_rows:
             self._changed += self._note(batch, self._known_ids.contains(batch["id"]))
         return batch

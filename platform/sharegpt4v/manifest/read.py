@@ -23,6 +23,7 @@ from sharegpt4v.manifest.locate import (
 from sharegpt4v.manifest.parquet import read_parquet
 from sharegpt4v.manifest.rows import complete
 from sharegpt4v.manifest.shards import read_shard
+from sharegpt4v.manifest.stored import note
 
 Turn = TypedDict("Turn", {"from": str, "value": str})
 
@@ -56,6 +57,7 @@ def read_batches(located: Located, source: str | None = None) -> Iterator[pa.Rec
         if located.folder:
             yield from _completed(read_folder(located), located.name, source)
         for file in located.files:
+            note(located, file)
             yield from _completed(_read_file(located, file), _name(located, file), source)
     except PermissionError as error:  # skipping an unreadable folder would lose images in silence
         raise UserError(f"{error.filename or located.name} may not be read: give this user access") from error

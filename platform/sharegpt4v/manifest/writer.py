@@ -8,7 +8,7 @@ from typing import Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sharegpt4v.atomic import publish
+from sharegpt4v.atomic import make_folder, publish
 from sharegpt4v.records import MANIFEST
 
 
@@ -56,7 +56,7 @@ class ShardWriter:
     def publish(self) -> None:
         """Moves the finished shards to the manifest's folder, in order."""
         self._close()
-        self._folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self._folder)
         for shard in shards(self._temporary):
             publish(shard, self._folder / shard.name)
 

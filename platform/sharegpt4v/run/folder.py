@@ -9,7 +9,8 @@ from sharegpt4v.errors import UserError
 from sharegpt4v.run.lock import LOCK_FILE
 
 _PROBE = ".probe-"
-"""Begins the name of a file that is made to see whether a folder can be written; a kill may leave one."""
+"""Begins the name of a file that is made to see whether a folder can be written; a kill may leave one, which
+the next command removes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +62,19 @@ def refuse_other_files(path: Path) -> None:
 
 
 def make_writable(path: Path) -> None:
-    """Creates an output folder where needed. Raises UserError for a URI and for one not writable."""
+    """Creates an output folder where needed, and sweeps what killed commands left of this.
+
+    Raises UserError for a URI and for a folder that cannot be written.
+    """
     _refuse_uri(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
         # access() reports everything as writable to root, so only a real write shows it.
         probe = path / f"{_PROBE}{os.getpid()}"
         probe.touch()
-        probe.unlink()
+        # Those of killed commands, too; another command's that is under way has served once it is made.
+        for left in path.glob(f"{_PROBE}*"):
+            left.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(
             f"cannot write to {path}: {error.strerror}; give another folder", field="out"

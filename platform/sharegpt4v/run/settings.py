@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from sharegpt4v.atomic import write_atomic
+from sharegpt4v.credentials import all_without_credentials
 from sharegpt4v.errors import UserError
 from sharegpt4v.run.folder import RunFolder
 
@@ -38,7 +39,7 @@ def check_fingerprint(run: RunFolder, fingerprint: dict[str, Any]) -> None:
     check_version(run)
     if not run.settings.exists():
         return
-    old = read_settings(run.path)
+    old, fingerprint = read_settings(run.path), all_without_credentials(fingerprint)
     for key in sorted(fingerprint.keys() | old["fingerprint"].keys()):
         before, now = old["fingerprint"].get(key), fingerprint.get(key)
         if before != now:
@@ -52,7 +53,10 @@ def check_fingerprint(run: RunFolder, fingerprint: dict[str, Any]) -> None:
 def write_settings(
     run: RunFolder, config: dict[str, Any], fingerprint: dict[str, Any], facts: dict[str, Any]
 ) -> None:
-    """Writes run.yaml. facts: what readers of the run need (root, model, prompt_id, prompt_text, engine)."""
+    """Writes run.yaml. facts: what readers of the run need (root, model, prompt_id, prompt_text, engine).
+
+    Credentials in URIs are left out: a run folder is handed on, and a resume gets them with its command.
+    """
     settings = {
         "schema_version": SCHEMA_VERSION,
         **facts,
@@ -61,7 +65,9 @@ def write_settings(
         "versions": {name: _version(name) for name in _PACKAGES},
         "git_revision": _git_revision(),
     }
-    write_atomic(run.settings, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+    write_atomic(
+        run.settings, yaml.safe_dump(all_without_credentials(settings), sort_keys=False, allow_unicode=True)
+    )
 
 
 def read_settings(run: Path) -> dict[str, Any]:

@@ -7,9 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.steps.intake import is_remote, say_progress
+from pipelines.steps.intake import drop_unreadable, is_remote, say_progress
 from pipelines.steps.phases import Phases
-from sharegpt4v.captions.resume import RunProgress
+from sharegpt4v.captions.resume import RunProgress, survey
+from tests.captions.sessions import begin, caption, commit
 
 
 @pytest.mark.parametrize(
@@ -52,3 +53,22 @@ def test_images_that_come_over_a_network(
     pq.write_table(pa.table({"image": ["b.jpg", image], "container": ["", container]}), pending)
     assert is_remote(root, [pending]) is remote
     assert is_remote(root, []) is ("://" in root)
+
+
+def test_damaged_commits_are_named_and_their_images_come_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = begin(tmp_path, ["a", "b", "c"])
+    for key in "abc":
+        path = commit(run, 0, key, caption(run, key))
+        if key != "c":
+            path.write_bytes(bytes(300) + path.read_bytes()[300:])
+    _, progress = survey(run)
+    drop_unreadable(run, progress, Phases(time.time()))
+    said = capsys.readouterr().err.partition(" s  ")[2]
+    files = "work/outcomes/0000/a.parquet, work/outcomes/0000/b.parquet"
+    assert said == f"damaged and set aside, their images are done again: {files}\n"
+    _, progress = survey(run)
+    assert progress.done == 1
+    drop_unreadable(run, progress, Phases(time.time()))
+    assert capsys.readouterr().err == ""

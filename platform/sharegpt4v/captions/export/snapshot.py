@@ -13,6 +13,7 @@ from typing import Any
 
 from sharegpt4v.captions.finish import finished_parts, summarise
 from sharegpt4v.captions.layout import CaptionRun
+from sharegpt4v.captions.outcomes import outcome_files
 from sharegpt4v.captions.settle import Counts, settled_shards, write_parts
 from sharegpt4v.errors import UserError
 
@@ -57,7 +58,7 @@ def _file_is_gone(error: OSError) -> bool:
 def _identities(run: CaptionRun) -> tuple[Identities, Identities]:
     """Returns those of finished parts, which only compacting changes, and of outcomes, which a job adds."""
     kept = [path for folder in finished_parts(run) for path in folder.glob("*.parquet")]
-    return _identified(kept), _identified(run.outcomes.glob("*/*.parquet"))
+    return _identified(kept), _identified(outcome_files(run))
 
 
 def _identified(paths: Iterable[Path]) -> Identities:
