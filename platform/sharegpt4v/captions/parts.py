@@ -11,11 +11,9 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
 from sharegpt4v.errors import UserError
-from sharegpt4v.records import LOCATION_COLUMNS
+from sharegpt4v.records import LOCATION_COLUMNS, MANIFEST
 
 Kind = Literal["manifest", "captions", "rejects"]
-
-_LOCATION = ["id", *LOCATION_COLUMNS]
 
 BATCH_ROWS = 16_384
 """Rows held at once: about 16 MB of captions at the paper's mean length (reference: 826 characters)."""
@@ -50,6 +48,17 @@ def batches(
             yield from file.iter_batches(batch_size=rows, columns=columns)
 
 
+def read_part(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """Reads a whole part, or some of its columns. Raises UserError that names a damaged one."""
+    try:
+        return pq.read_table(path, columns=columns, page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, FileNotFoundError) or getattr(error, "errno", None):
+            raise  # the storage failed; pyarrow reports damaged content as an OSError without a number
+        again = "restore it" if path.parent.name == "manifest" else "remove it"
+        raise UserError(f"{path} is damaged: {again}, then give the run's command again") from error
+
+
 def rows_at(run: Path, kind: Kind, positions: Iterable[int]) -> dict[int, dict[str, Any]]:
     """Returns rows by their position in file order; only the files that hold one are read."""
     found: dict[int, dict[str, Any]] = {}
@@ -65,46 +74,30 @@ def rows_at(run: Path, kind: Kind, positions: Iterable[int]) -> dict[int, dict[s
 
 
 def locations(run: Path, ids: Iterable[str]) -> dict[str, Location]:
-    """Returns the locations of the images of these ids, in manifest order; unknown ids are left out.
-
-    Reads the whole manifest. For the images of all captions, one after another: `Locations`.
-    """
+    """Returns the locations of the images of these ids, in manifest order; unknown ids are left out."""
     files = paths(run, "manifest")
     if not files:
         return {}
     wanted = pc.field("id").isin(pa.array(ids, pa.string()))
-    found = pads.dataset([str(path) for path in files]).to_table(columns=_LOCATION, filter=wanted)
+    columns = ["id", *LOCATION_COLUMNS]
+    found = pads.dataset([str(path) for path in files]).to_table(columns=columns, filter=wanted)
     return {row.pop("id"): Location(**row) for row in found.to_pylist()}
 
 
-class Locations:
-    """The locations of images in manifest order, read once from front to back as they are asked for."""
+def locations_in_order(run: Path, ids: Iterable[pa.Array]) -> Iterator[list[Location]]:
+    """Yields the locations of each array of ids; together they are in manifest order, as captions are.
 
-    def __init__(self, run: Path) -> None:
-        self._run = run
-        self._batches = batches(run, "manifest", _LOCATION)
-        self._left: pa.RecordBatch | None = None  # rows of the manifest behind the last id that was found
-
-    def after_the_last(self, ids: pa.Array) -> list[Location]:
-        """Returns the locations of these ids, which follow those of the last call.
-
-        Raises UserError when the manifest does not hold them in this order: the run has changed meanwhile.
-        """
-        found: list[Location] = []
-        while len(found) < len(ids):
-            batch = self._left if self._left is not None else next(self._batches, None)
-            if batch is None:
-                raise self._other_order(ids[len(found)])
-            rows = pc.indices_nonzero(pc.is_in(batch.column("id"), ids[len(found) :]))
-            places = batch.take(rows)
-            if not places.column("id").equals(ids[len(found) : len(found) + len(rows)]):
-                raise self._other_order(ids[len(found)])
-            found += [Location(**row) for row in places.select(LOCATION_COLUMNS).to_pylist()]
-            self._left = batch.slice(rows[-1].as_py() + 1) if len(found) == len(ids) else None
-        return found
-
-    def _other_order(self, name: pa.Scalar) -> UserError:
-        return UserError(
-            f"{self._run}/manifest does not hold {name.as_py()!r} in the order of its captions: another "
-            "command works on the run, wait for that and begin again"
-        )
+    Reads the manifest once, however many arrays there are, and holds what lies between two ids of an array.
+    """
+    rows = batches(run, "manifest", ["id", *LOCATION_COLUMNS])
+    ahead = pa.Table.from_batches([], MANIFEST).select(["id", *LOCATION_COLUMNS])
+    for wanted in ids:
+        places = pc.index_in(wanted, value_set=ahead["id"].combine_chunks())
+        while places.null_count:
+            more = next(rows, None)
+            assert more is not None, "captions hold an id that the manifest does not, or not in its order"
+            ahead = pa.concat_tables([ahead, pa.Table.from_batches([more]).cast(ahead.schema)])
+            places = pc.index_in(wanted, value_set=ahead["id"].combine_chunks())
+        found = ahead.select(LOCATION_COLUMNS).take(places)
+        yield [Location(**row) for row in found.to_pylist()]
+        ahead = ahead.slice((pc.max(places).as_py() or 0) + 1 if len(places) else 0)

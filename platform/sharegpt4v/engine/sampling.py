@@ -102,10 +102,8 @@ def _draw(logits: Tensor, params: Sequence[SamplingParams], numbers: Sequence[fl
     ranked, order = scaled.sort(descending=True, stable=True)
     probabilities, ranks = ranked.softmax(-1), torch.arange(vocabulary, device=logits.device)
     # All that equal the k-th best are kept, as transformers does: of equal tokens none is better.
-    most = torch.tensor(
-        [min(param.top_k or vocabulary, vocabulary) for param in params], device=logits.device
-    )
-    probabilities = probabilities.masked_fill(ranked < ranked.gather(1, most[:, None] - 1), 0)
+    most = column([min(param.top_k or vocabulary, vocabulary) for param in params]).long()
+    probabilities = probabilities.masked_fill(ranked < ranked.gather(1, most - 1), 0)
     probabilities = probabilities / probabilities.sum(-1, keepdim=True)
     # A token is kept while the mass before it is below top_p, so the likeliest is always kept.
     before = probabilities.cumsum(-1) - probabilities

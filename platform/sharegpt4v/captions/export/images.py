@@ -3,10 +3,8 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
-from itertools import repeat
+from itertools import repeat, tee
 from typing import Any
-
-import pyarrow.compute as pc
 
 from sharegpt4v.captions import parts
 from sharegpt4v.captions.export.caption_set import CaptionSet
@@ -27,30 +25,20 @@ def captioned_images(captions: CaptionSet) -> Iterator[tuple[dict[str, Any], byt
     Raises UserError naming the ids whose images cannot be read, or are not the ones that were captioned.
     """
     reader = ImageReader(captions.root)
-    locations = parts.Locations(captions.folder)
     with ThreadPoolExecutor(READERS) as pool:
-        for batch in captions.batches():
-            places = locations.after_the_last(batch.column("id"))
+        batches, again = tee(captions.batches())
+        places = parts.locations_in_order(captions.folder, (batch["id"] for batch in again))
+        for batch, located in zip(batches, places, strict=True):
             for start in range(0, len(batch), _AHEAD):
                 rows = batch.slice(start, _AHEAD).to_pylist()
                 digests = [row["image_sha256"] for row in rows]
-                where = places[start : start + len(rows)]
+                where = located[start : start + _AHEAD]
                 images = list(pool.map(read_captioned, repeat(reader), where, digests))
                 _refuse_broken(rows, images)
                 for row, image in zip(rows, images, strict=True):
                     assert isinstance(image, bytes)
                     yield row, image
                     captions.advance(1)
-
-
-def refuse_shards(captions: CaptionSet, target: str) -> None:
-    """Raises UserError for images in tar shards, which have no path that `target` could name."""
-    for batch in parts.batches(captions.folder, "manifest", ["container"]):
-        if pc.any(pc.not_equal(batch.column("container"), "")).as_py():
-            raise UserError(
-                f"images of {captions.name} lie in tar shards, and {target} can name files only: export as "
-                f"webdataset, or as hf with `with_images`"
-            )
 
 
 def read_captioned(reader: ImageReader, place: Location, digest: str | None) -> bytes | Exception:
