@@ -19,7 +19,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import LlamaConfig
 
 from benchmarks.gpu_caption import seconds_of
-from sharegpt4v.engine.live_attention import load_attend_live
+from sharegpt4v.engine.gpu_kernels import load_attend_live
 from sharegpt4v.engine.slots import SlotCache, live_mask
 
 BACKENDS = (
@@ -44,7 +44,9 @@ def main() -> None:
         num_hidden_layers=1, num_attention_heads=heads, num_key_value_heads=heads, hidden_size=heads * width
     )
     cache = SlotCache(config, options.slots, options.live, torch.bfloat16, device)
-    attend_live = load_attend_live(cache, heads)  # before there is anything in the cache: it clears a slot
+    attend_live = load_attend_live(
+        cache, heads, torch.bfloat16
+    )  # before there is anything in the cache: it clears a slot
     draw = random.Random(11)
     lengths = [draw.randint(options.live // 2, options.live) for _ in range(options.slots)]
     positions = torch.tensor(lengths, device=device) - 1

@@ -23,10 +23,15 @@ import torch
 import transformers
 from transformers import LlavaForConditionalGeneration
 
+from benchmarks.gpu_profile import report
 from sharegpt4v.dialogue import Request, SamplingParams, Turn
-from sharegpt4v.engine.slots import bytes_per_slot
+from sharegpt4v.engine.decoder import Decoder
+from sharegpt4v.engine.llama import Llama
+from sharegpt4v.engine.prefill_attention import Span
+from sharegpt4v.engine.sampling import TokenSampler
+from sharegpt4v.engine.slots import bytes_per_slot, padded_context
 from sharegpt4v.engine.stats import EngineStats
-from sharegpt4v.engine.torch_engine import TorchEngine
+from sharegpt4v.engine.torch_engine import PREFILL_TOKENS, TorchEngine
 from sharegpt4v.errors import UserError
 from sharegpt4v.models.adapter import Adapter, CaptionerAdapter, LmmAdapter
 from sharegpt4v.models.captioner import ImageSampler, ShareCaptioner, share_captioner_7b
@@ -45,22 +50,24 @@ PAPER_RATE = 0.316  # images/s/A100: 1.246 M images over 44 GPU-days [derived fr
 MEAN_TOKENS = 190
 
 
-def make_captioner(sampler: ImageSampler, toy: bool) -> Adapter:
+def make_captioner(sampler: ImageSampler, toy: bool, layers: int | None = None) -> Adapter:
     config = toy_captioner_config(sampler) if toy else share_captioner_7b(sampler)
+    config.text_config.num_hidden_layers = layers or config.text_config.num_hidden_layers
     template = captioner_template(build_tokenizer(), config)
     return CaptionerAdapter(Path("random"), ShareCaptioner(config).eval(), template)
 
 
-def make_lmm(toy: bool) -> Adapter:
+def make_lmm(toy: bool, layers: int | None = None) -> Adapter:
     config = toy_lmm_config() if toy else share_gpt4v_config("7b")
+    config.text_config.num_hidden_layers = layers or config.text_config.num_hidden_layers
     template = lmm_template(build_tokenizer(), config)
     return LmmAdapter(Path("random"), LlavaForConditionalGeneration(config).eval(), template)
 
 
-MODELS: dict[str, Callable[[bool], Adapter]] = {
+MODELS: dict[str, Callable[[bool, int | None], Adapter]] = {
     "lmm": make_lmm,
-    "resampler": lambda toy: make_captioner("resampler", toy),
-    "qformer": lambda toy: make_captioner("qformer", toy),
+    "resampler": lambda toy, layers: make_captioner("resampler", toy, layers),
+    "qformer": lambda toy, layers: make_captioner("qformer", toy, layers),
 }
 
 
@@ -110,12 +117,20 @@ def measure(name: str, options: argparse.Namespace, device: str, bandwidth: floa
     """One model: images/s end to end, and where the time goes."""
     torch.set_default_dtype(torch.bfloat16 if device == "cuda" else torch.float32)
     with torch.device(device):
-        adapter = MODELS[name](options.toy)
+        adapter = MODELS[name](options.toy, options.layers)
     torch.set_default_dtype(torch.float32)
     requests = make_requests(options.images, adapter.image_size)
     prompt = adapter.prompt_tokens(requests[0].turns)
+    if options.profile:
+        with torch.inference_mode():
+            profile_parts(adapter, requests, prompt, options.slots, options.fp8)
+        gc.collect()
+        torch.cuda.empty_cache()
     # Closed whatever happens, or its memory would be missing for the next model.
-    with closing(TorchEngine(adapter, f"{name}@random", options.slots, max_context=prompt + 401)) as engine:
+    stored = torch.float8_e4m3fn if options.fp8 else None
+    with closing(
+        TorchEngine(adapter, f"{name}@random", options.slots, max_context=prompt + 400, stored=stored)
+    ) as engine:
         for handle in [engine.submit(request) for request in requests[: engine.capacity]]:
             handle.result()  # graphs are captured, libraries warm
         before = engine.stats()
@@ -128,7 +143,8 @@ def measure(name: str, options: argparse.Namespace, device: str, bandwidth: floa
     rate = len(requests) / seconds
     paper = "" if options.toy else f" ({rate / PAPER_RATE:.0f}x the paper's A100 with 3 beams)"
     print(
-        f"{name}: {rate:.2f} images/s{paper}, {spent.new_tokens / seconds:,.0f} new tokens/s, "
+        f"{name}{', fp8 keys and values' * options.fp8}: {rate:.2f} images/s{paper}, "
+        f"{spent.new_tokens / seconds:,.0f} new tokens/s, "
         f"{engine.capacity} slots, use {spent.slot_use:.2f}, prompt {prompt} tokens, memory {memory:.1f} GB"
     )
     steps = spent.slot_steps / engine.capacity
@@ -136,7 +152,7 @@ def measure(name: str, options: argparse.Namespace, device: str, bandwidth: floa
     # What a step must read: the weights once, and each live slot's prompt and on average half of its answer.
     live = spent.live_steps * (prompt + MEAN_TOKENS // 2)
     read = steps * weights * adapter.dtype.itemsize
-    read += bytes_per_slot(adapter.language_model.config, live, adapter.dtype)
+    read += bytes_per_slot(adapter.language_model.config, live, stored or adapter.dtype)
     matrix = 2 * weights * spent.prompt_tokens / spent.prefill_seconds / operations
     print(
         f"  decode {spent.decode_seconds:.1f} s of {seconds:.1f}: "
@@ -145,6 +161,26 @@ def measure(name: str, options: argparse.Namespace, device: str, bandwidth: floa
         f"{spent.prefill_seconds:.1f} s: {matrix:.0%} of the measured matrix rate",
         flush=True,
     )
+
+
+def profile_parts(adapter: Adapter, requests: list[Request], prompt: int, slots: int, fp8: bool) -> None:
+    """Divides the three parts of the work by cause, each at the size that the engine gives it."""
+    count = max(1, PREFILL_TOKENS["cuda"] // prompt)
+    report("vision and embedding", lambda: adapter.embed(requests[:count]), 3, "image", count)
+    device, vocabulary = adapter.device, adapter.language_model.config.vocab_size
+    sampler = TokenSampler(slots, vocabulary, adapter.eos_token_ids, device)
+    context = padded_context(prompt + 400)
+    stored = torch.float8_e4m3fn if fp8 else adapter.dtype
+    decoder = Decoder(Llama(adapter.language_model), sampler, slots, context, adapter.dtype, device, stored)
+    decoder.prepare()
+    prompts = adapter.embed(requests[:count])
+    spans = [Span(slot, 0, prompt) for slot in range(count)]
+    parts = list(zip(spans, prompts, strict=True))
+    report("prefill", lambda: decoder.prefill(parts), 3, "image", count)
+    # Answers in progress are anywhere between their first and their last token.
+    positions = [prompt + round(MEAN_TOKENS * slot / slots) for slot in range(slots)]
+    decoder.begin(range(slots), torch.ones(2, slots, dtype=torch.long, device=device), positions)
+    report("decode step", lambda: decoder.step(dict(enumerate(positions))), 10, "slot", slots)
 
 
 def difference(after: EngineStats, before: EngineStats) -> EngineStats:
@@ -161,6 +197,9 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1_152)
     parser.add_argument("--slots", type=int, default=192)
     parser.add_argument("--toy", action="store_true", help="toy shapes on the CPU: a test of this script")
+    parser.add_argument("--profile", action="store_true", help="divide the time by cause first (GPU only)")
+    parser.add_argument("--fp8", action="store_true", help="keys and values as fp8 in the slots")
+    parser.add_argument("--layers", type=int, help="layers of the language model; all by default")
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() and not options.toy else "cpu"
     if device == "cpu" and not options.toy:

@@ -62,6 +62,8 @@ def make_job(config: CaptionConfig) -> CaptionJob:
     refuse_relative_paths(images=config.images, root=config.root, out=config.out, model=given)
     if config.engine == "vllm":
         _refuse_for_vllm(config)
+    if config.kv_dtype == "fp8" and (config.engine != "torch" or not config.gpus_per_actor):
+        raise UserError("fp8 needs the torch engine on GPUs: give `gpus_per_actor`", field="kv_dtype")
     model, weights, image_size, protocol = _model(config)
     prompt = UNIFIED_CAPTION if config.prompt is None else Prompt.of_user(config.prompt)
     dtype = config.dtype if config.dtype != "auto" else "bfloat16" if config.gpus_per_actor else "float32"
@@ -72,6 +74,7 @@ def make_job(config: CaptionConfig) -> CaptionJob:
         capacity=config.batch_size,
         room_for=(prompt.text, config.decoding.max_new_tokens),
         dtype=dtype,
+        kv_dtype=config.kv_dtype,
         threads=config.threads_per_actor,
         use_gpu=config.gpus_per_actor > 0,
         fake=FakeOptions(**config.fake.model_dump()),
@@ -83,6 +86,8 @@ def make_job(config: CaptionConfig) -> CaptionJob:
         "image_size": image_size,
         "fast_decode": config.fast_decode,
         "dtype": dtype,
+        # Only where it is given, so that runs of versions without it can be resumed.
+        **({"kv_dtype": config.kv_dtype} if config.kv_dtype != "auto" else {}),
         # Another engine's sampler draws other numbers, and its kernels break ties another way.
         "engine": config.engine,
         **{f"decoding.{key}": value for key, value in config.decoding.model_dump().items()},

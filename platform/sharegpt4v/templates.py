@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 IGNORE_INDEX = -100
 """Label of a position without loss, the default of torch's cross entropy."""
 
+_TEXTS_KEPT = 64
+"""Encoded texts that a template keeps: captioning asks the same question of every image."""
+
 VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
@@ -61,6 +64,7 @@ class Template(ABC):
         self.tokenizer = tokenizer
         self.image_token_id = image_token_id
         self.image_tokens = image_tokens
+        self._encoded: dict[str, list[int]] = {}
         self._bos = self._control(tokenizer.bos_token or "<s>")
 
     def prompt(self, turns: Sequence[Turn]) -> list[int]:
@@ -145,9 +149,14 @@ class Template(ABC):
         """Encodes plain text; split_special_tokens keeps control tokens out of its ids."""
         if not text:
             return []
-        whole = text.encode("utf-8", "replace").decode()  # tokenizers refuses lone surrogates
-        ids: list[int] = self.tokenizer.encode(whole, add_special_tokens=False, split_special_tokens=True)
-        return ids
+        ids = self._encoded.get(text)
+        if ids is None:
+            whole = text.encode("utf-8", "replace").decode()  # tokenizers refuses lone surrogates
+            ids = self.tokenizer.encode(whole, add_special_tokens=False, split_special_tokens=True)
+            if len(self._encoded) >= _TEXTS_KEPT:
+                self._encoded.clear()
+            self._encoded[text] = ids
+        return list(ids)
 
     def _control(self, token: str) -> int:
         """Returns the id of a control token. Raises UserError when the tokenizer lacks it."""

@@ -5,14 +5,17 @@ A program of its own, since Triton decides at its import whether it interprets.
 
 import torch
 from torch import Tensor
-from transformers import LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from sharegpt4v.engine.decoder import Decoder
-from sharegpt4v.engine.live_attention import check_against_mask
+from sharegpt4v.engine.gpu_kernels import check_against_mask, check_kernels
+from sharegpt4v.engine.llama import Kernels, Llama
+from sharegpt4v.engine.prefill_attention import Span
+from sharegpt4v.engine.sampling import TokenSampler
 from sharegpt4v.engine.slots import SlotCache
 from sharegpt4v.engine.triton_attention import attend_live
+from sharegpt4v.engine.triton_llama import TritonKernels
 from sharegpt4v.models.toy import toy_lmm_config
-from tests.engine.requests import repeat_steps
+from tests.engine.requests import SteppingDecoder
 
 CPU = torch.device("cpu")
 LIVE = (1, 251, 32, 33, 64, 300)
@@ -55,17 +58,29 @@ def check_that_slots_are_alone() -> None:
 
 
 @torch.inference_mode()
-def check_step() -> None:
-    """A decode step that reads the cache through the kernel has the logits of one that uses the mask."""
+def check_step(kernels: Kernels) -> None:
+    """Prefills and decode steps through the kernels have the logits of PyTorch's operations."""
     torch.manual_seed(0)
     config = toy_lmm_config().text_config
-    decoder = Decoder(LlamaForCausalLM(config).eval(), 4, 128, torch.float32, CPU)
     lengths = [3, 90, 41]
-    decoder.prefill([torch.randn(length, config.hidden_size) for length in lengths], [0, 1, 2])
-    masked = decoder.step([5, 6, 7], lengths)
-    decoder._attend_live = attend_live
-    repeat_steps(decoder, 4, 128, by_length=False)
-    torch.testing.assert_close(decoder.step([5, 6, 7], lengths), masked)
+    prompts = [torch.randn(length, config.hidden_size) for length in lengths]
+    model = LlamaForCausalLM(config).eval()
+    found = []
+    for ours in (False, True):
+        sampler = TokenSampler(4, config.vocab_size, [2], CPU)
+        decoder = SteppingDecoder(Llama(model), sampler, 4, 128, torch.float32, CPU)
+        if ours:
+            decoder._attend_live, decoder._kernels = attend_live, kernels
+        decoder.prepare()
+        spans = [Span(slot, 0, length) for slot, length in enumerate(lengths)]
+        logits = [decoder.prefill(list(zip(spans, prompts, strict=True)))]
+        decoder.begin([0, 1, 2], torch.tensor([[5, 6, 7], [1, 1, 1]]), lengths)
+        for step in range(3):
+            picks = decoder.step({slot: length + step for slot, length in enumerate(lengths)})
+            logits += [decoder.logits[:3].clone(), picks.clone()]
+        found.append(logits)
+    for mine, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(mine, theirs)
 
 
 def main() -> None:
@@ -74,10 +89,23 @@ def main() -> None:
             check_values(heads, 128, dtype)
     check_values(4, 16, torch.float32)
     check_that_slots_are_alone()
-    check_step()
+    kernels = TritonKernels()
+    check_step(kernels)
+    for heads, kept, width in ((4, 4, 32), (6, 2, 16), (3, 3, 24)):
+        config = LlamaConfig(
+            hidden_size=heads * width,
+            num_attention_heads=heads,
+            num_key_value_heads=kept,
+            num_hidden_layers=1,
+            vocab_size=8,
+        )
+        for dtype in (torch.float32, torch.bfloat16):
+            check_kernels(kernels, SlotCache(config, 3, 40, dtype, CPU), heads, dtype)
     config = toy_lmm_config().text_config
-    cache = SlotCache(config, 2, 128, torch.bfloat16, CPU)
-    check_against_mask(attend_live, cache, config.num_attention_heads)
+    for stored in (torch.bfloat16, torch.float8_e4m3fn):
+        cache = SlotCache(config, 2, 128, stored, CPU)
+        # Writes in fp8 are checked on a GPU alone: the interpreter of Triton 3.7.1 rounds 1.95 to 1.
+        check_against_mask(attend_live, cache, config.num_attention_heads, torch.bfloat16)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ Engines are watched, and made to fail, through the parts they are built of: none
 """
 
 import copy
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from importlib.util import find_spec
 from typing import Any
@@ -15,7 +15,6 @@ import torch
 
 from sharegpt4v.dialogue import Completion, Image, Request, SamplingParams, Turn
 from sharegpt4v.engine.decoder import Decoder
-from sharegpt4v.engine.graphs import StepGraphs
 from sharegpt4v.engine.sampling import TokenSampler
 from sharegpt4v.engine.torch_engine import TorchEngine
 from sharegpt4v.models.adapter import Adapter
@@ -120,9 +119,10 @@ def watch_sampling(monkeypatch: pytest.MonkeyPatch, look: Look) -> None:
     """
 
     class Watched(TokenSampler):
-        def __init__(self, slots: int, eos_token_ids: Collection[int], device: torch.device) -> None:
-            super().__init__(slots, eos_token_ids, device)
+        def __init__(self, slots: int, *args: Any) -> None:
+            super().__init__(slots, *args)
             self._seeds = [-1] * slots
+            self.live: set[int] = set()
 
         def admit(self, slot: int, params: SamplingParams, seed: int) -> None:
             super().admit(slot, params, seed)
@@ -132,11 +132,25 @@ def watch_sampling(monkeypatch: pytest.MonkeyPatch, look: Look) -> None:
             super().move(source, target)
             self._seeds[target] = self._seeds[source]
 
-        def pick(self, logits: torch.Tensor, slots: Any) -> tuple[list[int], list[bool]]:
-            look({slot: self._seeds[slot] for slot in slots}, logits)
-            return super().pick(logits, slots)
+        def choose(self, logits: torch.Tensor, slots: Sequence[int]) -> torch.Tensor:
+            self.live = set(slots)
+            return super().choose(logits, slots)
+
+        def greedy(self, logits: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            rows = [row for row, slot in enumerate(index.tolist()) if slot in self.live]
+            own = logits[rows]
+            look({slot: self._seeds[slot] for slot in index[rows].tolist()}, own)
+            logits[rows] = own
+            return super().greedy(logits, index)
+
+    class WatchedDecoder(Decoder):
+        def step(self, positions: Mapping[int, int]) -> torch.Tensor:
+            assert isinstance(self._sampler, Watched)
+            self._sampler.live = set(positions)
+            return super().step(positions)
 
     monkeypatch.setattr("sharegpt4v.engine.torch_engine.TokenSampler", Watched)
+    monkeypatch.setattr("sharegpt4v.engine.torch_engine.Decoder", WatchedDecoder)
 
 
 class Repeated:
@@ -150,17 +164,9 @@ class Repeated:
         self._work()
 
 
-def repeat_steps(decoder: Decoder, slots: int, context: int, by_length: bool = True) -> None:
-    """Lets a decoder on a CPU step as on a GPU: sizes rounded up, inputs and logits in tensors that stay."""
-    vocabulary = decoder._model.config.vocab_size
-    decoder._graphs = StepGraphs(slots, context, vocabulary, torch.device("cpu"), Repeated, by_length)
-
-
 class SteppingDecoder(Decoder):
-    """Steps as on a GPU."""
+    """Steps as on a GPU, without one: sizes rounded up, inputs and logits in tensors that stay."""
 
-    def __init__(
-        self, model: Any, slots: int, context: int, dtype: torch.dtype, device: torch.device
-    ) -> None:
-        super().__init__(model, slots, context, dtype, device)
-        repeat_steps(self, slots, context)
+    def prepare(self) -> None:
+        if self._graphs is None:
+            self.use_graphs(Repeated)

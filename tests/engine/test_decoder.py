@@ -5,6 +5,8 @@ A captured step may not do that, and nothing else should. Arithmetic with a tens
 raises, too.
 """
 
+from itertools import pairwise
+
 import pytest
 import torch
 from transformers import LlamaForCausalLM
@@ -12,10 +14,14 @@ from transformers import LlamaForCausalLM
 from benchmarks.gpu_caption import MODELS, make_requests
 from sharegpt4v.dialogue import SamplingParams
 from sharegpt4v.engine.decoder import Decoder
+from sharegpt4v.engine.llama import Llama
+from sharegpt4v.engine.prefill_attention import Span
 from sharegpt4v.engine.sampling import TokenSampler
+from sharegpt4v.errors import UserError
 from sharegpt4v.models.lmm import share_gpt4v_config
+from sharegpt4v.models.toy import toy_lmm_config
 
-META = torch.device("meta")
+CPU, META = torch.device("cpu"), torch.device("meta")
 
 
 @pytest.fixture(scope="module")
@@ -23,29 +29,32 @@ def decoder() -> Decoder:
     """ShareGPT4V-7B's language model in bfloat16, with 64 slots."""
     with META:
         model = LlamaForCausalLM(share_gpt4v_config("7b").text_config).to(torch.bfloat16).eval()
-    return Decoder(model, slots=64, context=1_024, dtype=torch.bfloat16, device=META)
+    sampler = TokenSampler(64, 32_064, [2], META)
+    return Decoder(Llama(model), sampler, slots=64, context=1_024, dtype=torch.bfloat16, device=META)
 
 
 @torch.inference_mode()
 def test_a_step_needs_no_value_from_the_device(decoder: Decoder) -> None:
-    logits = decoder.step(tokens=[5] * 48, positions=list(range(600, 648)))
-    assert logits.shape == (48, 32_064)
-    assert logits.dtype == torch.float32
-    assert logits.device == META
+    decoder.begin(range(48), torch.zeros(2, 48, dtype=torch.long, device=META), range(600, 648))
+    picks = decoder.step({slot: 600 + slot for slot in range(48)})
+    assert (picks.shape, picks.dtype, picks.device) == ((2, 48), torch.long, META)
+    assert (decoder.logits.shape, decoder.logits.dtype) == ((48, 32_064), torch.float32)
 
 
 @torch.inference_mode()
-def test_a_prefill_needs_no_value_from_the_device(decoder: Decoder) -> None:
-    prompts = [torch.empty(length, 4_096, dtype=torch.bfloat16, device=META) for length in (576, 640, 610)]
-    logits = decoder.prefill(prompts, slots=[7, 0, 33])
-    assert logits.shape == (3, 32_064)
+@pytest.mark.parametrize("lengths", [(576, 640, 610), (576, 576)])
+def test_a_prefill_needs_no_value_from_the_device(decoder: Decoder, lengths: tuple[int, ...]) -> None:
+    prompts = [torch.empty(length, 4_096, dtype=torch.bfloat16, device=META) for length in lengths]
+    spans = [Span(slot, 0, length) for slot, length in zip((7, 0, 33), lengths, strict=False)]
+    logits = decoder.prefill(list(zip(spans, prompts, strict=True)))
+    assert logits.shape == (len(lengths), 32_064)
     assert logits.dtype == torch.float32
 
 
 @pytest.mark.parametrize("family", ["lmm", "resampler", "qformer"])
 def test_embedding_needs_no_value_from_the_device(family: str) -> None:
     with META:
-        adapter = MODELS[family](True)
+        adapter = MODELS[family](True, None)
     requests = make_requests(3, adapter.image_size)
     prompts = adapter.embed(requests)
     assert [prompt.device for prompt in prompts] == [META] * 3
@@ -53,15 +62,56 @@ def test_embedding_needs_no_value_from_the_device(family: str) -> None:
 
 
 @torch.inference_mode()
-def test_tokens_are_copied_from_the_device_once_in_a_step() -> None:
-    """Behind penalties, early ends and draws of all slots; everything before that copy needs no value."""
-    sampler = TokenSampler(8, [2], META)
+def test_choosing_tokens_needs_no_value_from_the_device() -> None:
+    """With penalties, early ends and draws of all slots."""
+    sampler = TokenSampler(8, 32_000, [2], META)
     drawn = SamplingParams(temperature=0.7, top_k=5, top_p=0.9)
     penalised = SamplingParams(repetition_penalty=1.5, min_new_tokens=20)
     for slot, params in enumerate((drawn, penalised, SamplingParams())):
         sampler.admit(slot, params, seed=slot)
     sampler.move(2, 4)
-    with pytest.raises(NotImplementedError, match="Cannot copy out of meta") as raised:
-        sampler.pick(torch.empty(3, 32_000, device=META), [0, 1, 4])
-    lines = [str(entry.statement) for entry in raised.traceback if "sampling.py" in str(entry.path)]
-    assert lines[-1].strip() == "chosen, numeric = torch.stack([tokens, finite.long()]).tolist()"
+    picks = sampler.choose(torch.empty(3, 32_000, device=META), [0, 1, 4])
+    assert (picks.shape, picks.dtype, picks.device) == ((2, 3), torch.long, META)
+
+
+@torch.inference_mode()
+def test_a_prompt_in_parts_has_the_logits_of_the_whole() -> None:
+    torch.manual_seed(0)
+    config = toy_lmm_config().text_config
+    model = LlamaForCausalLM(config).eval()
+    lengths = [70, 5, 33]
+    prompts = [torch.randn(length, config.hidden_size) for length in lengths]
+    expected = torch.cat([model(inputs_embeds=prompt[None]).logits[:, -1] for prompt in prompts])
+    for cuts in ([], [20], [1, 2, 60]):
+        decoder = Decoder(
+            Llama(model), TokenSampler(4, config.vocab_size, [2], CPU), 4, 128, torch.float32, CPU
+        )
+        for start, end in pairwise([0, *cuts, 70]):
+            spans = [Span(2, start, end), Span(0, 0, 5), Span(3, 0, 33)]
+            parts = [prompts[0][start:end], *prompts[1:]]
+            found = decoder.prefill(list(zip(spans, parts, strict=True)))
+        torch.testing.assert_close(found, expected)
+    alike = decoder.prefill([(Span(slot, 0, 33), prompts[2]) for slot in (1, 3)])
+    torch.testing.assert_close(alike, expected[[2, 2]])
+
+
+def test_weights_of_joined_projections_are_held_once_and_stay_in_the_model() -> None:
+    config = toy_lmm_config().text_config
+    model = LlamaForCausalLM(config).eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    Llama(model)
+    layer = model.model.layers[0].self_attn
+    assert (
+        layer.q_proj.weight.untyped_storage().data_ptr() == layer.v_proj.weight.untyped_storage().data_ptr()
+    )
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_model_with_adapters_is_refused_by_name() -> None:
+    class Lora(torch.nn.Linear):
+        pass
+
+    model = LlamaForCausalLM(toy_lmm_config().text_config)
+    model.model.layers[0].self_attn.o_proj = Lora(4, 4)
+    with pytest.raises(UserError, match="this model has Lora: merge its adapters"):
+        Llama(model)

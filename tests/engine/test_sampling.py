@@ -1,6 +1,7 @@
 """One token a slot: penalties, cuts, seeds."""
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -15,14 +16,21 @@ CPU = torch.device("cpu")
 
 
 def _sampler(*params: SamplingParams, seed: int = 0, eos: tuple[int, ...] = (0,)) -> TokenSampler:
-    sampler = TokenSampler(len(params), eos, CPU)
+    sampler = TokenSampler(len(params), 4, eos, CPU)
     for slot, param in enumerate(params):
         sampler.admit(slot, param, seed)
     return sampler
 
 
 def _pick(sampler: TokenSampler, *logits: list[float]) -> list[int]:
-    return sampler.pick(torch.tensor(logits), range(len(logits)))[0]
+    return _choose(sampler, torch.tensor(logits), range(len(logits)))[0]
+
+
+def _choose(sampler: TokenSampler, logits: torch.Tensor, slots: Sequence[int]) -> list[list[int]]:
+    """Tokens, and whether logits were numbers; the rest of a vocabulary of four is out of reach."""
+    padded = torch.nn.functional.pad(logits, (0, 4 - logits.shape[1]), value=-1e4)
+    picks: list[list[int]] = sampler.choose(padded, slots).tolist()
+    return picks
 
 
 def test_the_repetition_penalty_sees_generated_tokens_only() -> None:
@@ -42,7 +50,7 @@ def test_a_new_request_in_a_slot_has_generated_nothing_yet() -> None:
 
 def test_a_moved_request_takes_its_state_along() -> None:
     sampler = _sampler(SamplingParams(), SamplingParams(repetition_penalty=1.5))
-    assert sampler.pick(torch.tensor([[2.0, 1.9]]), [1])[0] == [0]
+    assert _choose(sampler, torch.tensor([[2.0, 1.9]]), [1])[0] == [0]
     sampler.move(1, 0)
     assert _pick(sampler, [2.0, 1.9]) == [1]
 
@@ -82,7 +90,7 @@ def test_draws_follow_the_probabilities() -> None:
 
 def test_a_draw_depends_on_the_seed_and_not_on_the_company() -> None:
     params, logits = SamplingParams(temperature=2.0), [1.0, 0.9, 0.8, 0.7]
-    alone, company = _sampler(params, seed=5), TokenSampler(3, (0,), CPU)
+    alone, company = _sampler(params, seed=5), TokenSampler(3, 4, (0,), CPU)
     for slot, seed in enumerate((1, 5, 9)):
         company.admit(slot, params, seed)
     first = [_pick(alone, logits)[0] for _ in range(20)]
@@ -99,11 +107,8 @@ def test_no_end_token_before_the_minimum() -> None:
 def test_logits_that_are_no_numbers_are_told_row_by_row() -> None:
     nan = float("nan")
     sampler = _sampler(*[SamplingParams(temperature=1.0)] * 3)
-    assert sampler.pick(torch.tensor([[1.0, nan], [0.0, 1.0], [float("inf"), 0.0]]), range(3))[1] == [
-        False,
-        True,
-        False,
-    ]
+    logits = torch.tensor([[1.0, nan], [0.0, 1.0], [float("inf"), 0.0]])
+    assert _choose(sampler, logits, range(3))[1] == [0, 1, 0]
 
 
 @pytest.mark.parametrize(

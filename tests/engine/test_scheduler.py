@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -40,11 +41,11 @@ def _request(key: str) -> Request:
     return Request(key, (Turn("user", "?"),))
 
 
-def _submit(scheduler: Scheduler, keys: Iterable[str]) -> dict[str, Handle]:
+def _submit(scheduler: Scheduler[Any], keys: Iterable[str]) -> dict[str, Handle]:
     return {key: scheduler.submit(_request(key)) for key in keys}
 
 
-def _admit(scheduler: Scheduler, length: int = ENDLESS) -> dict[int, str]:
+def _admit(scheduler: Scheduler[Any], length: int = ENDLESS) -> dict[int, str]:
     """Receives, and places all that is admitted; their ids by slot."""
     scheduler.receive()
     admitted = scheduler.admit()
@@ -53,7 +54,7 @@ def _admit(scheduler: Scheduler, length: int = ENDLESS) -> dict[int, str]:
     return {slot: handle.request.id for slot, handle in admitted.items()}
 
 
-def _running(scheduler: Scheduler) -> dict[int, str]:
+def _running(scheduler: Scheduler[Any]) -> dict[int, str]:
     return {slot: running.handle.request.id for slot, running in scheduler.running.items()}
 
 
@@ -61,14 +62,14 @@ def _running(scheduler: Scheduler) -> dict[int, str]:
 
 
 def test_requests_begin_in_the_order_they_came_in() -> None:
-    scheduler = Scheduler(slots=3)
+    scheduler: Scheduler[Any] = Scheduler(slots=3)
     _submit(scheduler, "abcde")
     assert _admit(scheduler) == {0: "a", 1: "b", 2: "c"}
     assert _admit(scheduler) == {}
 
 
 def test_a_free_slot_is_refilled_while_the_others_go_on() -> None:
-    scheduler = Scheduler(slots=3)
+    scheduler: Scheduler[Any] = Scheduler(slots=3)
     handles = _submit(scheduler, "abcd")
     _admit(scheduler, length=2)
     scheduler.take(1, 5)
@@ -79,7 +80,7 @@ def test_a_free_slot_is_refilled_while_the_others_go_on() -> None:
 
 
 def test_while_others_run_requests_wait_until_a_group_of_slots_is_free() -> None:
-    scheduler = Scheduler(slots=4, group=2)
+    scheduler: Scheduler[Any] = Scheduler(slots=4, group=2)
     _submit(scheduler, "abcdefg")
     _admit(scheduler, length=1)
     scheduler.take(2, 0)
@@ -89,7 +90,7 @@ def test_while_others_run_requests_wait_until_a_group_of_slots_is_free() -> None
 
 
 def test_no_group_is_waited_for_when_fewer_requests_wait() -> None:
-    scheduler = Scheduler(slots=4, group=3)
+    scheduler: Scheduler[Any] = Scheduler(slots=4, group=3)
     _submit(scheduler, "abcde")
     _admit(scheduler, length=1)
     scheduler.take(2, 0)
@@ -97,7 +98,7 @@ def test_no_group_is_waited_for_when_fewer_requests_wait() -> None:
 
 
 def test_what_begins_keeps_its_slot_while_others_are_admitted() -> None:
-    scheduler = Scheduler(slots=2)
+    scheduler: Scheduler[Any] = Scheduler(slots=2)
     first = scheduler.submit(_request("a"))
     scheduler.receive()
     scheduler.admit()
@@ -107,7 +108,7 @@ def test_what_begins_keeps_its_slot_while_others_are_admitted() -> None:
 
 
 def test_what_begins_and_is_not_placed_keeps_its_slot_until_it_fails() -> None:
-    scheduler = Scheduler(slots=1)
+    scheduler: Scheduler[Any] = Scheduler(slots=1)
     handles = _submit(scheduler, "ab")
     scheduler.receive()
     assert list(scheduler.admit()) == [0]
@@ -118,13 +119,13 @@ def test_what_begins_and_is_not_placed_keeps_its_slot_until_it_fails() -> None:
 
 
 def test_receiving_waits_for_a_first_request() -> None:
-    scheduler = Scheduler(slots=1)
+    scheduler: Scheduler[Any] = Scheduler(slots=1)
     threading.Timer(0.05, scheduler.submit, [_request("a")]).start()
     assert _admit(scheduler) == {0: "a"}
 
 
 def test_receiving_does_not_wait_while_something_runs() -> None:
-    scheduler = Scheduler(slots=1)
+    scheduler: Scheduler[Any] = Scheduler(slots=1)
     _submit(scheduler, "a")
     _admit(scheduler)
     scheduler.receive()  # would not return
@@ -143,7 +144,7 @@ def test_asking_whether_a_request_is_expired_does_nothing_to_it() -> None:
 
 @pytest.mark.parametrize("where", ["waiting", "suspects", "beginning", "running"])
 def test_a_sweep_ends_cancelled_and_expired_requests_wherever_they_are(where: str) -> None:
-    scheduler = Scheduler(slots=3)
+    scheduler: Scheduler[Any] = Scheduler(slots=3)
     handles = [scheduler.submit(replace(_request(key), timeout=60.0)) for key in ("stay", "gone", "late")]
     scheduler.receive()
     tokens = 0
@@ -171,7 +172,7 @@ def test_a_sweep_ends_cancelled_and_expired_requests_wherever_they_are(where: st
 
 
 def test_requests_are_swept_while_others_run_and_wait() -> None:
-    scheduler = Scheduler(slots=1)
+    scheduler: Scheduler[Any] = Scheduler(slots=1)
     handles = _submit(scheduler, "ab")
     _admit(scheduler)
     handles["b"].cancel()
@@ -183,7 +184,7 @@ def test_requests_are_swept_while_others_run_and_wait() -> None:
 
 
 def test_a_request_cancelled_before_it_begins_takes_no_slot() -> None:
-    scheduler = Scheduler(slots=2)
+    scheduler: Scheduler[Any] = Scheduler(slots=2)
     handles = _submit(scheduler, "ab")
     scheduler.receive()
     handles["a"].cancel()
@@ -192,7 +193,7 @@ def test_a_request_cancelled_before_it_begins_takes_no_slot() -> None:
 
 
 def test_a_cancelled_running_request_ends_with_its_next_token() -> None:
-    scheduler = Scheduler(slots=1)
+    scheduler: Scheduler[Any] = Scheduler(slots=1)
     handles = _submit(scheduler, "ab")
     _admit(scheduler, length=2)
     scheduler.take(0, 7)
@@ -203,7 +204,7 @@ def test_a_cancelled_running_request_ends_with_its_next_token() -> None:
 
 
 def test_a_running_request_whose_time_is_over_fails_with_its_next_token() -> None:
-    scheduler = Scheduler(slots=1)
+    scheduler: Scheduler[Any] = Scheduler(slots=1)
     handle = scheduler.submit(replace(_request("a"), timeout=0.2))
     _admit(scheduler)
     scheduler.take(0, 7)
@@ -215,7 +216,7 @@ def test_a_running_request_whose_time_is_over_fails_with_its_next_token() -> Non
 
 
 def test_a_timeout_that_is_no_number_fails_its_request_alone() -> None:
-    scheduler = Scheduler(slots=2)
+    scheduler: Scheduler[Any] = Scheduler(slots=2)
     wrong = scheduler.submit(replace(_request("a"), timeout="5"))  # type: ignore[arg-type]
     scheduler.submit(_request("b"))
     assert list(_admit(scheduler).values()) == ["b"]
@@ -227,7 +228,7 @@ def test_a_timeout_that_is_no_number_fails_its_request_alone() -> None:
 
 
 def test_a_token_that_cannot_be_taken_fails_its_request_alone() -> None:
-    scheduler = Scheduler(slots=2)
+    scheduler: Scheduler[Any] = Scheduler(slots=2)
     handles = _submit(scheduler, "ab")
     _admit(scheduler)
     scheduler.take(0, -1)
@@ -238,7 +239,7 @@ def test_a_token_that_cannot_be_taken_fails_its_request_alone() -> None:
 
 
 def test_slots_are_compacted_only_when_nothing_waits_for_them() -> None:
-    scheduler = Scheduler(slots=6, group=4)
+    scheduler: Scheduler[Any] = Scheduler(slots=6, group=4)
     _submit(scheduler, "abcdefghij")
     _admit(scheduler, length=1)
     for slot in (0, 2, 5):
@@ -262,7 +263,7 @@ def test_slots_are_compacted_only_when_nothing_waits_for_them() -> None:
 def test_suspects_are_tried_by_halves_until_the_one_at_fault_is_alone(
     fault: str, expected: list[str]
 ) -> None:
-    scheduler = Scheduler(slots=4)
+    scheduler: Scheduler[Any] = Scheduler(slots=4)
     handles = _submit(scheduler, "abcd")
     groups = []
     while not all(handle.done() for handle in handles.values()):
@@ -282,7 +283,7 @@ def test_suspects_are_tried_by_halves_until_the_one_at_fault_is_alone(
 
 
 def test_suspects_run_with_no_other_beside_them() -> None:
-    scheduler = Scheduler(slots=4)
+    scheduler: Scheduler[Any] = Scheduler(slots=4)
     _submit(scheduler, "abcd")
     _admit(scheduler, length=1)
     scheduler.suspect(RuntimeError("a bad step"))
@@ -295,7 +296,7 @@ def test_suspects_run_with_no_other_beside_them() -> None:
 
 
 def test_requests_that_begin_are_suspects_too() -> None:
-    scheduler = Scheduler(slots=2)
+    scheduler: Scheduler[Any] = Scheduler(slots=2)
     _submit(scheduler, "ab")
     _admit(scheduler, length=1)
     scheduler.take(0, 1)
@@ -310,7 +311,7 @@ def test_requests_that_begin_are_suspects_too() -> None:
 
 @pytest.mark.parametrize("how", ["suspect", "fail", "take"])
 def test_an_error_that_concerns_all_is_raised_and_blames_nobody(how: str) -> None:
-    scheduler = Scheduler(slots=2, concerns_all=lambda error: isinstance(error, ValueError))
+    scheduler: Scheduler[Any] = Scheduler(slots=2, concerns_all=lambda error: isinstance(error, ValueError))
     handles = _submit(scheduler, "ab")
     _admit(scheduler)
     report: dict[str, Callable[[], None]] = {
@@ -329,7 +330,7 @@ def test_a_step_that_fails_without_requests_raises_its_error() -> None:
 
 
 def test_after_a_restart_all_begin_again_in_their_order() -> None:
-    scheduler = Scheduler(slots=4)
+    scheduler: Scheduler[Any] = Scheduler(slots=4)
     _submit(scheduler, "abcd")
     _admit(scheduler)
     scheduler.suspect(RuntimeError("a bad step"))
@@ -347,7 +348,7 @@ def test_after_a_restart_all_begin_again_in_their_order() -> None:
 
 
 def test_nobody_is_left_waiting_when_an_engine_ends() -> None:
-    scheduler = Scheduler(slots=2)
+    scheduler: Scheduler[Any] = Scheduler(slots=2)
     handles = _submit(scheduler, "abcd")
     _admit(scheduler)  # c and d wait
     scheduler.suspect(RuntimeError("a bad step"))
@@ -362,7 +363,7 @@ def test_nobody_is_left_waiting_when_an_engine_ends() -> None:
 
 
 def test_closing_wakes_who_waits_for_a_request() -> None:
-    scheduler = Scheduler(slots=1)
+    scheduler: Scheduler[Any] = Scheduler(slots=1)
     threading.Timer(0.05, scheduler.close).start()
     scheduler.receive()
     scheduler.wait_closed()
@@ -370,7 +371,7 @@ def test_closing_wakes_who_waits_for_a_request() -> None:
 
 
 def test_requests_from_many_threads_all_end_when_the_engine_is_closed_meanwhile() -> None:
-    scheduler = Scheduler(slots=4)
+    scheduler: Scheduler[Any] = Scheduler(slots=4)
     ends: list[str] = []
 
     def ask() -> None:
@@ -398,7 +399,7 @@ def test_requests_from_many_threads_all_end_when_the_engine_is_closed_meanwhile(
 
 
 def test_what_runs_and_what_waits_is_counted() -> None:
-    scheduler = Scheduler(slots=2)
+    scheduler: Scheduler[Any] = Scheduler(slots=2)
     _submit(scheduler, "abc")
     _admit(scheduler)
     _submit(scheduler, "de")

@@ -65,4 +65,4 @@ def test_a_mask_is_of_the_querys_dtype() -> None:
 
 
 def test_rows_of_the_cache_are_as_long_as_kernels_read_them() -> None:
-    assert [padded_context(context) for context in (1, 8, 1022, 4096)] == [8, 8, 1024, 4096]
+    assert [padded_context(context) for context in (1, 8, 1022, 4096)] == [8, 16, 1024, 4104]

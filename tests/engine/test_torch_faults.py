@@ -2,6 +2,7 @@
 
 import threading
 from dataclasses import replace
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -246,6 +247,6 @@ def test_half_of_a_surrogate_pair_in_a_prompt_is_answered(adapter: Adapter) -> N
 
 
 @pytest.mark.parametrize("sizes", [{"capacity": 0}, {"capacity": 2, "max_context": -5}])
-def test_an_engine_without_room_is_refused(adapter: Adapter, sizes: dict[str, int]) -> None:
+def test_an_engine_without_room_is_refused(adapter: Adapter, sizes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="both begin at 1"):
         TorchEngine(adapter, "toy@0", **sizes)

@@ -14,18 +14,16 @@ from unittest.mock import Mock
 import pytest
 import torch
 from packaging.version import Version
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig
 
-from sharegpt4v.engine import live_attention
-from sharegpt4v.engine.decoder import Decoder
-from sharegpt4v.engine.live_attention import check_against_mask, load_attend_live
+from sharegpt4v.engine import gpu_kernels
+from sharegpt4v.engine.gpu_kernels import check_against_mask, check_kernels, load_attend_live
+from sharegpt4v.engine.llama import Heads, Places, TorchKernels
 from sharegpt4v.engine.slots import SlotCache
-from sharegpt4v.models.toy import toy_lmm_config
 from tests.commands import REPOSITORY, environment
 
 HAS_TRITON = find_spec("triton") is not None
 needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed: make test-kernels")
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
 
 @needs_triton
@@ -106,7 +104,7 @@ def _cache() -> SlotCache:
 def test_where_the_kernel_cannot_run_a_warning_says_so(caplog: pytest.LogCaptureFixture) -> None:
     """Here because the cache is on a CPU; elsewhere there may be no C compiler."""
     with caplog.at_level(logging.WARNING):
-        assert load_attend_live(_cache(), 2) is None
+        assert load_attend_live(_cache(), 2, torch.bfloat16) is None
     assert "length cannot be used here (" in caplog.text
 
 
@@ -114,9 +112,9 @@ def test_where_the_kernel_cannot_run_a_warning_says_so(caplog: pytest.LogCapture
 def test_a_lack_of_memory_is_no_reason_to_do_without_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     """It halves the slots instead."""
     monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
-    monkeypatch.setattr(live_attention, "check_against_mask", Mock(side_effect=torch.OutOfMemoryError()))
+    monkeypatch.setattr(gpu_kernels, "check_against_mask", Mock(side_effect=torch.OutOfMemoryError()))
     with pytest.raises(torch.OutOfMemoryError):
-        load_attend_live(_cache(), 2)
+        load_attend_live(_cache(), 2, torch.bfloat16)
 
 
 def test_a_kernel_that_computes_something_else_is_refused() -> None:
@@ -126,26 +124,15 @@ def test_a_kernel_that_computes_something_else_is_refused() -> None:
         return values[:1, :, int(positions[0])][:, :, None]
 
     with pytest.raises(AssertionError, match="not close"):
-        check_against_mask(last_value, cache, 2)
+        check_against_mask(last_value, cache, 2, torch.bfloat16)
     assert not cache.keys[0].any()
 
 
-@needs_triton
-@needs_gpu
-@torch.inference_mode()
-def test_steps_on_a_gpu_equal_steps_without_graphs_and_kernel() -> None:
-    torch.manual_seed(0)
-    device, config = torch.device("cuda"), toy_lmm_config().text_config
-    model = LlamaForCausalLM(config).eval().to(device, torch.bfloat16)
-    lengths = [3, 90, 41, 64, 1, 17, 31, 32, 33]
-    prompts = [torch.randn(length, config.hidden_size, device=device).bfloat16() for length in lengths]
-    ours, plain = (Decoder(model, 12, 128, torch.bfloat16, device) for _ in range(2))
-    assert ours._attend_live is not None
-    plain._graphs = plain._attend_live = None
-    for decoder in (ours, plain):
-        decoder.prefill(prompts, list(range(9)))
-    # Five rows are rounded up to eight, whose last three write into slots that are free by then.
-    for step, rows in enumerate((9, 9, 9, 5, 5, 5)):
-        positions = [length + step for length in lengths[:rows]]
-        found, expected = (decoder.step([7 + step] * rows, positions) for decoder in (ours, plain))
-        torch.testing.assert_close(found, expected, rtol=0.05, atol=0.1)
+def test_kernels_that_write_elsewhere_are_refused() -> None:
+    class Misplaced(TorchKernels):
+        def rotate_store(self, qkv: Any, cos: Any, sin: Any, places: Places, *cache: Any) -> Heads:
+            return super().rotate_store(qkv, cos, sin, places._replace(cells=places.cells.roll(1)), *cache)
+
+    check_kernels(TorchKernels(), _cache(), 2, torch.bfloat16)
+    with pytest.raises(AssertionError, match="not close"):
+        check_kernels(Misplaced(), _cache(), 2, torch.bfloat16)

@@ -15,14 +15,14 @@ def _logits(rows: int, seed: int = 1) -> torch.Tensor:
 
 def test_the_penalty_is_the_torch_engines() -> None:
     strengths = (1.7, 1.0, 0.6)
-    sampler, penalties = TokenSampler(3, [39], CPU), Penalties(3, CPU)
+    sampler, penalties = TokenSampler(3, 40, [39], CPU), Penalties(3, CPU)
     for slot, strength in enumerate(strengths):
         sampler.admit(slot, SamplingParams(repetition_penalty=strength), 0)
     rows = {row: Penalised(strength, []) for row, strength in enumerate(strengths) if strength != 1}
     logits = _logits(3)  # the same at every step: only the penalty makes the next token another one
     chosen = []
     for _ in range(6):
-        tokens, _ = sampler.pick(logits.clone(), [0, 1, 2])
+        tokens = sampler.choose(logits.clone(), [0, 1, 2])[0].tolist()
         ours = penalties.apply(logits.clone(), rows).argmax(-1).tolist()
         assert ours == tokens
         chosen.append(tokens)

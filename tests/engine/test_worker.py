@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import weakref
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ def _request(key: str) -> Request:
 
 
 def test_an_error_of_the_engine_itself_ends_all_requests_and_says_why() -> None:
-    scheduler = Scheduler(slots=2)
+    scheduler: Scheduler[Any] = Scheduler(slots=2)
     handles = [scheduler.submit(_request(key)) for key in "abcd"]
 
     def step() -> None:
@@ -37,7 +38,7 @@ def test_an_error_of_the_engine_itself_ends_all_requests_and_says_why() -> None:
 
 
 def test_closing_ends_the_thread_and_what_it_holds() -> None:
-    scheduler = Scheduler(slots=1)
+    scheduler: Scheduler[Any] = Scheduler(slots=1)
 
     def step() -> None:
         scheduler.receive()

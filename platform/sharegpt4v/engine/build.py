@@ -33,6 +33,7 @@ class EngineSpec:
     capacity: int = 32
     room_for: tuple[str, int] | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    kv_dtype: Literal["auto", "fp8"] = "auto"
     threads: int = 1
     use_gpu: bool = False
     fake: FakeOptions = field(default_factory=FakeOptions)
@@ -49,6 +50,8 @@ def _build_fake(spec: EngineSpec) -> Engine:
 
 def _build_torch(spec: EngineSpec) -> Engine:
     with collector_paused():
+        import torch
+
         from sharegpt4v.engine.torch_engine import TorchEngine
         from sharegpt4v.models.load import load_adapter
 
@@ -56,7 +59,14 @@ def _build_torch(spec: EngineSpec) -> Engine:
     folder, dtype = _prepare_loading(spec, threads=1)
     adapter = load_adapter(folder, dtype=dtype, device="cuda" if spec.use_gpu else "cpu")
     context = _context(spec, adapter)
-    return TorchEngine(adapter, spec.model, spec.capacity, max_context=context, threads=spec.threads)
+    return TorchEngine(
+        adapter,
+        spec.model,
+        spec.capacity,
+        max_context=context,
+        threads=spec.threads,
+        stored=torch.float8_e4m3fn if spec.kv_dtype == "fp8" else None,
+    )
 
 
 def _build_vllm(spec: EngineSpec) -> Engine:

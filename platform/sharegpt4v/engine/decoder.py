@@ -1,104 +1,157 @@
 """A Llama decoder over slots: prefills new prompts and runs one decode step for all slots."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
-from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
+from transformers import LlamaConfig
 
-from sharegpt4v.engine.graphs import CudaCapture, StepGraphs
-from sharegpt4v.engine.live_attention import AttendLive, load_attend_live
-from sharegpt4v.engine.slots import SlotCache, bytes_per_slot, live_mask
+from sharegpt4v.engine.gpu_kernels import AttendLive, load_attend_live, load_kernels
+from sharegpt4v.engine.graphs import Captured, CudaCapture, StepGraphs
+from sharegpt4v.engine.llama import Attend, Heads, Kernels, Llama, Places, TorchKernels
+from sharegpt4v.engine.prefill_attention import PrefillAttention, Span
+from sharegpt4v.engine.sampling import TokenSampler
+from sharegpt4v.engine.slots import SlotCache, head_width, live_mask
+from sharegpt4v.models.send import send
 
 
 def prefill_bytes(config: LlamaConfig, tokens: int, dtype: torch.dtype) -> int:
-    """Computes the bytes of one prefill beside the slots: keys, values and one layer's activations."""
-    activations = 3 * (int(config.hidden_size) + int(config.intermediate_size)) * tokens * dtype.itemsize
-    return bytes_per_slot(config, tokens, dtype) + activations
+    """Computes the bytes of one layer's activations in a prefill, the most that is held beside the slots."""
+    heads = int(config.num_attention_heads) + 2 * int(config.num_key_value_heads)
+    a_token = 4 * int(config.hidden_size) + heads * head_width(config) + 3 * int(config.intermediate_size)
+    return a_token * tokens * dtype.itemsize
 
 
 class Decoder:
-    """The language model with its static cache. Logits are float32 for weights of any dtype."""
+    """The language model with its static cache, and each slot's last token and its position on the device.
+
+    A step feeds what the step before it chose, so that on a GPU the host only starts it.
+    """
 
     def __init__(
-        self, model: LlamaForCausalLM, slots: int, context: int, dtype: torch.dtype, device: torch.device
+        self,
+        llama: Llama,
+        sampler: TokenSampler,
+        slots: int,
+        context: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        stored: torch.dtype | None = None,
     ) -> None:
-        self._model = model
+        """Allocates the slots.
+
+        context: cells of a slot, the last one unused (`padded_context`). stored: the dtype of keys and values
+        in the slots, that of the model by default.
+        """
+        self._llama = llama
+        self._sampler = sampler
         self._device, self._dtype = device, dtype
-        self.cache = SlotCache(model.config, slots, context, dtype, device)
+        self.cache = SlotCache(llama.config, slots, context, stored or dtype, device)
+        self._unused = context - 1
         self._attend_live: AttendLive | None = None
+        self._kernels: Kernels = TorchKernels()
+        # The first row holds tokens, the second whether their logits were numbers: copied to the host as one.
+        self._picks = torch.zeros(2, slots, dtype=torch.long, device=device)
+        self._positions = torch.zeros(slots, dtype=torch.long, device=device)
+        self._alive = torch.zeros(slots, dtype=torch.long, device=device)
+        self._told: set[int] = set()  # slots that are alive on the device
+        self._index = torch.arange(slots, device=device)
+        self.logits = torch.zeros(0, device=device)  # of the last step, penalised; (slots, V) float32
         self._graphs: StepGraphs | None = None
         if device.type == "cuda":
-            self._attend_live = load_attend_live(self.cache, model.config.num_attention_heads)
-            self._graphs = StepGraphs(
-                slots,
-                context,
-                model.config.vocab_size,
-                device,
-                CudaCapture(device),
-                by_length=self._attend_live is None,
-            )
+            heads = llama.config.num_attention_heads
+            self._attend_live = load_attend_live(self.cache, heads, dtype)
+            self._kernels = load_kernels(self.cache, heads, dtype)
 
-    def prefill(self, prompts: Sequence[Tensor], slots: list[int]) -> Tensor:
-        """Prefills prompts (T_i, D) into slots. Returns the logits after each: (n, V)."""
-        lengths = torch.tensor([len(prompt) for prompt in prompts], device=self._device)
-        # Padding is on the right, where causal attention never reads it from a real token: no mask is needed.
-        padded = torch.nn.utils.rnn.pad_sequence(list(prompts), batch_first=True)
-        cache = DynamicCache()
-        hidden = self._model.model(inputs_embeds=padded, past_key_values=cache, use_cache=True)
-        self.cache.fill(slots, cache)
-        rows = torch.arange(len(prompts), device=self._device)
-        return self._logits(hidden.last_hidden_state[rows, lengths - 1])
+    def prepare(self) -> None:
+        """Captures the steps on a GPU, before the first request; otherwise does nothing."""
+        if self._device.type == "cuda" and self._graphs is None:
+            self.use_graphs(CudaCapture(self._device))
 
-    def step(self, tokens: Sequence[int], positions: Sequence[int]) -> Tensor:
-        """Feeds tokens[i] at positions[i] of slot i. Returns the logits after each: (n, V)."""
+    def use_graphs(self, capture: Callable[[Callable[[], object]], Captured]) -> None:
+        """Replays captured steps instead of starting their kernels one by one."""
+        slots, context = len(self._positions), self.cache.keys[0].shape[2]
+        self.logits = torch.zeros(slots, self._llama.config.vocab_size, device=self._device)
+        self._graphs = StepGraphs(slots, context, self._step, capture, self._attend_live is None)
+
+    def prefill(self, prompts: Sequence[tuple[Span, Tensor]]) -> Tensor:
+        """Prefills embeddings (T, D) into their spans. Returns the logits after each span: (n, V)."""
+        spans = [span for span, _ in prompts]
+        cells = [cell for span in spans for cell in range(span.start, span.end)]
+        slots = [span.slot for span in spans for _ in range(len(span))]
+        places = send([cells, slots], self._device, torch.long)
+        ends = send([len(span) for span in spans], self._device).cumsum(0) - 1
+        hidden = torch.cat([embeddings for _, embeddings in prompts])
+        attend = PrefillAttention(self.cache, spans, self._dtype, self._device)
+        last = self._llama.run(
+            hidden, Places(places[0], places[1], places[0]), self.cache, attend, self._kernels, keep=ends
+        )
+        return self._llama.logits(last)
+
+    def begin(self, slots: Sequence[int], picks: Tensor, positions: Sequence[int]) -> None:
+        """Sets the last token of each slot, picks (2, n), and its position."""
+        index = send(slots, self._device)
+        self._picks[:, index] = picks
+        self._positions[index] = send(positions, self._device)
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Moves a dialogue of `length` tokens into another slot."""
+        self.cache.move(source, target, length)
+        self._picks[:, target] = self._picks[:, source]
+        self._positions[target] = self._positions[source]
+
+    def step(self, positions: Mapping[int, int]) -> Tensor:
+        """Feeds each slot's last token and chooses the next. positions: of that token, by slot.
+
+        Returns (2, n) int64 up to the last slot, valid until the next step: tokens, and 1 where their logits
+        were numbers. `logits` holds what they were chosen from.
+        """
+        rows = max(positions) + 1
+        if positions.keys() != self._told:
+            alive = torch.zeros(len(self._alive), dtype=torch.long)
+            alive[list(positions)] = 1
+            self._alive.copy_(send(alive, self._device))
+            self._told = set(positions)
         if self._graphs is not None:
-            return self._graphs.step(self._step, tokens, positions)
-        lengths = [position + 1 for position in positions]
-        ids, places = torch.tensor(tokens, device=self._device), torch.tensor(positions, device=self._device)
-        if self.cache.better_apart(lengths):
-            return self._forward(
-                ids, places, lambda layer, query: self.cache.attend_each(layer, query, lengths)
-            )
-        return self._step(ids, places, max(lengths))
+            self._graphs.run(rows, max(positions.values()) + 1)
+        else:
+            lengths = [positions.get(slot, 0) + 1 for slot in range(rows)]
+            self._step(rows, max(lengths), lengths)
+        self._sampler.draw(self.logits, self._picks[0], {slot: slot for slot in positions})
+        return self._picks[:, :rows]
 
-    def _step(self, ids: Tensor, positions: Tensor, live: int) -> Tensor:
+    def _step(self, rows: int, live: int, lengths: Sequence[int] | None = None) -> None:
+        """Computes a step of the first `rows` slots from and into tensors that stay; may be captured."""
+        index, ids, alive = self._index[:rows], self._picks[0, :rows], self._alive[:rows]
+        positions = self._positions[:rows]
+        positions.mul_(alive)  # attention of a slot without a request reads one cell
+        self._sampler.mark(index, ids)
+        places = Places(positions, index, torch.where(alive > 0, positions, self._unused))
+        attend = self._attention(positions, live, lengths)
+        hidden = self._llama.run(self._llama.embed(ids), places, self.cache, attend, self._kernels)
+        logits = self._llama.logits(hidden)
+        tokens, numeric = self._sampler.greedy(logits, index)
+        if lengths is None:
+            self.logits[:rows].copy_(logits)
+        else:
+            self.logits = logits
+        self._picks[0, :rows], self._picks[1, :rows] = tokens, numeric
+        positions.add_(alive)
+
+    def _attention(self, positions: Tensor, live: int, lengths: Sequence[int] | None) -> Attend:
+        cache = self.cache
         if (attend_live := self._attend_live) is not None:
-            keys, values = self.cache.keys, self.cache.values
-            return self._forward(
-                ids,
-                positions,
-                lambda layer, query: attend_live(query, keys[layer], values[layer], positions),
+            return _over_slots(
+                lambda layer, query: attend_live(query, cache.keys[layer], cache.values[layer], positions)
             )
+        if lengths is not None and cache.better_apart(lengths):
+            return _over_slots(lambda layer, query: cache.attend_each(layer, query, lengths))
         mask = live_mask(positions, live, self._dtype)
-        return self._forward(ids, positions, lambda layer, query: self.cache.attend(layer, query, mask))
-
-    def _forward(self, ids: Tensor, positions: Tensor, attend: Callable[[int, Tensor], Tensor]) -> Tensor:
-        """Runs one token per slot through transformers' own modules; `attend` attends over the cache."""
-        model = self._model.model
-        hidden = model.embed_tokens(ids[:, None])
-        cos, sin = model.rotary_emb(hidden, position_ids=positions[:, None])
-        for number, layer in enumerate(model.layers):
-            attention = layer.self_attn
-            normed = _norm(layer.input_layernorm, hidden)
-            query, keys, values = (
-                projection(normed).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
-                for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
-            )
-            query, keys = apply_rotary_pos_emb(query, keys, cos, sin)
-            self.cache.write(number, positions, keys, values)
-            attended = attend(number, query).transpose(1, 2).flatten(2)
-            hidden = hidden + attention.o_proj(attended)
-            hidden = hidden + layer.mlp(_norm(layer.post_attention_layernorm, hidden))
-        return self._logits(_norm(model.norm, hidden)[:, 0])
-
-    def _logits(self, hidden: Tensor) -> Tensor:
-        logits: Tensor = self._model.lm_head(hidden).float()
-        return logits
+        return _over_slots(lambda layer, query: cache.attend(layer, query, mask))
 
 
-def _norm(norm: LlamaRMSNorm, hidden: Tensor) -> Tensor:
-    """Computes the module's norm in one GPU kernel instead of eight, and with one rounding instead of two."""
-    return F.rms_norm(hidden, norm.weight.shape, norm.weight, norm.variance_epsilon)
+def _over_slots(attend: Callable[[int, Tensor], Tensor]) -> Attend:
+    def attend_heads(layer: int, heads: Heads, only_last: bool) -> Tensor:
+        return attend(layer, heads.query[:, :, None]).flatten(1)
+
+    return attend_heads

@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
+from typing import Any
 
 from sharegpt4v.dialogue import Completion, FinishReason, Request, SamplingParams
 from sharegpt4v.engine.handle import EngineError, Handle
@@ -60,7 +61,7 @@ class FakeEngine:
         self.image_size = options.image_side
         self.capacity = options.requests_at_once
         self._faults = {name: re.compile(pattern) for name, pattern in options.faults.items()}
-        self._scheduler = Scheduler(slots=self.capacity)
+        self._scheduler: Scheduler[Any] = Scheduler(slots=self.capacity)
         self._answers: dict[int, _Answer] = {}  # those running, by slot
         self._thread = start_thread("fake-engine", lambda: run_until_closed(self._scheduler, self._step))
 

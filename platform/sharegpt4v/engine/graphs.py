@@ -1,20 +1,21 @@
 """CUDA graphs of the decode step: one launch replaces those of its hundreds of small kernels.
 
 A graph has fixed shapes, so the number of slots is rounded up, and so are the live positions where all slots
-read up to the longest; each pair of sizes is captured when it first occurs.
+read up to the longest. All pairs of sizes are captured at the start, while no slot holds a request: a capture
+runs the step once, and no answer may advance twice.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Protocol
 
 import torch
-from torch import Tensor
 
 _LEAST_ROWS, _LIVE_STEP = 8, 256
 """Slots are rounded up to powers of two from 8 on, live positions to multiples of 256, to keep graphs few."""
 
-Forward = Callable[[Tensor, Tensor, int], Tensor]
-"""ids (n,), positions (n,), live positions -> logits (n, V)."""
+Step = Callable[[int, int], None]
+"""Number of slots, live positions; computes from and into tensors that stay."""
 
 
 class Captured(Protocol):
@@ -34,6 +35,10 @@ class CudaCapture:
             self._side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def __call__(self, work: Callable[[], object]) -> Captured:
+        """Runs `work` once and captures it.
+
+        Raises torch.OutOfMemoryError for a lack of memory at any moment of the capture.
+        """
         with torch.cuda.device(self._device):
             self._side.wait_stream(torch.cuda.current_stream())
             # The first run initialises libraries and compiles kernels, which must not be captured.
@@ -41,49 +46,50 @@ class CudaCapture:
                 work()
             torch.cuda.current_stream().wait_stream(self._side)
             graph = torch.cuda.CUDAGraph()
-            # thread_local, because other threads of this process may use the GPU meanwhile.
-            with torch.cuda.graph(
-                graph, pool=self._pool, stream=self._side, capture_error_mode="thread_local"
-            ):
-                work()
+            try:
+                # thread_local, because other threads of this process may use the GPU meanwhile.
+                with torch.cuda.graph(
+                    graph, pool=self._pool, stream=self._side, capture_error_mode="thread_local"
+                ):
+                    work()
+            except RuntimeError as error:
+                # Ending a capture that failed raises an error of its own, which hides the cause.
+                for cause in _causes(error):
+                    if isinstance(cause, torch.OutOfMemoryError):
+                        raise cause from None
+                raise
         return graph
 
 
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
 class StepGraphs:
-    """Replays a decode step; the graphs of all sizes share their inputs and one tensor of logits."""
+    """Replays a decode step, captured once for each of few sizes."""
 
     def __init__(
         self,
         slots: int,
         context: int,
-        vocabulary: int,
-        device: torch.device,
+        step: Step,
         capture: Callable[[Callable[[], object]], Captured],
         by_length: bool,
     ) -> None:
-        """Allocates shared tensors. by_length: whether fewer live positions save time, so get own graphs."""
-        self._context = context
+        """Captures the step. by_length: whether fewer live positions save time, so get own graphs."""
+        self._slots, self._context = slots, context
         self._live_step = _LIVE_STEP if by_length else context
-        self._device = device
-        self._capture = capture
-        self._ids = torch.zeros(slots, dtype=torch.long, device=device)
-        self._positions = torch.zeros(slots, dtype=torch.long, device=device)
-        self._logits = torch.zeros(slots, vocabulary, device=device)
-        self._graphs: dict[tuple[int, int], Captured] = {}
+        rows = {bucket(rows, 1, slots, context, self._live_step)[0] for rows in range(1, slots + 1)}
+        lives = range(self._live_step, context + self._live_step, self._live_step)
+        sizes = [(row, min(live, context)) for row in sorted(rows, reverse=True) for live in lives]
+        # The largest first: the others find room in its memory.
+        self._graphs = {size: capture(partial(step, *size)) for size in sizes}
 
-    def step(self, forward: Forward, tokens: Sequence[int], positions: Sequence[int]) -> Tensor:
-        """Returns logits (n, V), valid until the next step. `forward` must be the same at every call."""
-        count = len(tokens)
-        rows, live = bucket(count, max(positions) + 1, len(self._ids), self._context, self._live_step)
-        # Padding rows, beyond the last live slot, write into position 0 of free slots.
-        padding = [0] * (rows - count)
-        both = torch.tensor([[*tokens, *padding], [*positions, *padding]]).to(self._device)
-        self._ids[:rows], self._positions[:rows] = both[0], both[1]
-        if (rows, live) not in self._graphs:
-            ids, places, logits = self._ids[:rows], self._positions[:rows], self._logits[:rows]
-            self._graphs[rows, live] = self._capture(lambda: logits.copy_(forward(ids, places, live)))
-        self._graphs[rows, live].replay()
-        return self._logits[:count]
+    def run(self, rows: int, live: int) -> None:
+        """Computes a step of at least the first `rows` slots."""
+        self._graphs[bucket(rows, live, self._slots, self._context, self._live_step)].replay()
 
 
 def bucket(rows: int, live: int, slots: int, context: int, live_step: int) -> tuple[int, int]:

@@ -26,6 +26,7 @@ class RunningRequest:
     ) -> None:
         self.handle = handle
         self.tokens: list[int] = []
+        self.in_flight = 0  # tokens that a step or prefill computes, and the host has not taken yet
         self._prompt_tokens = prompt_tokens
         self._limit = limit
         self._tokenizer = tokenizer
@@ -36,12 +37,18 @@ class RunningRequest:
 
     @property
     def position(self) -> int:
-        """The position of the last token in the slot."""
-        return self._prompt_tokens + len(self.tokens) - 1
+        """The position in the slot of the last token, taken or in flight."""
+        return self._prompt_tokens + len(self.tokens) + self.in_flight - 1
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the limit leaves room for a token after those in flight."""
+        return len(self.tokens) + self.in_flight < self._limit
 
     def take(self, token: int) -> Completion | None:
         """Appends a token and pushes the text it adds. Returns the answer once it is complete."""
         self.tokens.append(token)
+        self.in_flight = max(0, self.in_flight - 1)
         ended = token in self._end_tokens
         if self._stream and not ended:
             piece = self._stream.add(token)

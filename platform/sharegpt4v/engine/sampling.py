@@ -1,12 +1,13 @@
 """Chooses the next tokens from logits, for each slot with its own parameters and its own random numbers."""
 
 import random
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from sharegpt4v.dialogue import SamplingParams
+from sharegpt4v.models.send import send
 
 _GREEDY = SamplingParams()
 
@@ -15,78 +16,91 @@ _LEAST_TEMPERATURE = 1e-30
 
 
 class TokenSampler:
-    """Sampling state of every slot. Slots with default parameters take one argmax together.
+    """Sampling state of every slot. Penalties and the best tokens of all slots are computed together.
 
-    The random numbers come from the request's seed and not from the device: the same seed samples the same
-    answer on a CPU and on a GPU, as far as their logits agree.
+    What is read and written at every step lives on the device, so that a step can be captured (`greedy`,
+    `mark`). The random numbers come from the request's seed and not from the device: the same seed samples
+    the same answer on a CPU and on a GPU, as far as their logits agree.
     """
 
-    def __init__(self, slots: int, eos_token_ids: Collection[int], device: torch.device) -> None:
+    def __init__(
+        self, slots: int, vocabulary: int, eos_token_ids: Collection[int], device: torch.device
+    ) -> None:
+        self._device = device
         self._params = [_GREEDY] * slots
         self._random = [random.Random(0)] * slots
-        self._generated = [0] * slots
         self._eos = torch.tensor(sorted(eos_token_ids), device=device)
         self._penalty = torch.ones(slots, 1, device=device)
+        self._early = torch.zeros(slots, dtype=torch.long, device=device)  # tokens before which none ends
+        self._true = torch.ones((), dtype=torch.bool, device=device)
+        # A captured step does the same whatever the parameters are; elsewhere what no slot needs is left out.
+        self._captured = device.type == "cuda"
         self._seen: Tensor | None = None  # (slots, vocabulary) bool, made for the first penalty
+        self._shape = slots, vocabulary
+        if self._captured:
+            self._seen = torch.zeros(self._shape, dtype=torch.bool, device=device)
 
     def admit(self, slot: int, params: SamplingParams, seed: int) -> None:
         """Sets the parameters and the seed of the request that begins in this slot."""
         self._params[slot] = params
         self._random[slot] = random.Random(seed)
-        self._generated[slot] = 0
         self._penalty[slot] = params.repetition_penalty
+        self._early[slot] = params.min_new_tokens
+        if self._seen is None and params.repetition_penalty != 1.0:
+            self._seen = torch.zeros(self._shape, dtype=torch.bool, device=self._device)
         if self._seen is not None:
             self._seen[slot] = False
 
     def move(self, source: int, target: int) -> None:
         self._params[target] = self._params[source]
         self._random[target] = self._random[source]
-        self._generated[target] = self._generated[source]
-        self._penalty[target] = self._penalty[source]
-        if self._seen is not None:
-            self._seen[target] = self._seen[source]
+        for tensor in (self._penalty, self._early, self._seen):
+            if tensor is not None:
+                tensor[target] = tensor[source]
 
-    def pick(self, logits: Tensor, slots: Sequence[int]) -> tuple[list[int], list[bool]]:
-        """Chooses one token for each slot: logits (n, V) float32, row i those of slots[i].
+    def choose(self, logits: Tensor, slots: Sequence[int]) -> Tensor:
+        """Chooses one token for each slot: logits (n, V) float32, changed in place; row i those of slots[i].
 
-        Returns the tokens, and for each whether its logits were numbers. The repetition penalty divides
-        positive logits of tokens generated before and multiplies negative ones (Keskar et al. 2019,
-        arXiv 1909.05858); tokens of the prompt do not count.
+        Returns (2, n) int64: the tokens, and for each whether its logits were numbers.
         """
-        params = [self._params[slot] for slot in slots]
-        finite = torch.isfinite(logits.amax(-1))
-        index = torch.tensor(slots, device=logits.device)
-        penalised = any(param.repetition_penalty != 1.0 for param in params)
-        if penalised:
-            logits = self._penalise(logits, index)
-        early = [
-            row
-            for row, (slot, param) in enumerate(zip(slots, params, strict=True))
-            if self._generated[slot] < param.min_new_tokens
-        ]
-        if early:
-            logits[torch.tensor(early, device=logits.device)[:, None], self._eos] = -torch.inf
-        tokens = logits.argmax(-1)
-        drawn = [row for row, param in enumerate(params) if param.temperature > 0]
-        if drawn:
-            numbers = [self._random[slots[row]].random() for row in drawn]
-            tokens[drawn] = _draw(logits[drawn].nan_to_num(), [params[row] for row in drawn], numbers)
-        if penalised:
-            assert self._seen is not None
-            self._seen[index, tokens] = True
-        for slot in slots:
-            self._generated[slot] += 1
-        chosen, numeric = torch.stack([tokens, finite.long()]).tolist()
-        return chosen, [bool(flag) for flag in numeric]
+        index = send(slots, self._device, torch.long)
+        tokens, numeric = self.greedy(logits, index)
+        self.draw(logits, tokens, {slot: row for row, slot in enumerate(slots)})
+        self.mark(index, tokens)
+        return torch.stack([tokens, numeric])
 
-    def _penalise(self, logits: Tensor, index: Tensor) -> Tensor:
-        if self._seen is None:
-            self._seen = torch.zeros(
-                len(self._params), logits.shape[1], dtype=torch.bool, device=logits.device
-            )
-        penalty = self._penalty[index]
-        lowered = torch.where(logits > 0, logits / penalty, logits * penalty)
-        return torch.where(self._seen[index], lowered, logits)
+    def greedy(self, logits: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Penalises logits (n, V) of slots index (n,) in place, and returns the best token of each.
+
+        The repetition penalty divides positive logits of tokens generated before and multiplies negative ones
+        (Keskar et al. 2019, arXiv 1909.05858); tokens of the prompt do not count. Also returns 1 for a row
+        of numbers and 0 for another.
+        """
+        numeric = torch.isfinite(logits.amax(-1)).long()
+        if self._seen is not None:
+            penalty, seen = self._penalty[index], self._seen[index]
+            lowered = torch.where(logits > 0, logits / penalty, logits * penalty)
+            torch.where(seen, lowered, logits, out=logits)
+        if self._captured or any(param.min_new_tokens for param in self._params):
+            early = self._early[index]
+            ends = logits[:, self._eos]
+            logits[:, self._eos] = ends.masked_fill((early > 0)[:, None], -torch.inf)
+            self._early[index] = early - 1
+        return logits.argmax(-1), numeric
+
+    def draw(self, logits: Tensor, tokens: Tensor, rows: Mapping[int, int]) -> None:
+        """Replaces the tokens of slots that sample. rows: the row of `logits` and `tokens` by slot."""
+        drawn = {slot: row for slot, row in rows.items() if self._params[slot].temperature > 0}
+        if not drawn:
+            return
+        index = send(list(drawn.values()), self._device)
+        numbers = [self._random[slot].random() for slot in drawn]
+        tokens[index] = _draw(logits[index].nan_to_num(), [self._params[slot] for slot in drawn], numbers)
+
+    def mark(self, index: Tensor, tokens: Tensor) -> None:
+        """Notes tokens (n,) as generated in slots index (n,)."""
+        if self._seen is not None:
+            self._seen.index_put_((index, tokens), self._true)  # True itself would be copied from the host
 
 
 def _draw(logits: Tensor, params: Sequence[SamplingParams], numbers: Sequence[float]) -> Tensor:
@@ -95,7 +109,7 @@ def _draw(logits: Tensor, params: Sequence[SamplingParams], numbers: Sequence[fl
     vocabulary = logits.shape[1]
 
     def column(values: Sequence[float]) -> Tensor:
-        return torch.tensor(values, device=logits.device)[:, None]
+        return send(values, logits.device)[:, None]
 
     best = logits.amax(-1, keepdim=True)
     scaled = (logits - best) / column([max(param.temperature, _LEAST_TEMPERATURE) for param in params])

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import chain
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from sharegpt4v.dialogue import Completion, Request
 from sharegpt4v.engine.handle import EngineClosed, EngineError, Handle, one_line
@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 
 _SWEEP_SECONDS = 0.1
 """Interval at which all requests are checked for cancelled and expired ones."""
+
+_GROUP_SECONDS = 0.2
+"""How long requests wait at most for others to begin with while slots are free."""
 
 
 class Running(Protocol):
@@ -42,7 +45,10 @@ def _short_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError)
 
 
-class Scheduler:
+R = TypeVar("R", bound=Running)
+
+
+class Scheduler(Generic[R]):
     """Holds every unfinished request of an engine, each in exactly one place.
 
     slots: requests that may begin or run at once. group: while others run, requests begin once this many
@@ -54,13 +60,14 @@ class Scheduler:
         self, slots: int, group: int = 1, concerns_all: Callable[[Exception], bool] = _short_of_memory
     ) -> None:
         self.beginning: dict[int, Handle] = {}  # by slot; admitted, not yet placed
-        self.running: dict[int, Running] = {}  # by slot
+        self.running: dict[int, R] = {}  # by slot
         self._slots, self._group = slots, group
         self._concerns_all = concerns_all
         self._intake = Intake()
         self._waiting: deque[Handle] = deque()
         self._suspects: deque[list[Handle]] = deque()  # groups to be tried separately
         self._swept = 0.0
+        self._idle_since: float | None = None  # since when slots are free and requests wait
         self._counts: dict[str, Any] = {}  # fields of EngineStats; replaced as one for other threads
 
     # From any thread
@@ -104,13 +111,22 @@ class Scheduler:
                 self.beginning = dict(enumerate(self._suspects.popleft()))
         elif self._waiting:
             free = [s for s in range(self._slots) if s not in self.running and s not in self.beginning]
-            if len(free) >= min(self._group, len(self._waiting)):
+            if len(free) >= min(self._group, len(self._waiting)) or self._waited_enough(bool(free)):
                 self.beginning |= {slot: self._waiting.popleft() for slot in free[: len(self._waiting)]}
+                self._idle_since = None
         for slot in list(self.beginning):
             self.drop_withdrawn(slot)
         return dict(self.beginning)
 
-    def place(self, slot: int, running: Running) -> None:
+    def _waited_enough(self, slots_are_free: bool) -> bool:
+        """Returns whether slots have been free for long while requests waited for a group."""
+        if not slots_are_free:
+            return False
+        now = time.monotonic()
+        self._idle_since = self._idle_since or now
+        return now - self._idle_since > _GROUP_SECONDS
+
+    def place(self, slot: int, running: R) -> None:
         """Marks the request that begins in this slot as running."""
         del self.beginning[slot]
         self.running[slot] = running
@@ -129,14 +145,22 @@ class Scheduler:
         if completion is not None:
             self.finish(slot, completion)
 
+    @property
+    def has_gaps(self) -> bool:
+        """Whether `compact_slots` would move a request."""
+        count = len(self.running)
+        if self._waiting or self._suspects or self.beginning or count == 0:
+            return False
+        return max(self.running) >= count
+
     def compact_slots(self) -> list[tuple[int, int]]:
         """Moves the last requests into free slots when none waits: steps then compute no gaps.
 
         Returns (source, target) of each move, so that the engine can move its own state by slot.
         """
-        count = len(self.running)
-        if self._waiting or self._suspects or self.beginning or count == 0 or max(self.running) < count:
+        if not self.has_gaps:
             return []
+        count = len(self.running)
         sources = sorted(slot for slot in self.running if slot >= count)
         targets = [slot for slot in range(count) if slot not in self.running]
         moves = list(zip(sources, targets, strict=True))

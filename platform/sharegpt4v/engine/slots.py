@@ -1,14 +1,14 @@
 """The static key-value cache: a fixed number of slots, each large enough for one dialogue.
 
 Memory is allocated once and never grows. A decode step writes one position in every slot and reads at most
-up to the longest live one.
+up to the longest live one. Slots without a request write into their last cell, which no answer reaches.
 """
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, LlamaConfig
+from transformers import LlamaConfig
 
 from sharegpt4v.engine.memory import free_memory
 from sharegpt4v.errors import UserError
@@ -22,13 +22,13 @@ _BYTES_OF_A_CALL = 400_000
 
 def bytes_per_slot(config: LlamaConfig, context: int, dtype: torch.dtype) -> int:
     """Computes the bytes of keys and values in all layers for a dialogue of `context` tokens."""
-    width: int = config.num_key_value_heads * _head_dim(config)
+    width: int = config.num_key_value_heads * head_width(config)
     return 2 * int(config.num_hidden_layers) * width * context * dtype.itemsize
 
 
 def padded_context(context: int) -> int:
-    """Rounds `context` up to positions to store: attention kernels read rows of 8, and copy other masks."""
-    return -(-context // 8) * 8
+    """Adds the unused cell and rounds up: attention kernels read rows of 8, and copy other masks."""
+    return -(-(context + 1) // 8) * 8
 
 
 def slots_that_fit(wanted: int, slot_bytes: int, free_bytes: int, beside: int = 0) -> int:
@@ -52,42 +52,36 @@ def free_bytes(device: torch.device) -> int:
     return free_memory()
 
 
+def to_stored(heads: Tensor, dtype: torch.dtype) -> Tensor:
+    """Rounds keys or values to the dtype of the cache; fp8 has no infinity and is cut at its largest."""
+    if dtype == torch.float8_e4m3fn:
+        most = torch.finfo(dtype).max
+        heads = heads.clamp(-most, most)
+    return heads.to(dtype)
+
+
 class SlotCache:
-    """Keys and values of every layer, (slots, heads, context, head width) each."""
+    """Keys and values of every layer, (slots, heads, context, head width) each, in bfloat16, say, or fp8."""
 
     def __init__(
         self, config: LlamaConfig, slots: int, context: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        shape = (slots, config.num_key_value_heads, context, _head_dim(config))
+        shape = (slots, config.num_key_value_heads, context, head_width(config))
         layers = range(config.num_hidden_layers)
         self._device = device
         # Zeros, not uninitialised memory: a masked position is multiplied by 0, and 0 times NaN is NaN.
         self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
         self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
 
-    def fill(self, slots: list[int], prompts: DynamicCache) -> None:
-        """Copies prefilled prompts: row i of `prompts`, right-padded, goes into slots[i]."""
-        index = torch.tensor(slots, device=self._device)
-        for keys, values, layer in zip(self.keys, self.values, prompts.layers, strict=True):
-            length = layer.keys.shape[2]
-            keys[index, :, :length] = layer.keys
-            values[index, :, :length] = layer.values
-
     def clear(self, slot: int) -> None:
         """Sets a slot to zeros."""
         for tensor in (*self.keys, *self.values):
-            tensor[slot] = 0
+            tensor[slot].zero_()
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copies the first `length` positions of one slot into another."""
         for tensor in (*self.keys, *self.values):
             tensor[target, :, :length] = tensor[source, :, :length]
-
-    def write(self, layer: int, positions: Tensor, keys: Tensor, values: Tensor) -> None:
-        """Writes a token to each of the first slots. keys, values: (slots, heads, 1, width)."""
-        rows = torch.arange(len(positions), device=self._device)
-        self.keys[layer][rows, :, positions] = keys[:, :, 0]
-        self.values[layer][rows, :, positions] = values[:, :, 0]
 
     def attend(self, layer: int, query: Tensor, mask: Tensor) -> Tensor:
         """Attends with query (slots, heads, 1, width), each over its own slot. mask: `live_mask`."""
@@ -131,9 +125,10 @@ def live_mask(positions: Tensor, live: int, dtype: torch.dtype) -> Tensor:
 def _attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
     grouped = query.shape[1] != keys.shape[1]
     return torch.nn.functional.scaled_dot_product_attention(
-        query, keys, values, attn_mask=mask, enable_gqa=grouped
+        query, keys.to(query.dtype), values.to(query.dtype), attn_mask=mask, enable_gqa=grouped
     )
 
 
-def _head_dim(config: LlamaConfig) -> int:
+def head_width(config: LlamaConfig) -> int:
+    """Returns the width of one attention head."""
     return int(config.head_dim or config.hidden_size // config.num_attention_heads)

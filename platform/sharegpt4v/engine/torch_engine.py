@@ -1,14 +1,17 @@
 """The torch engine: continuous batching over slots of a static key-value cache.
 
-Requests wait in a queue. As slots become free, prompts are prefilled into them in groups; one decode step
-then gives every live slot its next token. A slot whose answer ends is refilled while the others continue, so
-that a short caption never waits for a long one.
+Requests wait in a queue. As slots become free, prompts are prefilled into them, a bounded number of tokens at
+a time; after each such part one decode step gives every live slot its next token. A slot whose answer ends is
+refilled while the others continue, so that a short caption never waits for a long one.
+
+On a GPU the host is one step behind: it starts a step, and takes the tokens of the one before meanwhile.
 """
 
 import gc
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -17,7 +20,9 @@ from sharegpt4v.dialogue import Request, sampling_seed
 from sharegpt4v.engine.decoder import Decoder, prefill_bytes
 from sharegpt4v.engine.failures import concerns_all, is_out_of_memory
 from sharegpt4v.engine.handle import EngineError, Handle
-from sharegpt4v.engine.prefill_groups import PREFILL_TOKENS, embed_groups, prefill_groups
+from sharegpt4v.engine.in_flight import InFlight
+from sharegpt4v.engine.llama import Llama
+from sharegpt4v.engine.prefilling import Prefilling, Prompt
 from sharegpt4v.engine.running_request import RunningRequest, answer_limit
 from sharegpt4v.engine.sampling import TokenSampler
 from sharegpt4v.engine.scheduler import Scheduler
@@ -27,6 +32,9 @@ from sharegpt4v.engine.worker import run_until_closed, start_thread
 from sharegpt4v.models.adapter import Adapter
 
 log = logging.getLogger(__name__)
+
+PREFILL_TOKENS = {"cuda": 8_192, "cpu": 512}
+"""Most prompt tokens of one prefill by device: bounds its memory, and how long streams in progress pause."""
 
 _FREE_SHARE = 16
 """While others decode, requests begin once 1/16 of the slots are free: few are idle, prefills are grouped."""
@@ -39,6 +47,9 @@ class TorchEngine:
     threads: CPU threads to compute with, torch's own number by default. No other thread may compute with
     several: OpenMP would count more threads than cores and stop spinning, and a decode step on two cores
     would take nearly twice as long. So load the model with torch.set_num_threads(1).
+    prefill_tokens: most prompt tokens between two decode steps, PREFILL_TOKENS by default. stored: dtype of
+    keys and values in the slots, the model's by default; torch.float8_e4m3fn halves what a step reads, and
+    changes answers.
     Raises UserError when memory holds no slot, ValueError for less than one thread, slot or token.
     """
 
@@ -49,25 +60,37 @@ class TorchEngine:
         capacity: int,
         max_context: int | None = None,
         threads: int | None = None,
+        prefill_tokens: int | None = None,
+        stored: torch.dtype | None = None,
     ) -> None:
         self.model = model
         self._threads = torch.get_num_threads() if threads is None else threads
         if self._threads < 1:
             raise ValueError(f"threads is {threads}: an engine computes with one at least")
-        if capacity < 1 or (max_context is not None and max_context < 1):
+        if min(capacity, 1 if max_context is None else max_context) < 1:
             raise ValueError(f"capacity is {capacity}, max_context {max_context}: both begin at 1")
+        if prefill_tokens is not None and prefill_tokens < 1:
+            raise ValueError(f"prefill_tokens is {prefill_tokens}: a prefill takes one token at least")
         config = adapter.language_model.config
         context = min(max_context or config.max_position_embeddings, config.max_position_embeddings)
-        slot = bytes_per_slot(config, padded_context(context), adapter.dtype)
-        prefill = prefill_bytes(config, max(PREFILL_TOKENS, context), adapter.dtype)
+        self._stored = stored or adapter.dtype
+        slot = bytes_per_slot(config, padded_context(context), self._stored)
+        budget = PREFILL_TOKENS.get(adapter.device.type, 512) if prefill_tokens is None else prefill_tokens
+        prefill = prefill_bytes(config, budget, adapter.dtype)
         self.capacity = slots_that_fit(capacity, slot, free_bytes(adapter.device), beside=prefill)
         if self.capacity < capacity:
             log.warning("memory has room for %d of %d slots", self.capacity, capacity)
         self.adapter = adapter
+        self._llama = Llama(adapter.language_model)
+        self._prefilling = Prefilling(budget)
+        self._in_flight: deque[InFlight] = deque()
+        self._late = 1 if adapter.device.type == "cuda" else 0
         self.image_size = adapter.image_size
         self._context = context
         self._halved = False
-        self._scheduler = Scheduler(self.capacity, _group(self.capacity), concerns_all)
+        self._scheduler: Scheduler[RunningRequest] = Scheduler(
+            self.capacity, _group(self.capacity), concerns_all
+        )
         self._open_slots(self.capacity)
         self._thread = start_thread("torch-engine", self._work)
 
@@ -84,11 +107,12 @@ class TorchEngine:
         self._thread.join()
 
     def _open_slots(self, count: int) -> None:
-        adapter = self.adapter
+        adapter, context = self.adapter, padded_context(self._context)
+        vocabulary = adapter.language_model.config.vocab_size
+        self._sampler = TokenSampler(count, vocabulary, adapter.eos_token_ids, adapter.device)
         self._decoder = Decoder(
-            adapter.language_model, count, padded_context(self._context), adapter.dtype, adapter.device
+            self._llama, self._sampler, count, context, adapter.dtype, adapter.device, self._stored
         )
-        self._sampler = TokenSampler(count, adapter.eos_token_ids, adapter.device)
 
     def _work(self) -> None:
         torch.set_num_threads(self._threads)
@@ -96,50 +120,63 @@ class TorchEngine:
             run_until_closed(self._scheduler, self._step)
 
     def _step(self) -> None:
-        """Prefills the requests that may begin, then decodes one token for every live slot."""
-        self._scheduler.receive()
+        """Prefills a part of the requests that may begin, then decodes one token for every live slot."""
         try:
-            if admitted := self._scheduler.admit():
-                self._begin(admitted)
-            for source, target in self._scheduler.compact_slots():
-                self._decoder.cache.move(source, target, self._scheduler.running[target].position)
-                self._sampler.move(source, target)
-            if self._scheduler.running:
-                self._decode_step()
+            self._decoder.prepare()
+            self._scheduler.receive()
+            self._prefill_some()
+            if self._scheduler.has_gaps:
+                self._take_tokens(0)
+                for source, target in self._scheduler.compact_slots():
+                    self._decoder.move(source, target, self._scheduler.running[target].position)
+                    self._sampler.move(source, target)
+            self._decode_step()
             return
         except Exception as error:
+            self._in_flight.clear()
+            self._prefilling.clear()
             if not is_out_of_memory(error):
                 self._scheduler.suspect(error)
                 return
         # Only here: inside the except block the traceback still refers to the memory to be freed.
         self._halve()
 
-    def _begin(self, admitted: Mapping[int, Handle]) -> None:
-        """Embeds and prefills requests, by slot, and gives each its first token."""
-        start = time.perf_counter()
-        fitting = {slot: handle for slot, handle in admitted.items() if self._fits(slot, handle.request)}
-        prompts: dict[int, Tensor] = {}
-        for slots in embed_groups({slot: len(handle.request.images) for slot, handle in fitting.items()}):
-            prompts |= self._embed({slot: fitting[slot] for slot in slots})
-            # Counted after each group, so that a watchdog sees progress.
-            self._scheduler.count(prefill_seconds=time.perf_counter() - start)
-            start = time.perf_counter()
-        for slots in prefill_groups({slot: len(prompt) for slot, prompt in prompts.items()}):
-            self._prefill({slot: fitting[slot] for slot in slots}, [prompts[slot] for slot in slots])
-        self._scheduler.count(prefill_seconds=time.perf_counter() - start)
+    def _prefill_some(self) -> None:
+        """Gives slots to waiting requests, and prefills the next tokens of those that begin."""
+        beginning = self._scheduler.admit()
+        self._prefilling.keep_only(beginning)
+        for slot, handle in beginning.items():
+            if slot not in self._prefilling and (tokens := self._fits(slot, handle.request)):
+                self._prefilling.add(slot, handle, tokens)
+        if not self._prefilling:
+            return
+        began = InFlight("prefill", self.adapter.device)
+        for slot, embeddings in self._embed(self._prefilling.to_embed()).items():
+            self._prefilling.embedded(slot, embeddings)
+        self._prefilling.keep_only(self._scheduler.beginning)  # without those that could not be embedded
+        chunk = self._prefilling.next_chunk()
+        if chunk:
+            logits = self._decoder.prefill(chunk)
+            whole = self._prefilling.finish(chunk)
+            rows = [row for row, (span, _) in enumerate(chunk) if span.slot in whole]
+            self._begin(whole, logits if len(rows) == len(chunk) else logits[rows], began)
+        # Counted after each part, so that a watchdog sees progress.
+        self._scheduler.count(prompt_tokens=sum(len(span) for span, _ in chunk))
 
-    def _fits(self, slot: int, request: Request) -> bool:
-        """Fails a request that does not fit the context; returns whether it fits."""
+    def _fits(self, slot: int, request: Request) -> int:
+        """Returns the prompt's tokens; fails a request that does not fit the context and returns 0."""
         try:
             tokens = self.adapter.prompt_tokens(request.turns)
             answer_limit(request, tokens, self._context)
         except Exception as error:  # also text that the tokenizer refuses
             self._scheduler.fail(slot, error)
-            return False
-        return True
+            return 0
+        return tokens
 
     def _embed(self, handles: Mapping[int, Handle]) -> dict[int, Tensor]:
         """Embeds prompts: (T, D) by slot; requests that cannot be embedded fail, each with its own error."""
+        if not handles:
+            return {}
         try:
             prompts = self.adapter.embed([handle.request for handle in handles.values()])
         except Exception as error:
@@ -153,48 +190,69 @@ class TorchEngine:
             return self._embed(dict(items[:half])) | self._embed(dict(items[half:]))
         return dict(zip(handles, prompts, strict=True))
 
-    def _prefill(self, handles: Mapping[int, Handle], prompts: Sequence[Tensor]) -> None:
-        """Prefills embedded prompts into the slots of their requests and gives each its first token."""
+    def _begin(self, prompts: Mapping[int, Prompt], logits: Tensor, began: InFlight) -> None:
+        """Gives prefilled requests their first tokens; logits (n, V) in the order of `prompts`."""
         adapter, scheduler = self.adapter, self._scheduler
-        for (slot, handle), prompt in zip(handles.items(), prompts, strict=True):
-            request, sampling = handle.request, handle.request.sampling
+        requests: dict[int, RunningRequest] = {}
+        for slot, prompt in prompts.items():
+            request, sampling = prompt.handle.request, prompt.handle.request.sampling
             seed = sampling_seed(request.id, 0) if sampling.seed is None else sampling.seed
             self._sampler.admit(slot, sampling, seed)
-            limit = answer_limit(request, len(prompt), self._context)
-            scheduler.place(
-                slot, RunningRequest(handle, len(prompt), limit, adapter.tokenizer, adapter.eos_token_ids)
+            limit = answer_limit(request, prompt.done, self._context)
+            requests[slot] = RunningRequest(
+                prompt.handle, prompt.done, limit, adapter.tokenizer, adapter.eos_token_ids
             )
-        logits = self._decoder.prefill(prompts, list(handles))
-        scheduler.count(begun=len(prompts), prompt_tokens=sum(map(len, prompts)))
-        self._take_tokens(logits, list(handles))
-        now = time.monotonic()
-        scheduler.count(ttft_seconds=sum(now - handle.submitted for handle in handles.values()))
+            scheduler.place(slot, requests[slot])
+        slots = list(requests)
+        picks = self._sampler.choose(logits, slots) if slots else logits.new_zeros(2, 0)
+        if slots:
+            self._decoder.begin(slots, picks, [prompts[slot].done for slot in slots])
+        began.fetch(picks, requests, {slot: row for row, slot in enumerate(slots)})
+        self._in_flight.append(began)
+        self._take_tokens(self._late)
 
     def _decode_step(self) -> None:
-        start = time.perf_counter()
-        running = self._scheduler.running
-        slots = sorted(running)
-        tokens, positions = [0] * (slots[-1] + 1), [0] * (slots[-1] + 1)
-        for slot in slots:
-            tokens[slot], positions[slot] = running[slot].tokens[-1], running[slot].position
-        logits = self._decoder.step(tokens, positions)
-        self._take_tokens(logits if len(slots) == len(tokens) else logits[slots], slots)
-        self._scheduler.count(
-            slot_steps=self.capacity, live_steps=len(slots), decode_seconds=time.perf_counter() - start
-        )
+        """Starts a step of all live slots, and takes the tokens of what came before it."""
+        live = {slot: request for slot, request in self._scheduler.running.items() if request.goes_on}
+        if live:
+            step = InFlight("step", self.adapter.device)
+            picks = self._decoder.step({slot: request.position for slot, request in live.items()})
+            step.fetch(picks, live, {slot: slot for slot in live})
+            self._in_flight.append(step)
+        self._take_tokens(self._late if live else 0)
 
-    def _take_tokens(self, logits: Tensor, slots: Sequence[int]) -> None:
-        """Chooses the next token of each slot; logits (n, V), row i those of slots[i]."""
+    def _take_tokens(self, late: int) -> None:
+        """Gives requests the tokens of all prefills and steps but the last `late` ones."""
+        while len(self._in_flight) > late:
+            part = self._in_flight.popleft()
+            taken = [self._take(*picked) for picked in part.tokens()]
+            self._count(part, sum(taken))
+
+    def _take(self, slot: int, request: RunningRequest, token: int, is_number: bool) -> bool:
+        """Gives a request its next token; returns whether it had not ended meanwhile."""
         scheduler = self._scheduler
-        tokens, numeric = self._sampler.pick(logits, slots)
-        for slot, token, is_number in zip(slots, tokens, numeric, strict=True):
-            if is_number:
-                scheduler.take(slot, token)
-                continue
-            self._decoder.cache.clear(slot)  # 0 times NaN is NaN, even behind a mask
-            before = len(scheduler.running[slot].tokens)
-            scheduler.fail(slot, EngineError(f"the model's logits are not numbers after {before} tokens"))
-        scheduler.count(new_tokens=len(slots))
+        if scheduler.running.get(slot) is not request:
+            return False
+        if is_number:
+            scheduler.take(slot, token)
+            return True
+        self._decoder.cache.clear(slot)  # 0 times NaN is NaN, even behind a mask
+        before = len(request.tokens)
+        scheduler.fail(slot, EngineError(f"the model's logits are not numbers after {before} tokens"))
+        return True
+
+    def _count(self, part: InFlight, tokens: int) -> None:
+        scheduler = self._scheduler
+        if part.kind == "step":
+            scheduler.count(
+                new_tokens=tokens, slot_steps=self.capacity, live_steps=tokens, decode_seconds=part.seconds
+            )
+            return
+        now = time.monotonic()
+        waited = sum(now - request.handle.submitted for request in part.requests.values())
+        scheduler.count(
+            new_tokens=tokens, begun=len(part.requests), ttft_seconds=waited, prefill_seconds=part.seconds
+        )
 
     def _halve(self) -> None:
         """Halves the slots, once, after a lack of memory. Raises EngineError the second time."""

@@ -65,7 +65,7 @@ class VllmEngine:
         self.image_size = adapter.image_size
         self._context = context
         # Never more than `capacity` at once: requests queued in vLLM could not be counted or tried alone.
-        self._scheduler = Scheduler(self.capacity, concerns_all=concerns_all)
+        self._scheduler: Scheduler[Any] = Scheduler(self.capacity, concerns_all=concerns_all)
         self._numbers = count()
         self._slots: dict[str, int] = {}  # by name in vLLM, since ids of requests may be equal
         self._thread = start_thread("vllm-engine", self._work)

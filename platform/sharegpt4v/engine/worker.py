@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 from sharegpt4v.engine.handle import one_line
 from sharegpt4v.engine.intake import UNFINISHED
@@ -24,7 +25,7 @@ def start_thread(name: str, work: Callable[[], None]) -> threading.Thread:
     return thread
 
 
-def run_until_closed(scheduler: Scheduler, step: Callable[[], None]) -> None:
+def run_until_closed(scheduler: Scheduler[Any], step: Callable[[], None]) -> None:
     """Calls `step` until the scheduler is closed. No request is left unfinished, even after an error.
 
     step: does the next unit of work, or waits for one. An error that it raises ends the engine. Python that
@@ -43,7 +44,7 @@ def run_until_closed(scheduler: Scheduler, step: Callable[[], None]) -> None:
 
 
 @contextmanager
-def _closed_at_exit(scheduler: Scheduler) -> Iterator[None]:
+def _closed_at_exit(scheduler: Scheduler[Any]) -> Iterator[None]:
     """Has Python close the scheduler and join this thread before it takes the interpreter down.
 
     A daemon thread that comes back from C++ code afterwards is unwound through it, which aborts the process.
@@ -56,7 +57,7 @@ def _closed_at_exit(scheduler: Scheduler) -> Iterator[None]:
         atexit.unregister(end)
 
 
-def _end(scheduler: Scheduler, thread: threading.Thread, process: int) -> None:
+def _end(scheduler: Scheduler[Any], thread: threading.Thread, process: int) -> None:
     if os.getpid() != process:
         return  # a forked child has no such thread, and may have got its locks locked
     scheduler.close()

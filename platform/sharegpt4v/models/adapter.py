@@ -17,6 +17,7 @@ from transformers import LlamaForCausalLM, LlavaForConditionalGeneration
 from sharegpt4v.dialogue import Image, ImageProtocol, Request, Turn
 from sharegpt4v.errors import UserError
 from sharegpt4v.models.captioner import ShareCaptioner
+from sharegpt4v.models.send import send
 from sharegpt4v.templates import Template
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -72,9 +73,8 @@ class Adapter(ABC):
 
     def normalise(self, pixels: Tensor | npt.NDArray[np.uint8]) -> Tensor:
         """Normalises as CLIP: (B, S, S, 3) uint8 -> (B, 3, S, S) float on the model's device."""
-        batch = torch.as_tensor(pixels)
         # Copied to the device as uint8, a quarter of the bytes, and converted to float there.
-        channels_first = batch.to(self.device).permute(0, 3, 1, 2)
+        channels_first = send(torch.as_tensor(pixels), self.device).permute(0, 3, 1, 2)
         return (channels_first * self._scale + self._shift).to(self.dtype)
 
     def check_image(self, image: Image) -> None:
@@ -103,7 +103,7 @@ class Adapter(ABC):
                 f"{self.name} has a table of {table.num_embeddings} rows and its tokenizer gives {max(ids)}: "
                 "the two do not belong together"
             )
-        words = table(torch.tensor(ids, dtype=torch.long, device=self.device))
+        words = table(send(ids, self.device, torch.long))
         lengths = [len(segment) for segments in dialogues for segment in segments]
         pieces = iter(words.split(lengths))
         prompts = []
