@@ -81,8 +81,8 @@ def test_python_that_leaves_without_closing_ends_as_it_says(then: str, code: int
 
 
 def test_an_engine_that_ended_is_not_kept_for_the_end_of_python() -> None:
-    def ended() -> weakref.ref[Scheduler]:
-        scheduler = Scheduler(slots=1)
+    def ended() -> weakref.ref[Scheduler[Any]]:
+        scheduler: Scheduler[Any] = Scheduler(slots=1)
         thread = start_thread("test-engine", lambda: run_until_closed(scheduler, scheduler.receive))
         scheduler.close()
         thread.join(10)
