@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from sharegpt4v.captions import parts
 from sharegpt4v.captions.export.write import FORMATS, export_run
 from sharegpt4v.config.export import ExportFormat
 from sharegpt4v.errors import UserError
@@ -94,3 +95,19 @@ def test_paths_below_no_root_in_particular_need_no_images(
     shutil.rmtree(root)
 
     assert not export_run(run, target, tmp_path / "out").notes
+
+
+@pytest.mark.parametrize(("target", "with_images"), HOLD)
+def test_images_are_located_in_one_pass_over_the_manifest(
+    target: ExportFormat, with_images: bool, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[str] = []
+    paths = parts.paths
+
+    def counted(folder: Path, kind: parts.Kind) -> list[Path]:
+        passes.append(kind)
+        return paths(folder, kind)
+
+    monkeypatch.setattr(parts, "paths", counted)
+    export_run(run, target, tmp_path / "out", with_images=with_images)
+    assert passes.count("manifest") == 2  # the look at a few images that the root is right, and the export

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from sharegpt4v.checkpoints.card import TOY_CHAT
 from sharegpt4v.engine.vllm_folder import vllm_folder
 from sharegpt4v.models.load import load_adapter
 from tests.models.random_weights import save_random_captioner, save_random_lmm
@@ -20,7 +21,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_captioners_decoder_is_written_once_as_a_plain_llama(tmp_path: Path, cache: Path) -> None:
     source = save_random_captioner(tmp_path / "model")
     folder = vllm_folder(source, "model@0123456789ab")
-    assert folder == cache / "0123456789ab-1"
+    assert folder == cache / "0123456789ab-2"
     ours = load_adapter(source).language_model
     plain, info = LlamaForCausalLM.from_pretrained(folder, output_loading_info=True)
     assert not any(info.values()), info
@@ -30,7 +31,7 @@ def test_a_captioners_decoder_is_written_once_as_a_plain_llama(tmp_path: Path, c
     written = (folder / "model.safetensors").stat().st_mtime_ns
     assert vllm_folder(source, "other-name@0123456789ab") == folder
     assert (folder / "model.safetensors").stat().st_mtime_ns == written
-    assert sorted(path.name for path in cache.iterdir()) == ["0123456789ab-1", "0123456789ab-1.lock"]
+    assert sorted(path.name for path in cache.iterdir()) == ["0123456789ab-2", "0123456789ab-2.lock"]
 
 
 def test_half_a_decoder_is_never_taken_for_one(
@@ -41,15 +42,20 @@ def test_half_a_decoder_is_never_taken_for_one(
         broken.setattr("sharegpt4v.engine.vllm_folder.write_json", lambda path, content: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             vllm_folder(source, "model@abc")
-    assert not (cache / "abc-1").exists()
+    assert not (cache / "abc-2").exists()
     assert (vllm_folder(source, "model@abc") / "config.json").exists()
 
 
 def test_llava_is_read_where_it_lies_when_its_names_and_processor_suit(tmp_path: Path, cache: Path) -> None:
     source = save_random_lmm(tmp_path / "model")
     copy = vllm_folder(source, "model@abc")  # names of transformers 5, and no processor
-    assert copy == cache / "abc-1"
+    assert copy == cache / "abc-2"
     assert vllm_folder(copy, "model@def") == copy
     (copy / "preprocessor_config.json").unlink()
     (copy / "processor_config.json").unlink()
-    assert vllm_folder(copy, "model@def") == cache / "def-1"
+    assert vllm_folder(copy, "model@def") == cache / "def-2"
+
+
+def test_the_shipped_chat_model_is_read_where_it_lies(cache: Path) -> None:
+    assert vllm_folder(TOY_CHAT, "toy-chat@abc") == TOY_CHAT
+    assert not cache.exists()

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 _SHARD_BYTES = 5_000_000_000
 
-_LAYOUT = 1
+_LAYOUT = 2
 """Part of a copy's name: increase it when the written content changes, so that old copies are not used."""
 
 _DECODER = "language_model."

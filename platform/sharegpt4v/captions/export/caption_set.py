@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from sharegpt4v.captions import parts
 from sharegpt4v.captions.export.snapshot import take_snapshot
@@ -58,6 +59,15 @@ class CaptionSet:
                 f"{self.name} has {seen:,} captions and its summary.json says {self.rows:,}: another command "
                 f"works on it, wait for that and export again"
             )
+
+    def refuse_shards(self, target: str) -> None:
+        """Raises UserError for images in tar shards, which have no path that `target` could name."""
+        for batch in parts.batches(self.folder, "manifest", ["container"]):
+            if pc.any(pc.not_equal(batch.column("container"), "")).as_py():
+                raise UserError(
+                    f"images of {self.name} lie in tar shards, and {target} can name files only: export as "
+                    f"webdataset, or as hf with `with_images`"
+                )
 
     def advance(self, rows: int) -> None:
         """Reports that so many more rows are written or left out."""

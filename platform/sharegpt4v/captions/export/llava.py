@@ -8,7 +8,6 @@ import json
 from pathlib import Path
 
 from sharegpt4v.captions.export.caption_set import CaptionSet
-from sharegpt4v.captions.export.images import refuse_shards
 
 IMAGE = "<image>"
 """Where LLaVA puts the image into the human turn."""
@@ -19,7 +18,7 @@ def write(captions: CaptionSet, out: Path) -> None:
 
     Raises UserError for images in tar shards: the names of their members would lead every reader astray.
     """
-    refuse_shards(captions, "llava-json")
+    captions.refuse_shards("llava-json")
     question = f"{IMAGE}\n{captions.prompt}"
     separator = "[\n"
     with open(out, "w", encoding="utf-8") as file:

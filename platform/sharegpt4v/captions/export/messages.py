@@ -15,7 +15,6 @@ from typing import Any
 
 from sharegpt4v.captions.export.caption_set import CaptionSet
 from sharegpt4v.captions.export.card import card
-from sharegpt4v.captions.export.images import refuse_shards
 from sharegpt4v.errors import UserError
 
 IMAGE = "<image>"
@@ -91,7 +90,7 @@ def _refuse(captions: CaptionSet) -> None:
             f"the prompt of {captions.name} holds {tag[0]}, which ms-swift and LLaMA-Factory would replace: "
             f"export as hf or llava-json"
         )
-    refuse_shards(captions, "messages")
+    captions.refuse_shards("messages")
 
 
 def _dataset_info() -> dict[str, Any]:
