@@ -56,6 +56,8 @@ class ImageReader:
         truncated (the shard ends early); StorageError when the storage keeps failing.
         """
         name = container or image
+        if container and _leaves(image):
+            raise Rejected("outside_root", f"{image!r} in {container!r} leaves the archive's folder")
         start, count = (offset, size) if container else (0, -1)
         if start < 0:
             raise Rejected("truncated", f"{name!r} has no byte {start}")
@@ -96,7 +98,7 @@ class ImageReader:
             return name
         if shard and not self._root and not self._uri:
             return name
-        if name[0] == "/" or (".." in name and ".." in name.split("/")):
+        if _leaves(name):
             raise Rejected("outside_root", f"{name!r} leaves the root: give a path below it, without ..")
         if self._uri:
             return f"{self._uri}/{quote(name) if self._uri.startswith('http') else name}"
@@ -126,6 +128,10 @@ class ImageReader:
         real = os.path.realpath(path)
         if real != self._root and not real.startswith(self._root.rstrip("/") + "/"):
             raise Rejected("outside_root", f"{path!r} leaves the root {self._root!r} through a symbolic link")
+
+
+def _leaves(name: str) -> bool:
+    return name.startswith("/") or (".." in name and ".." in name.split("/"))
 
 
 def _is_uri(name: str) -> bool:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sharegpt4v.errors import UserError
-from sharegpt4v.manifest.locate import Located, is_hidden, is_image, suffix
+from sharegpt4v.manifest.locate import Located, is_hidden, is_image, is_text, suffix
 from sharegpt4v.manifest.rows import BATCH_ROWS, raw_batch
 
 CHUNK = 65536  # names held as Python strings at a time; sorted in Arrow they take a sixth of the memory
@@ -68,7 +68,7 @@ def _arrow(paths: Iterator[str], ignored: Counter[str]) -> pa.ChunkedArray:
     chunks: list[pa.Array] = []
     waiting: list[str] = []
     for path in paths:
-        if path.isascii() or _is_text(path):
+        if path.isascii() or is_text(path):
             waiting.append(path)
         else:
             ignored["name not UTF-8"] += 1
@@ -77,8 +77,3 @@ def _arrow(paths: Iterator[str], ignored: Counter[str]) -> pa.ChunkedArray:
             waiting.clear()
     chunks.append(pa.array(waiting, pa.string()))
     return pa.chunked_array(chunks)
-
-
-def _is_text(path: str) -> bool:
-    """Returns False for a name that is not UTF-8, whose bytes Python decodes to lone surrogates."""
-    return not any("\ud800" <= character <= "\udfff" for character in path)

@@ -27,6 +27,9 @@ TAR_UNPACKERS = {
     ".tar.bz2": "bunzip2",
     ".tar.xz": "unxz",
     ".tar.zst": "unzstd",
+    ".tbz2": "bunzip2",
+    ".txz": "unxz",
+    ".tzst": "unzstd",
 }
 KINDS = "an image folder, .json, .jsonl, .parquet, .tar, or a folder or glob of .parquet or .tar files"
 
@@ -36,7 +39,8 @@ class Located:
     """name: the path as the user gave it. folder: the image folder, or "" where files list the images.
 
     files: the listing files, sorted, as fs paths. root: where image paths and containers start, path or URI.
-    ignored: what a walk passed over, counted by suffix; it fills while the manifest is read.
+    ignored: what a walk or an archive held beside images, counted by suffix or in words; it fills while the
+    manifest is read.
     """
 
     name: str
@@ -90,6 +94,11 @@ def is_image(name: str) -> bool:
 def is_hidden(relative: str) -> bool:
     """Returns whether the file or a folder of its path starts with a dot, as .DS_Store and ._photo.jpg do."""
     return relative.startswith(".") or "/." in relative
+
+
+def is_text(name: str) -> bool:
+    """Returns False for a name that is not UTF-8, whose bytes Python decodes to lone surrogates."""
+    return name.isascii() or not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _shards_at_top(fs: fsspec.AbstractFileSystem, folder: str) -> tuple[str, ...]:

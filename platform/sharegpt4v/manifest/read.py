@@ -85,7 +85,7 @@ def _read_file(located: Located, file: str) -> Iterator[pa.RecordBatch]:
         elif kind in PARQUET_SUFFIXES:
             yield from read_parquet(opened, name)
         else:
-            yield from read_shard(opened, _container(located, file), name)
+            yield from read_shard(opened, _container(located, file), name, located.ignored)
 
 
 def _container(located: Located, file: str) -> str:
