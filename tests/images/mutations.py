@@ -1,7 +1,8 @@
 """Image files with random damage: a seed names each of them, the same on every machine.
 
-Real photographs, and every odd format that other tests use, are cut, overwritten, spliced and repeated. In PNG,
-whose checksums would give most damage away at once, whole chunks are changed and their checksums made right.
+Real photographs, and every odd format that other tests use, are cut, overwritten, spliced and repeated. In
+PNG, whose checksums would give most damage away at once, whole chunks are changed and their checksums made
+right.
 """
 
 import io

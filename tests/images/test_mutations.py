@@ -1,4 +1,4 @@
-"""Damaged image files: each gives a picture or a named reject, in `check` as in `caption`, silently and soon."""
+"""Damaged image files: each is a picture or a named reject, in `check` as in `caption`, silently and soon."""
 
 import time
 import warnings

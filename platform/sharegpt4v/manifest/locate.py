@@ -135,6 +135,8 @@ def _nearest(fs: fsspec.AbstractFileSystem, place: str) -> str:
         missing = missing.parent
     if not fs.isdir(str(missing.parent)):
         return ""
+    if isinstance(fs, LocalFileSystem) and os.path.islink(missing):
+        return f": {missing} is a link to nothing"
     names = [PurePosixPath(entry).name for entry in fs.ls(str(missing.parent), detail=False)]
     near = get_close_matches(missing.name, names, n=1)
     return (

@@ -1,5 +1,7 @@
 """Read any manifest as one stream of rows, whatever format holds it."""
 
+import errno
+import os
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import IO, TypedDict
@@ -59,6 +61,14 @@ def read_batches(located: Located, source: str | None = None) -> Iterator[pa.Rec
             yield from _completed(_read_file(located, file), _name(located, file), source)
     except PermissionError as error:  # skipping an unreadable folder would lose images in silence
         raise UserError(f"{error.filename or located.name} may not be read: give this user access") from error
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        path = str(error.filename)
+        raise UserError(
+            f"{located.name} holds a folder whose path has {len(os.fsencode(path)):,} bytes, more than this "
+            f"system opens: move it up (…{path[-40:]})"
+        ) from error
 
 
 def _completed(batches: Iterator[pa.RecordBatch], name: str, source: str | None) -> Iterator[pa.RecordBatch]:
@@ -78,6 +88,8 @@ def _read_file(located: Located, file: str) -> Iterator[pa.RecordBatch]:
     kind = suffix(file)
     if kind not in (*JSON_SUFFIXES, *PARQUET_SUFFIXES, *TAR_SUFFIXES):
         raise UserError(f"{name} is no manifest (suffix {kind or 'missing'}); give {KINDS}")
+    if located.is_local and not os.path.isfile(file):
+        raise UserError(f"{file} is a pipe, a device or a folder: write what it holds to a file")
     opened: IO[bytes] = located.fs.open(file, "rb")
     with opened:
         if kind in JSON_SUFFIXES:
