@@ -227,9 +227,8 @@ def web() -> Iterator[str]:
     [
         (404, "missing"),
         (410, "missing"),
-        (401, "unreadable"),
-        (403, "unreadable"),
         (400, "unreadable"),
+        (451, "unreadable"),
         (416, "empty"),
     ],
 )
@@ -237,7 +236,7 @@ def test_a_final_answer_of_a_server_is_a_reject(web: str, status: int, reason: s
     assert _reason(ImageReader(web), str(status)) == reason
 
 
-@pytest.mark.parametrize("status", [408, 429, 500, 503])
+@pytest.mark.parametrize("status", [401, 402, 403, 407, 408, 429, 500, 503])
 def test_a_passing_answer_of_a_server_is_tried_again_and_no_reject(web: str, status: int) -> None:
     assert ImageReader(web).read(f"{status}-once") == f"/{status}-once".encode()
     with pytest.raises(StorageError):

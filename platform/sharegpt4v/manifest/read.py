@@ -3,6 +3,7 @@
 import errno
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import IO, TypedDict
 
@@ -20,6 +21,7 @@ from sharegpt4v.manifest.locate import (
     Located,
     filesystem,
     locate,
+    store_answers,
     suffix,
 )
 from sharegpt4v.manifest.parquet import read_parquet
@@ -46,7 +48,8 @@ def read_rows(path: str, root: str | None = None) -> Iterator[ManifestRow]:
 
     path: a folder of images, a JSON array, JSONL, Parquet, tar shards, a glob of such files; local or a URI.
     root: where image paths start; by default the folder itself, or the one that holds the manifest.
-    Raises UserError (one line, with the record) for what cannot be read as a manifest.
+    Raises UserError (one line, with the record) for what cannot be read as a manifest, RunFailed where the
+    storage fails.
     """
     for batch in read_batches(locate(path, root)):
         yield from batch.to_pylist()
@@ -54,12 +57,21 @@ def read_rows(path: str, root: str | None = None) -> Iterator[ManifestRow]:
 
 def read_batches(located: Located, source: str | None = None) -> Iterator[pa.RecordBatch]:
     """Yields completed rows (rows.complete) of all that was located. source: of rows that name none."""
-    try:
+    with store_answers(located.name), _refusing(located):
         if located.folder:
             yield from _completed(read_folder(located), located.name, source)
         for file in located.files:
             yield from _completed(_read_file(located, file), _name(located, file), source)
+
+
+@contextmanager
+def _refusing(located: Located) -> Iterator[None]:
+    """Raises UserError for what a user can put right on a disk."""
+    try:
+        yield
     except PermissionError as error:  # skipping an unreadable folder would lose images in silence
+        if not located.is_local:
+            raise
         raise UserError(f"{error.filename or located.name} may not be read: give this user access") from error
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
