@@ -74,7 +74,7 @@ class Decode:
             for position in positions:
                 rows[position] = self._decode(places[position], pixels[position])
                 if rows[position].reason == PUT_OFF:
-                    self._put_off(ids[position], rows[position].message or "")
+                    put_off(self._ledger, self._reader, self._sample, ids[position], rows[position].message)
 
         # A task has its process to itself, so the ledger's name for it may be as short-lived as the call.
         isolation = Isolation(self._ledger, "decode")
@@ -105,14 +105,17 @@ class Decode:
         pixels[:] = prepared.pixels
         return _Decoded(digest, prepared.width, prepared.height)
 
-    def _put_off(self, key: str, message: str) -> None:
-        """Raises RunStopped where not this image's storage alone has failed."""
-        answer = self._ledger.put_off(key, message)
-        cause = most_fail(self._reader, self._sample) if answer == "look" else None
-        if cause:
-            self._ledger.give_up(cause)
-        if cause or answer == "stop":
-            raise RunStopped(cause or message)
+
+def put_off(
+    ledger: LedgerClient, reader: ImageReader, sample: Sequence[Place], key: str, message: str | None
+) -> None:
+    """Notes an image whose storage failed. Raises RunStopped where it is not this image's alone."""
+    step = ledger.put_off(key, message or "")
+    cause = most_fail(reader, sample) if step == "look" else None
+    if cause:
+        ledger.give_up(cause)
+    if cause or step == "stop":
+        raise RunStopped(cause or message)
 
 
 @dataclass(frozen=True, slots=True)

@@ -232,10 +232,13 @@ def _read_remote(uri: str, start: int, count: int) -> bytes:
 
 
 def _options(uri: str) -> dict[str, object]:
-    """Returns what fsspec is to open a URI with."""
+    """Returns what fsspec is to open a URI with; a user's own configuration of fsspec goes before."""
     if not uri.startswith(("http://", "https://")):
         return {}
     from aiohttp import ClientTimeout  # here: most runs read no URLs, and do without it
 
     timeout = ClientTimeout(_ALL_SECONDS, sock_connect=_CONNECT_SECONDS, sock_read=_SILENT_SECONDS)
-    return {"client_kwargs": {"timeout": timeout}}
+    kwargs: dict[str, object] = {"timeout": timeout}
+    for scheme in ("http", "https"):  # fsspec takes what is configured for either
+        kwargs |= fsspec.config.conf.get(scheme, {}).get("client_kwargs", {})
+    return {"client_kwargs": kwargs}
