@@ -22,8 +22,13 @@ class _Web(ThreadingHTTPServer):
 
     repaired = False
     asked = 0
+    valid = 1_000_000
+    """Answers until the token expires; then everything is answered 401."""
 
     def refuses(self, path: str) -> bool:
+        self.valid -= 1
+        if self.valid < 0:
+            return True
         if "dead" in path:
             self.asked += 1
             return not self.repaired
@@ -35,7 +40,7 @@ class _Answer(SimpleHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self.server.refuses(self.path):
-            self.send_error(403)
+            self.send_error(401 if self.server.valid < 0 else 403)
         else:
             super().do_GET()
 
@@ -84,6 +89,7 @@ def test_one_dead_url_blocks_no_other_image(caption_there: Caption, web: _Web, t
     assert run.success.exists() and not run.put_off.exists()
 
 
+@pytest.mark.faults
 def test_a_dead_store_ends_the_run_soon_with_its_cause(caption_there: Caption, tmp_path: Path) -> None:
     names = [f"{number}.jpg" for number in range(60)]
     listed = _list(tmp_path / "list.jsonl", names, port=9)  # where nobody listens
@@ -93,3 +99,23 @@ def test_a_dead_store_ends_the_run_soon_with_its_cause(caption_there: Caption, t
     assert line.startswith("sharegpt4v caption: the storage fails, most images of a sample cannot be read: ")
     assert "127.0.0.1:9" in line and line.endswith("run the same command again")
     assert not (tmp_path / "run" / "_SUCCESS").exists() and "Traceback" not in done.stderr
+
+
+@pytest.mark.faults
+def test_a_token_that_expires_on_the_way_costs_no_good_image(
+    caption_there: Caption, web: _Web, tmp_path: Path
+) -> None:
+    names = [f"{number}.jpg?{copy}" for number in range(18) for copy in range(8)]
+    listed = _list(tmp_path / "list.jsonl", names, web.server_port)
+    run = CaptionRun(tmp_path / "run")
+    web.valid = 60
+    done = caption_there("--images", listed, "--out", run.path, *FAKE)
+    assert done.returncode == 1
+    line = done.stderr.splitlines()[-1]
+    assert "the storage fails" in line and "401" in line
+    assert 0 < outcomes_left(run.path) <= 60 and not run.success.exists()
+
+    web.valid = 1_000_000
+    done = caption_there("--images", listed, "--out", run.path, *FAKE)
+    assert done.returncode == 0, done.stderr
+    assert len(rows(run.path, "captions")) == len(names) and len(rows(run.path, "rejects")) == 0

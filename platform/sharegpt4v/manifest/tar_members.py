@@ -69,9 +69,12 @@ def _members(file: IO[bytes], name: str) -> Iterator[tuple[tarfile.TarFile, tarf
                     raise tarfile.ReadError(f"{member.name!r} has {member.size} bytes")
                 yield tar, member
                 vars(tar)["members"].clear()  # tarfile would keep every header: 1 KB a member
-        # Hostile headers make tarfile raise all of these.
-        except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
-            raise UserError(f"{name} is not a whole tar file ({error}): copy or download it again") from error
+        # Hostile headers make tarfile raise all of these; a name of 8 GB is one.
+        except (tarfile.TarError, ValueError, OverflowError, RecursionError, MemoryError) as error:
+            reason = str(error) or type(error).__name__
+            raise UserError(
+                f"{name} is not a whole tar file ({reason}): copy or download it again"
+            ) from error
         begin = _next_archive(file, tar.offset, name)
 
 
