@@ -10,7 +10,7 @@ SKIPPED := $(VENV)/.skipped
 RAY_TESTS := tests/cluster tests/e2e tests/faults
 
 .DELETE_ON_ERROR:
-.PHONY: help setup quickstart test test-browser test-faults test-kernels test-slow test-workers lint docs bench \
+.PHONY: help setup quickstart test test-browser test-faults test-fuzz test-kernels test-slow test-workers lint docs bench \
 	toy-models vllm clean
 
 help:  ## what there is to make
@@ -50,6 +50,9 @@ test-workers: setup  ## clusters of several nodes
 
 test-faults: setup  ## kill drivers, actors, nodes and heads, and compare the output with an undisturbed run's
 	$(PYTEST) -rs -m faults
+
+test-fuzz: setup  ## 100,000 damaged image files, from photographs and every odd format
+	$(PYTEST) -rs -m fuzz -n 2
 
 test-kernels: setup  ## install Triton (a quarter of a gigabyte) and test the GPU's attention kernel without a GPU
 	$(PIP) -e '.[kernels]'

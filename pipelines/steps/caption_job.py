@@ -27,7 +27,9 @@ from pipelines.steps.ledger import RemoteLedger
 from pipelines.steps.phases import Phases
 from pipelines.steps.pool import actor_pool, decode_tasks, describe_size, pool_size
 from pipelines.steps.progress import ProgressBar
+from pipelines.steps.put_off import list_put_off, pending_again
 from pipelines.steps.reject_limit import REMEDY
+from pipelines.steps.storage_faults import Place, sample_places
 from sharegpt4v.captions.layout import CaptionRun
 from sharegpt4v.captions.resume import survey
 from sharegpt4v.captions.retry import end_retry, note_retry, retry_since
@@ -36,6 +38,7 @@ from sharegpt4v.config.caption import CaptionConfig
 from sharegpt4v.credentials import without_credentials
 from sharegpt4v.errors import RunFailed
 from sharegpt4v.images import ImageReader
+from sharegpt4v.manifest import Manifest
 from sharegpt4v.run.disk import full_disk_named
 from sharegpt4v.run.lock import RunLock
 from sharegpt4v.run.settings import write_settings
@@ -70,22 +73,34 @@ def _begin_or_resume(job: CaptionJob, run: CaptionRun, phases: Phases) -> int:
         phases.end()
         print(f"{run.path} is finished: nothing to do", file=sys.stderr)
         return conclude(job, run)
-    run.success.unlink(missing_ok=True)
+    for file in (run.success, run.put_off):
+        file.unlink(missing_ok=True)
     write_settings(run, config.model_dump(mode="json"), job.fingerprint, job.facts(manifest.root))
     pending = write_down_pending(job, run, manifest, done, progress)
     if pending.groups:
         if reason and since is not None:
             note_retry(run, reason, manifest.root, since)
-        stopped = _work_off(job, run, pending, phases)
-        if stopped:
-            end_retry(run)  # what was refused meanwhile is tried again once the cause is mended
-            print(f"sharegpt4v caption: {without_credentials(stopped)}; {REMEDY}", file=sys.stderr)
+        stopped, put_off = _work_off(job, run, manifest, pending, since, phases)
+        left = list_put_off(run, put_off, reason, since) if put_off and not stopped else None
+        if stopped or left:
+            print(f"sharegpt4v caption: {without_credentials(stopped or left or '')}", file=sys.stderr)
             return EXIT_PROBLEM
     return finish(job, run, manifest.root, phases)
 
 
-def _work_off(job: CaptionJob, run: CaptionRun, pending: Pending, phases: Phases) -> str | None:
-    """Runs one session over what is pending. Returns why the ledger stopped it, None when all is written."""
+def _work_off(
+    job: CaptionJob,
+    run: CaptionRun,
+    manifest: Manifest,
+    pending: Pending,
+    since: int | None,
+    phases: Phases,
+) -> tuple[str | None, dict[str, str]]:
+    """Runs one session over what is pending, and once more over what was put off.
+
+    since: the first session of a retry of rejects. Returns why the ledger stopped it, None when it went
+    through, and what the storage answered of images that are still put off, by id.
+    """
     config, before = job.config, pending.progress
     phases.begin(connection_text(config.address))
     with ray_session(config.address), phases, session(run, phases.started) as outcomes:
@@ -95,28 +110,50 @@ def _work_off(job: CaptionJob, run: CaptionRun, pending: Pending, phases: Phases
         ledger = RemoteLedger.start(config.max_reject_rate, before.captions, before.rejects)
         workers = describe_size(pool_size(config, pending.images, cluster_resource("GPU")))
         phases.begin(f"loading {job.spec.model.partition('@')[0]} on {workers}")
-        bar = ProgressBar("captioned", ledger.tally, before.rows, before.done, phases, "first caption")
-        stop = None
-        try:
-            with bar, plain_errors(RESUME):
-                dataset(job, pending, ledger, outcomes).materialize()
-        except RunFailed:
-            stop = _stop_reason(ledger)
-            if stop is None:
-                raise
+        sample = sample_places(list(dict.fromkeys(Path(str(group["file"])) for group in pending.groups)))
+
+        def bar() -> ProgressBar:
+            return ProgressBar("captioned", ledger.tally, before.rows, before.done, phases, "first caption")
+
+        stop = _flow(dataset(job, pending, ledger, outcomes, sample), bar(), ledger)
+        if stop is None and (late := ledger.tally().put_off):
+            phases.begin(f"trying {late:,} images again whose storage failed")
+            ledger.begin_again()
+            again = pending_again(job, run, manifest, since)
+            if again.groups:
+                # Without a sample: what is left may all lie on a host that is gone, and is listed then.
+                stop = _flow(dataset(job, again, ledger, outcomes, []), bar(), ledger)
+        if stop and ledger.tally().stop:
+            end_retry(run)  # what was refused meanwhile is tried again once the cause is mended
         _note_engines(run, outcomes, ledger)
-    return stop
+        return stop, ledger.faults() if stop is None else {}
 
 
-def dataset(job: CaptionJob, pending: Pending, ledger: RemoteLedger, outcomes: Path) -> ray.data.Dataset:
+def _flow(images: ray.data.Dataset, bar: ProgressBar, ledger: RemoteLedger) -> str | None:
+    """Lets all images flow through. Returns why the ledger stopped them, None when they came through."""
+    try:
+        with bar, plain_errors(RESUME):
+            images.materialize()
+    except RunFailed:
+        if stop := _stop_reason(ledger):
+            return stop
+        raise
+    return None
+
+
+def dataset(
+    job: CaptionJob, pending: Pending, ledger: RemoteLedger, outcomes: Path, sample: list[Place]
+) -> ray.data.Dataset:
     """Builds the flow: a row group of the pending files is one block from reading to its commit, as a rule.
 
     Its own rows only count what was committed. The row groups are named here and read where they are
     decoded: ray.data.read_parquet would start several processes to list and inspect files that we have just
-    written.
+    written. sample: places that show whether all of the storage is dead, or single images.
     """
     config, groups = job.config, pending.groups
-    decode = Decode(ImageReader(pending.root), job.image_size, job.protocol, config.fast_decode, ledger)
+    decode = Decode(
+        ImageReader(pending.root), job.image_size, job.protocol, config.fast_decode, ledger, sample
+    )
     tasks = decode_tasks(pending.images, pending.remote)
     return (
         ray.data.from_items(groups, override_num_blocks=len(groups))
@@ -145,7 +182,11 @@ def _note_engines(run: CaptionRun, outcomes: Path, ledger: RemoteLedger) -> None
 
 
 def _stop_reason(ledger: RemoteLedger) -> str | None:
+    """Returns in one line why the ledger ended the session, and what to do; None where it did not."""
     try:
-        return ledger.tally().stop
+        tally = ledger.tally()
     except ray.exceptions.RayError:
         return None  # it went down with the cluster, which is the reason then
+    if tally.dead:
+        return f"the storage fails, most images of a sample cannot be read: {tally.dead}; {RESUME}"
+    return f"{tally.stop}; {REMEDY}" if tally.stop else None

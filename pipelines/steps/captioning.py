@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from pipelines.steps.isolation import KILLED_WORKER, KILLED_WORKER_MESSAGE, Isolation, RunStopped
 from pipelines.steps.ledger import LedgerClient
+from pipelines.steps.storage_faults import PUT_OFF
 from sharegpt4v.captions.outcomes import commit_outcomes, is_committed
 from sharegpt4v.dialogue import Completion, Request, SamplingParams, Turn, sampling_seed
 from sharegpt4v.engine.build import EngineSpec, build_engine
@@ -186,8 +187,9 @@ class Caption:
 class CaptionAndCommit:
     """Caption, and its outcomes written to the folder `outcomes` before a call returns.
 
-    In: a table of decoded_schema. Out: one row, `rows`: how many were committed. A commit from here needs no
-    tasks of its own, and a call that Ray repeats writes the same file again instead of a second one.
+    In: a table of decoded_schema. Out: one row, `rows`: how many were committed; images that were put off
+    have no outcome and are not. A commit from here needs no tasks of its own, and a call that Ray repeats
+    writes the same file again instead of a second one.
     Raises StorageError where the folder is not seen, RunFailed where its disk is full, and RunStopped, after
     the commit, when too much has been rejected.
     """
@@ -204,6 +206,9 @@ class CaptionAndCommit:
                 f"{self._outcomes} is not there on {socket.gethostname()}: --out must be a folder that every "
                 f"node sees"
             )
+        batch = _without_put_off(batch)
+        if not len(batch):
+            return pa.table({"rows": [0]})
         if is_committed(batch, self._outcomes):  # by a worker that died at a later commit of the same block
             return pa.table({"rows": [len(batch)]})
         table = self._caption(batch)
@@ -211,6 +216,11 @@ class CaptionAndCommit:
             commit_outcomes(table, self._outcomes)
         self._caption.account(table)
         return pa.table({"rows": [len(table)]})
+
+
+def _without_put_off(batch: pa.Table) -> pa.Table:
+    put_off = pc.fill_null(pc.equal(batch["reason"], PUT_OFF), False)
+    return batch.filter(pc.invert(put_off)) if pc.any(put_off).as_py() else batch
 
 
 def _give_up(why: str) -> NoReturn:

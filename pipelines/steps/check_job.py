@@ -4,6 +4,7 @@ import hashlib
 import json
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,19 +14,20 @@ import ray.exceptions
 from cluster.errors import EXIT_PROBLEM, plain_errors
 from cluster.session import connection_text, quiet_data_context, ray_session, refuse_relative_paths
 from pipelines.steps.clock import command_started
-from pipelines.steps.decoding import read_row_group
+from pipelines.steps.decoding import put_off, read_row_group
 from pipelines.steps.isolation import KILLED_WORKER, KILLED_WORKER_MESSAGE, Isolation
 from pipelines.steps.ledger import LedgerClient, RemoteLedger
 from pipelines.steps.phases import Phases
 from pipelines.steps.progress import ProgressBar
+from pipelines.steps.storage_faults import Place, sample_places
 from pipelines.steps.table import print_counts
 from sharegpt4v.atomic import write_atomic
 from sharegpt4v.captions.blocks import row_groups
 from sharegpt4v.config.check import CheckConfig
 from sharegpt4v.credentials import without_credentials
 from sharegpt4v.errors import Rejected, UserError
-from sharegpt4v.images import ImageReader, inspect
-from sharegpt4v.inspection import DIGEST_BYTES, INSPECTED, KINDS, Inspection, InspectionSummary
+from sharegpt4v.images import ImageReader, StorageError, inspect
+from sharegpt4v.inspection import DIGEST_BYTES, INSPECTED, KINDS, UNREAD, Inspection, InspectionSummary
 from sharegpt4v.manifest import Manifest, normalise
 from sharegpt4v.manifest.writer import shards
 from sharegpt4v.records import LOCATION_COLUMNS
@@ -39,9 +41,11 @@ _ROWS_AT_ONCE = 8_192  # a call of Inspection.add; few calls, since the driver m
 class Inspect:
     """PENDING's places of images in; rows of INSPECTED out, in the same order."""
 
-    def __init__(self, reader: ImageReader, ledger: LedgerClient) -> None:
+    def __init__(self, reader: ImageReader, ledger: LedgerClient, sample: Sequence[Place] = ()) -> None:
+        """Takes a sample of all images: when most of it cannot be read, the check ends."""
         self._reader = reader
         self._ledger = ledger
+        self._sample = sample
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         ids = batch["id"].to_pylist()
@@ -58,6 +62,9 @@ class Inspect:
                     inspect(data)
                 except Rejected as rejected:
                     reasons[row], messages[row] = rejected.reason, rejected.message
+                except StorageError as fault:
+                    reasons[row], messages[row] = UNREAD, str(fault)
+                    put_off(self._ledger, self._reader, self._sample, ids[row], messages[row])
 
         for row in Isolation(self._ledger, "check").run(ids, work):
             reasons[row], messages[row] = KILLED_WORKER, KILLED_WORKER_MESSAGE
@@ -99,17 +106,18 @@ def run_check(config: CheckConfig) -> int:
             duplicates.parent.mkdir(exist_ok=True)
             found = inspection.settle(rejects, duplicates)
             _report(config, manifest, found)
-    return EXIT_PROBLEM if config.strict and found.by_reason else 0
+    incomplete = found.by_reason[UNREAD] > 0
+    return EXIT_PROBLEM if incomplete or (config.strict and found.by_reason) else 0
 
 
 def look(manifest: Manifest, inspection: Inspection, phases: Phases) -> None:
     """Inspects every image of a manifest on the cluster that Ray is connected to.
 
-    Raises StorageError when an image can neither be read nor be called missing.
+    Raises RunFailed when most of a sample can neither be read nor be called missing.
     """
     quiet_data_context(no_progress_seconds=1800.0)
     ledger = RemoteLedger.start(max_reject_rate=1.0)
-    step = Inspect(ImageReader(manifest.root), ledger)
+    step = Inspect(ImageReader(manifest.root), ledger, sample_places(shards(manifest.folder)))
     groups = row_groups(shards(manifest.folder))
     images = (
         ray.data.from_items(groups, override_num_blocks=len(groups))

@@ -139,7 +139,10 @@ def input_before(job: CaptionJob, run: CaptionRun) -> str | None:
 def describe_passed_over(manifest: Manifest) -> str:
     """Counts what the input held beside images; empty when there was nothing else."""
     notes = {
-        **{f"{suffix or 'unnamed'} files": count for suffix, count in manifest.ignored.items()},
+        **{
+            f"{what} files" if what.startswith(".") or what == "no suffix" else what: count
+            for what, count in manifest.ignored.items()
+        },
         "records without an image": manifest.without_image,
         "repeated images": manifest.repeats,
     }

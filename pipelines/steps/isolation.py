@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from pipelines.steps.ledger import LedgerClient
+from sharegpt4v.errors import RunFailed
 
 KILLED_WORKER = "killed_worker"
 KILLED_WORKER_MESSAGE = "its process died each time this image was in progress, twice with nothing else in it"
 
 
-class RunStopped(RuntimeError):
+class RunStopped(RunFailed):
     """The ledger asked for the end of the run; its message says why."""
 
 

@@ -1,6 +1,6 @@
 """The one place that all workers of a session report to, in a process of its own: it outlives every worker.
 
-Its three jobs are separate classes: Suspects, RejectLimit and Statistics.
+Its jobs are separate classes: Suspects, RejectLimit, StorageFaults and Statistics.
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,6 +12,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.steps.reject_limit import RejectLimit
 from pipelines.steps.statistics import Statistics
+from pipelines.steps.storage_faults import NextStep, StorageFaults
 from pipelines.steps.suspects import Admission, Suspects
 from sharegpt4v.engine.stats import EngineStats
 
@@ -19,13 +20,15 @@ from sharegpt4v.engine.stats import EngineStats
 @dataclass(frozen=True, slots=True)
 class Tally:
     """Images done in this session, and workers that died. reasons: rejects by reason. ready: workers whose
-    engine is loaded."""
+    engine is loaded. put_off: images whose storage failed; dead: why that ends the run."""
 
     captions: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
     deaths: int = 0
     ready: int = 0
     stop: str | None = None
+    put_off: int = 0
+    dead: str | None = None
 
     @property
     def rejects(self) -> int:
@@ -49,6 +52,10 @@ class LedgerClient(Protocol):
 
     def count(self, captions: int, reasons: dict[str, int], example: str = "") -> str | None: ...
 
+    def put_off(self, key: str, message: str) -> NextStep: ...
+
+    def give_up(self, cause: str) -> None: ...
+
     def report(self, worker: str, stats: EngineStats) -> None: ...
 
 
@@ -59,6 +66,7 @@ class Ledger:
         """Starts with the counts of earlier sessions, which are judged together with this one's."""
         self._suspects = Suspects()
         self._limit = RejectLimit(max_reject_rate, captions, rejects)
+        self._faults = StorageFaults()
         self._statistics = Statistics()
 
     def ready(self, worker: str) -> None:
@@ -67,7 +75,7 @@ class Ledger:
 
     def begin(self, worker: str, ids: Sequence[str]) -> Admission:
         """Asks before `ids` are worked on together."""
-        return replace(self._suspects.begin(worker, ids), stop=self._limit.stop)
+        return replace(self._suspects.begin(worker, ids), stop=self._limit.stop or self._faults.dead)
 
     def begin_alone(self, worker: str, key: str) -> None:
         """Marks a suspect that is about to be tried with nothing else in its process."""
@@ -86,6 +94,22 @@ class Ledger:
         self._limit.judge(self._statistics.captions, self._statistics.reasons, example)
         return self._limit.stop
 
+    def put_off(self, key: str, message: str) -> NextStep:
+        """Notes an image whose storage failed. Answers what to do: see StorageFaults.put_off."""
+        return self._faults.put_off(key, message)
+
+    def give_up(self, cause: str) -> None:
+        """Ends the run because its storage is dead."""
+        self._faults.give_up(cause)
+
+    def begin_again(self) -> None:
+        """Begins another pass, over the images that were put off."""
+        self._faults.begin_again()
+
+    def faults(self) -> dict[str, str]:
+        """Returns what the storage answered of images that were put off, by id, of the first thousand."""
+        return self._faults.messages
+
     def report(self, worker: str, stats: EngineStats) -> None:
         """Takes what the engine of this worker has done since it started."""
         self._statistics.report(worker, stats)
@@ -102,6 +126,8 @@ class Ledger:
             deaths=self._suspects.deaths,
             ready=len(counts.ready),
             stop=self._limit.stop,
+            put_off=self._faults.count,
+            dead=self._faults.dead,
         )
 
 
@@ -141,6 +167,20 @@ class RemoteLedger:
     def count(self, captions: int, reasons: dict[str, int], example: str = "") -> str | None:
         stop: str | None = _wait(self._actor.count.remote(captions, reasons, example))
         return stop
+
+    def put_off(self, key: str, message: str) -> NextStep:
+        answer: NextStep = _wait(self._actor.put_off.remote(key, message))
+        return answer
+
+    def give_up(self, cause: str) -> None:
+        _wait(self._actor.give_up.remote(cause))
+
+    def begin_again(self) -> None:
+        _wait(self._actor.begin_again.remote())
+
+    def faults(self) -> dict[str, str]:
+        messages: dict[str, str] = _wait(self._actor.faults.remote())
+        return messages
 
     def report(self, worker: str, stats: EngineStats) -> None:
         _wait(self._actor.report.remote(worker, stats))

@@ -100,6 +100,8 @@ class ProgressBar:
                 notes.append(f"about {left / rate:,.0f} s left")
         if tally.rejects:
             notes.append(f"{tally.rejects:,} rejected")
+        if tally.put_off:
+            notes.append(f"{tally.put_off:,} put off")
         if tally.deaths:
             notes.append(f"{tally.deaths} worker deaths")
         return notes

@@ -153,7 +153,7 @@ class Completion:
     """One answer.
 
     text: without end token. tokens: generated tokens, end token included; token_ids: they themselves.
-    prompt_tokens: those of the dialogue, images included; cached_tokens: of these, those whose keys and values
+    prompt_tokens: those of the dialogue, images included; cached_tokens: those of them whose keys and values
     were there already. queued_seconds: from submit to its slot; first_token_seconds: from submit to that.
     """
 

@@ -20,8 +20,11 @@ from sharegpt4v import records
 from sharegpt4v.atomic import atomic_path
 from sharegpt4v.records import MANIFEST, REJECTS
 
-KINDS = ("missing", "broken", "oversized")
-"""Kinds of images that captioning rejects; several reasons belong to one kind."""
+UNREAD = "unread"
+"""Reason and kind of images whose storage failed. Captioning does not reject them, it puts them off."""
+
+KINDS = ("missing", "broken", "oversized", UNREAD)
+"""Kinds of images that cannot be captioned; several reasons belong to one kind."""
 
 DIGEST_BYTES = 16
 """Of the SHA-256. Two different images among 1.2 million share them with a chance of 2e-27."""

@@ -196,3 +196,5 @@ def test_a_palette_image_without_its_palette_is_corrupt() -> None:
     # Pillow decodes the indices and fails when they are turned into colours.
     data = png(4, 4, 8, 3, b"".join(b"\0" + bytes(4) for _ in range(4)))
     assert reason(data) == "corrupt"
+    with pytest.raises(Rejected, match="corrupt"):  # `check` says what `caption` will do
+        inspect(data)

@@ -3,6 +3,7 @@
 import errno
 import os
 import pickle
+import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -227,9 +228,8 @@ def web() -> Iterator[str]:
     [
         (404, "missing"),
         (410, "missing"),
-        (401, "unreadable"),
-        (403, "unreadable"),
         (400, "unreadable"),
+        (451, "unreadable"),
         (416, "empty"),
     ],
 )
@@ -237,7 +237,7 @@ def test_a_final_answer_of_a_server_is_a_reject(web: str, status: int, reason: s
     assert _reason(ImageReader(web), str(status)) == reason
 
 
-@pytest.mark.parametrize("status", [408, 429, 500, 503])
+@pytest.mark.parametrize("status", [401, 402, 403, 407, 408, 429, 500, 503])
 def test_a_passing_answer_of_a_server_is_tried_again_and_no_reject(web: str, status: int) -> None:
     assert ImageReader(web).read(f"{status}-once") == f"/{status}-once".encode()
     with pytest.raises(StorageError):
@@ -261,3 +261,25 @@ def test_a_reader_travels_and_is_shared_by_threads(root: Path) -> None:
     travelled: ImageReader = pickle.loads(pickle.dumps(reader))
     with ThreadPoolExecutor(8) as pool:
         assert set(pool.map(lambda _: travelled.read("sub/a.jpg"), range(200))) == {b"picture"}
+
+
+def test_a_server_that_falls_silent_is_given_up(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also with a user's own configuration of fsspec, which holds headers for it."""
+    monkeypatch.setattr(storage, "_SILENT_SECONDS", 0.3)
+    monkeypatch.setitem(fsspec.config.conf, "http", {"client_kwargs": {"headers": {"X-Key": "secret"}}})
+    heard: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def listen() -> None:
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                heard.append(connection.recv(4096))  # and answers nothing
+
+        Thread(target=listen, daemon=True).start()
+        begun = time.monotonic()
+        with pytest.raises(StorageError, match="3 tries failed, the last with .*Timeout"):
+            ImageReader(f"http://127.0.0.1:{server.getsockname()[1]}").read("a.jpg")
+    assert time.monotonic() - begun < 10 and b"X-Key: secret" in heard[0]

@@ -109,7 +109,7 @@ def test_cut_array_names_the_byte_where_it_ends(tmp_path: Path) -> None:
 
 
 def test_broken_array_says_where(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="not valid JSON .* after at least 1 whole record"):
+    with pytest.raises(UserError, match=r"not valid JSON \(Expecting value\) at byte 16, in record 2"):
         rows_of(tmp_path / "m.json", '[{"image": "a"},, {"image": "b"}]')
 
 

@@ -1,9 +1,12 @@
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.registry import _registry
 
-from sharegpt4v.errors import UserError
+from sharegpt4v.errors import RunFailed, UserError
 from sharegpt4v.manifest import read_rows
 from sharegpt4v.manifest.locate import locate
 from tests.manifest.conftest import write_jsonl
@@ -66,3 +69,32 @@ def test_root_of_a_pattern_is_the_folder_before_its_first_wildcard(tmp_path: Pat
         (tmp_path / part).mkdir()
         write_jsonl(tmp_path / part / "m.jsonl", [{"image": "1.jpg"}])
     assert locate(str(tmp_path / "*" / "m.jsonl"), None).root == str(tmp_path)
+
+
+class _Store(MemoryFileSystem):  # type: ignore[misc]
+    """A store that lists nothing, or opens nothing, once its token has expired."""
+
+    protocol = "oss"
+    expired = ""
+
+    def info(self, path: str, **_: Any) -> dict[str, Any]:
+        if self.expired == "before":
+            raise PermissionError("The provided token has expired.")
+        return {"name": path, "size": 3, "type": "file"}
+
+    def open(self, *_: Any, **__: Any) -> Any:
+        raise TimeoutError
+
+
+@pytest.mark.parametrize(
+    ("expired", "cause"),
+    [("before", "PermissionError: The provided token has expired."), ("", "TimeoutError")],
+)
+def test_a_store_that_fails_is_named_with_its_cause(
+    monkeypatch: pytest.MonkeyPatch, expired: str, cause: str
+) -> None:
+    monkeypatch.setitem(_registry, "oss", _Store)
+    monkeypatch.setattr(_Store, "expired", expired)
+    with pytest.raises(RunFailed) as caught:
+        list(read_rows("oss://bucket/list.jsonl"))
+    assert str(caught.value) == f"oss://bucket/list.jsonl cannot be read: {cause}"

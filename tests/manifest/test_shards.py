@@ -73,7 +73,7 @@ def test_given_root_moves_the_containers_below_it(tmp_path: Path) -> None:
         list(read_rows(path, str(tmp_path / "other")))
 
 
-def test_hidden_members_and_links_are_skipped(tmp_path: Path) -> None:
+def test_hidden_members_and_links_are_passed_over(tmp_path: Path) -> None:
     write_tar(tmp_path / "s.tar", {"./._a.jpg": b"x", ".git/b.jpg": b"x", "./a.jpg": b"x"})
     with tarfile.open(tmp_path / "s.tar", "a") as tar:
         link = tarfile.TarInfo("b.jpg")
@@ -102,7 +102,7 @@ def test_damaged_header_does_not_end_the_shard_in_silence(tmp_path: Path) -> Non
     content = bytearray(path.read_bytes())
     content[1024:1034] = b"\xff" * 10
     path.write_bytes(content)
-    with pytest.raises(UserError, match="damaged at byte 1024"):
+    with pytest.raises(UserError, match="damaged at byte 1024: copy"):
         list(read_rows(str(path)))
 
 

@@ -17,10 +17,12 @@ import pipelines.steps.check_job
 from cluster.session import ray_session
 from pipelines.check import main as check
 from pipelines.steps.check_job import Inspect, look
+from pipelines.steps.isolation import RunStopped
 from pipelines.steps.ledger import Ledger
 from pipelines.steps.phases import Phases
+from pipelines.steps.storage_faults import JUDGED_AFTER
 from sharegpt4v.errors import RunFailed
-from sharegpt4v.images import ImageReader, StorageError
+from sharegpt4v.images import ImageReader, StorageError, storage
 from sharegpt4v.inspection import INSPECTED, Inspection
 from sharegpt4v.manifest import Manifest, normalise
 from sharegpt4v.manifest.writer import shards
@@ -53,13 +55,18 @@ def test_an_image_that_kills_its_process_is_a_finding(tmp_path: Path) -> None:
     assert table["reason"].to_pylist() == ["killed_worker", None]
 
 
-def test_a_failing_storage_is_no_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> bytes:
-        raise StorageError("'a.jpg': 5 tries failed")
-
-    monkeypatch.setattr(ImageReader, "read", fail)
-    with pytest.raises(StorageError):
-        Inspect(ImageReader(str(tmp_path)), Ledger(1.0))(pending_rows("a.jpg"))
+def test_an_image_whose_storage_fails_is_unread_and_the_others_are_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "_DELAYS", ())
+    write_images(tmp_path, ["a.jpg"])
+    dead = [f"http://127.0.0.1:9/{number}.jpg" for number in range(JUDGED_AFTER)]
+    rows, reader = pending_rows(*dead, "a.jpg"), ImageReader(str(tmp_path))
+    table = Inspect(reader, Ledger(1.0), [("a.jpg", "", 0, -1)])(rows)
+    assert table["reason"].to_pylist() == ["unread"] * JUDGED_AFTER + [None]
+    assert "1 try failed" in table["message"][0].as_py()
+    with pytest.raises(RunStopped, match="127.0.0.1:9/0.jpg"):
+        Inspect(reader, Ledger(1.0), [(dead[0], "", 0, -1)])(rows)
 
 
 class _Web(SimpleHTTPRequestHandler):
@@ -159,12 +166,18 @@ def test_a_manifest_and_its_images_on_a_server(on_ray: None, web: str, images: P
     assert _look(f"{web}/list.json", tmp_path, root=web) == ([("0300.jpg", "missing")], [])
 
 
-def test_a_storage_that_keeps_failing_ends_the_run_with_its_own_words(
-    on_ray: None, web: str, tmp_path: Path
+def test_one_dead_url_is_unread_and_a_dead_storage_ends_the_check(
+    on_ray: None, images: Path, web: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "list.jsonl").write_text(json.dumps({"image": f"{web}/broken.jpg"}))
-    with pytest.raises(RunFailed, match="^'.*broken.jpg': 5 tries failed, the last with"):
-        _look(tmp_path / "list.jsonl", tmp_path)
+    (tmp_path / "list.jsonl").write_text(
+        "".join(json.dumps({"image": f"{web}/{name}"}) + "\n" for name in ("broken.jpg", "0001.jpg"))
+    )
+    assert _look(tmp_path / "list.jsonl", tmp_path / "one") == ([(f"{web}/broken.jpg", "unread")], [])
+    (tmp_path / "list.jsonl").write_text(
+        "".join(json.dumps({"image": f"{web}/broken{number}.jpg"}) + "\n" for number in range(20))
+    )
+    with pytest.raises(RunFailed, match="^'.*broken.*.jpg': 5 tries failed, the last with"):
+        _look(tmp_path / "list.jsonl", tmp_path / "all")
 
 
 def test_the_command_finds_every_bad_file_and_none_that_is_only_odd(tmp_path: Path) -> None:
@@ -191,13 +204,14 @@ def test_the_command_finds_every_bad_file_and_none_that_is_only_odd(tmp_path: Pa
         "missing": 0,
         "broken": 0,
         "oversized": 0,
+        "unread": 0,
         "duplicate": 1,
     }
     assert summary["by_source"]["coco"]["usable"] == 0
     assert summary["by_reason"]["truncated"] == 3
     cells = [line.split("│")[1:-1] for line in done.stdout.splitlines() if line.startswith("│")]
     table = {row[0].strip(): [cell.strip() for cell in row[1:]] for row in cells}
-    assert table["all"] == [str(len(found) + len(odd) + 1), str(len(odd) + 1), "1", "14", "5", "1"]
+    assert table["all"] == [str(len(found) + len(odd) + 1), str(len(odd) + 1), "1", "14", "5", "0", "1"]
     assert "too_large, for example 'coco/area.png': 10001x10000: 100,010,000 pixels" in done.stdout
     verdict = f"{len(odd) + 1} of {len(odd) + 1 + len(BAD)} images can be captioned, 1 of them with the same"
     assert verdict in done.stdout

@@ -5,6 +5,7 @@ manifest/     the input, normalised to Parquet shards
 work/         what is pending, and what sessions committed so far; not for readers
 captions/     one part for each manifest shard, in manifest order
 rejects/      likewise
+put_off.jsonl images whose storage failed, where the last command had to leave some out
 summary.json  report.html  _SUCCESS
 """
 
@@ -29,6 +30,10 @@ class CaptionRun(RunFolder):
     @property
     def rejects(self) -> Path:
         return self.path / "rejects"
+
+    @property
+    def put_off(self) -> Path:
+        return self.path / "put_off.jsonl"
 
     @property
     def pending(self) -> Path:

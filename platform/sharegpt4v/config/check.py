@@ -16,7 +16,7 @@ class CheckConfig(ImagesConfig):
         None, description="folder for rejects/, duplicates/ and summary.json; default: nothing is written"
     )
     strict: Annotated[bool, OUTPUT] = Field(
-        False, description="exit code 1 when any image is missing, broken or oversized"
+        False, description="exit code 1 when any image is missing, broken or oversized, as when it is unread"
     )
     address: Annotated[str | None, RAY, Metavar("HOST:PORT")] = Field(
         None, description="Ray cluster to run on; default: start one on this machine"

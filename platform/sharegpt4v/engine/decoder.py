@@ -123,7 +123,7 @@ class Decoder:
     def _step(self, rows: int, live: int, lengths: Sequence[int] | None = None) -> None:
         """Computes a step of the first `rows` slots from and into tensors that stay; may be captured."""
         index, ids, alive = self._index[:rows], self._picks[0, :rows], self._alive[:rows]
-        # A slot that is not alive holds no request, or one that pauses: it reads one cell and keeps its state.
+        # A slot that is not alive is free, or its request pauses: it reads one cell and keeps its state.
         positions = self._positions[:rows] * alive
         self._sampler.mark(index, ids)
         places = Places(positions, index, torch.where(alive > 0, positions, self._unused))

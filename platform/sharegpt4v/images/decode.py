@@ -118,7 +118,10 @@ def _grey_from_16_bits(image: Image.Image) -> Image.Image:
 
 @contextmanager
 def rejecting(data: bytes, kind: str) -> Iterator[None]:
-    """Turns whatever hostile bytes make Pillow raise (OSError, SyntaxError, ValueError) into Rejected."""
+    """Turns whatever hostile bytes make Pillow, or us, raise into Rejected: one image must not end a run.
+
+    Nested, the innermost names the format.
+    """
     try:
         yield
     except Rejected:

@@ -65,15 +65,15 @@ def prepare(
     fast: JPEGs are decoded at 1/2, 1/4 or 1/8 scale where that still covers `size`; pixels differ a little.
     Raises Rejected with the reason codes of formats.check_file and decode, never another error for bad bytes.
     """
-    image = open_image(data, limits)
-    width, height = image.size
-    scale = 1.0
-    if fast and image.format == "JPEG":  # HEIF would hand out an embedded thumbnail
-        shrink = size / (max(width, height) if protocol == "pad" else min(width, height))
-        drafted = image.draft(None, (math.ceil(width * shrink), math.ceil(height * shrink)))
-        scale = width / drafted[1][2] if drafted else 1.0
-    load(image, data)
-    with rejecting(data, image.format or ""):  # a palette may be missing, which only its use finds out
+    with rejecting(data, "image"):
+        image = open_image(data, limits)
+        width, height = image.size
+        scale = 1.0
+        if fast and image.format == "JPEG":  # HEIF would hand out an embedded thumbnail
+            shrink = size / (max(width, height) if protocol == "pad" else min(width, height))
+            drafted = image.draft(None, (math.ceil(width * shrink), math.ceil(height * shrink)))
+            scale = width / drafted[1][2] if drafted else 1.0
+        load(image, data)
         return _square(image, size, protocol, scale, (width, height))
 
 
@@ -103,11 +103,16 @@ def _square(
 
 
 def inspect(data: bytes, limits: ImageLimits = _LIMITS) -> tuple[int, int]:
-    """Decodes everything and returns width and height after the EXIF rotation only. Raises Rejected."""
-    image = open_image(data, limits)
-    load(image, data)
-    width, height = image.size
-    return (height, width) if orientation(image) >= 5 else (width, height)
+    """Decodes everything and returns width and height after the EXIF rotation only. Raises Rejected.
+
+    Colours are converted as `prepare` does: only their use finds out that a palette is missing.
+    """
+    with rejecting(data, "image"):
+        image = open_image(data, limits)
+        load(image, data)
+        width, height = image.size
+        to_rgb_or_grey(image)
+        return (height, width) if orientation(image) >= 5 else (width, height)
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ import os
 import random
 import stat
 import time
-from collections.abc import Callable
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import fsspec
 
 from sharegpt4v.errors import Rejected
+from sharegpt4v.images.faults import describe, http_status, judge
 from sharegpt4v.images.formats import ImageLimits
 
 _SCHEMES = frozenset(
@@ -25,13 +25,15 @@ _SCHEMES = frozenset(
 _DELAYS = (0.5, 1.0, 2.0, 4.0)
 """Seconds before each further try, halved at most by chance so that workers do not come back together."""
 
-_MISSING = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG})
-_UNREADABLE = frozenset({errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENXIO})
+_CONNECT_SECONDS, _SILENT_SECONDS, _ALL_SECONDS = 15.0, 30.0, 300.0
+"""Until a web server is reached, between two parts of its answer, and for all of it. aiohttp alone would wait
+five minutes for a server that is gone, and a try is one of several."""
+
 _MAX_CHECKED_FOLDERS = 65_536
 
 
 class StorageError(RuntimeError):
-    """Storage failed after every retry (EIO, timeouts, 429, 5xx): no fault of the row; it stays undone."""
+    """Storage failed after every retry (EIO, timeouts, 401, 403, 429, 5xx): the row stays undone."""
 
 
 class ImageReader:
@@ -47,6 +49,8 @@ class ImageReader:
         local = "" if self._uri or root is None else root
         self._root = os.path.realpath(local.removeprefix("file://")) if local else ""
         self._checked: set[str] = set()
+        self._failing: set[str] = set()  # stores whose last read failed after all tries
+        self._buckets: set[str] = set()  # that are known to exist
 
     def read(self, image: str, container: str = "", offset: int = 0, size: int = -1) -> bytes:
         """Reads an image's bytes: a path below the root, a URI, or `size` bytes at `offset` of a tar shard.
@@ -56,6 +60,8 @@ class ImageReader:
         truncated (the shard ends early); StorageError when the storage keeps failing.
         """
         name = container or image
+        if container and _leaves(image):
+            raise Rejected("outside_root", f"{image!r} in {container!r} leaves the archive's folder")
         start, count = (offset, size) if container else (0, -1)
         if start < 0:
             raise Rejected("truncated", f"{name!r} has no byte {start}")
@@ -64,8 +70,7 @@ class ImageReader:
         location = self._locate(name, shard=bool(container))
         # One byte over the limit is enough to know, whatever the file's size.
         wanted = count if count >= 0 else self._max_bytes + 1
-        read = _read_remote if _is_uri(location) else self._read_local
-        data = _with_retries(name, lambda: read(location, start, wanted)) if wanted else b""
+        data = self._with_retries(name, location, start, wanted) if wanted else b""
         if len(data) > self._max_bytes:
             raise self._too_large(name, f"over {self._max_bytes:,}")
         if len(data) < count or (start and wanted and not data):
@@ -76,7 +81,7 @@ class ImageReader:
 
     def __getstate__(self) -> dict[str, object]:
         # Another machine's folders are not this one's.
-        return {**self.__dict__, "_checked": set()}
+        return {**self.__dict__, "_checked": set(), "_failing": set(), "_buckets": set()}
 
     def _too_large(self, name: str, count: str) -> Rejected:
         return Rejected("too_large", f"{name!r} has {count} bytes, the limit is {self._max_bytes:,}")
@@ -93,16 +98,63 @@ class ImageReader:
                 raise Rejected(
                     "unreadable", f"{name!r}: {scheme}:// is not one of {', '.join(sorted(_SCHEMES))}"
                 )
+            _refuse_bad_url(name)
             return name
         if shard and not self._root and not self._uri:
             return name
-        if name[0] == "/" or (".." in name and ".." in name.split("/")):
+        if _leaves(name):
             raise Rejected("outside_root", f"{name!r} leaves the root: give a path below it, without ..")
         if self._uri:
             return f"{self._uri}/{quote(name) if self._uri.startswith('http') else name}"
         if not self._root:
             raise Rejected("outside_root", f"{name!r} is relative, and no root is given")
         return os.path.join(self._root, name)
+
+    def _with_retries(self, name: str, location: str, start: int, count: int) -> bytes:
+        """Reads with back-off. A store that is failing gets one try a row, or each row would wait."""
+        remote, store = _is_uri(location), _store(location)
+        delays = () if store in self._failing else _DELAYS
+        for delay in (*delays, None):
+            try:
+                data = (
+                    _read_remote(location, start, count)
+                    if remote
+                    else self._read_local(location, start, count)
+                )
+                self._failing.discard(store)
+                return data
+            except Rejected:
+                raise
+            except Exception as error:
+                rejected = judge(name, error, remote)
+                gone = rejected and rejected.reason == "missing" and self._is_gone(location)
+                if rejected and not gone:
+                    self._failing.discard(store)
+                    raise rejected from error
+                if delay is None:
+                    self._failing.add(store)
+                    tries = f"{len(delays) + 1} tries" if delays else "1 try"
+                    cause = f"{store or self._root} does not exist" if gone else describe(error)
+                    raise StorageError(f"{name!r}: {tries} failed, the last with {cause}") from error
+                time.sleep(delay * random.uniform(0.5, 1.0))
+        raise AssertionError("the last round returns or raises")
+
+    def _is_gone(self, location: str) -> bool:
+        """Returns whether a missing file's whole root or bucket is missing; gcsfs reports both alike."""
+        bucket = _store(location)
+        if not bucket:
+            return bool(self._root) and not os.path.isdir(self._root)
+        if not bucket.startswith(("gs://", "gcs://")) or bucket in self._buckets:
+            return False
+        try:
+            filesystem, path = fsspec.core.url_to_fs(bucket)
+            filesystem.info(path)
+        except FileNotFoundError:
+            return True
+        except Exception:  # it may not be looked at, so it is there, or the next read tells
+            return False
+        self._buckets.add(bucket)
+        return False
 
     def _read_local(self, path: str, start: int, count: int) -> bytes:
         folder = os.path.dirname(path)
@@ -128,8 +180,29 @@ class ImageReader:
             raise Rejected("outside_root", f"{path!r} leaves the root {self._root!r} through a symbolic link")
 
 
+def _leaves(name: str) -> bool:
+    return name.startswith("/") or (".." in name and ".." in name.split("/"))
+
+
 def _is_uri(name: str) -> bool:
     return "://" in name and name.partition("://")[0].isalnum()
+
+
+def _store(location: str) -> str:
+    """Returns what fails as one: scheme and host or bucket; "" for local files."""
+    return "/".join(location.split("/", 3)[:3]) if _is_uri(location) else ""
+
+
+def _refuse_bad_url(name: str) -> None:
+    """Raises Rejected for a URL that names no server: clients raise errors of all kinds for those."""
+    try:
+        parts = urlsplit(name)
+        host = (parts.hostname or "").encode("idna")
+        if parts.scheme.lower() not in ("http", "https") or (host and parts.port != 0):
+            return
+    except ValueError:  # UnicodeError among them
+        pass
+    raise Rejected("unreadable", f"{name!r} is no valid URL")
 
 
 def _read_file(path: str, start: int, count: int) -> bytes:
@@ -149,60 +222,23 @@ def _read_file(path: str, start: int, count: int) -> bytes:
 
 
 def _read_remote(uri: str, start: int, count: int) -> bytes:
-    filesystem, path = fsspec.core.url_to_fs(uri)
+    filesystem, path = fsspec.core.url_to_fs(uri, **_options(uri))
     try:
         return bytes(filesystem.cat_file(path, start=start, end=start + count))
     except Exception as error:
-        if _status(error) == 416:  # the range starts at or behind the end
+        if http_status(error) == 416:  # the range starts at or behind the end
             return b""
         raise
 
 
-def _with_retries(name: str, read: Callable[[], bytes]) -> bytes:
-    for delay in (*_DELAYS, None):
-        try:
-            return read()
-        except Rejected:
-            raise
-        except Exception as error:
-            rejected = _judge(name, error)
-            if rejected:
-                raise rejected from error
-            if delay is None:
-                tries = len(_DELAYS) + 1
-                raise StorageError(f"{name!r}: {tries} tries failed, the last with {error!r}") from error
-            time.sleep(delay * random.uniform(0.5, 1.0))
-    raise AssertionError("the last round returns or raises")
+def _options(uri: str) -> dict[str, object]:
+    """Returns what fsspec is to open a URI with; a user's own configuration of fsspec goes before."""
+    if not uri.startswith(("http://", "https://")):
+        return {}
+    from aiohttp import ClientTimeout  # here: most runs read no URLs, and do without it
 
-
-def _judge(name: str, error: Exception) -> Rejected | None:
-    """Returns the reject for a permanent error, None for one that a retry may cure."""
-    status = _status(error)
-    code = error.errno if isinstance(error, OSError) else None
-    if code in _MISSING or isinstance(error, FileNotFoundError) or status in (404, 410):
-        return Rejected("missing", f"{name!r} does not exist")
-    if code in _UNREADABLE or code == errno.ELOOP or isinstance(error, PermissionError | IsADirectoryError):
-        return Rejected("unreadable", f"{name!r}: {os.strerror(code) if code else 'permission denied'}")
-    if status is not None and 400 <= status < 500 and status not in (408, 429):
-        return Rejected("unreadable", f"{name!r}: the server answered {status}")
-    return None
-
-
-def _status(error: BaseException | None) -> int | None:
-    """Finds the HTTP status in an error of any fsspec back-end, or in its causes."""
-    while error is not None:
-        response = getattr(error, "response", None)
-        if isinstance(response, dict):  # botocore
-            return _number(response.get("ResponseMetadata", {}).get("HTTPStatusCode"))
-        for field in ("status", "status_code", "code"):  # aiohttp, Azure and Hugging Face, Google
-            if (number := _number(getattr(error, field, None))) is not None:
-                return number
-        error = error.__cause__
-    return None
-
-
-def _number(value: object) -> int | None:
-    try:
-        return int(value) if isinstance(value, int | str) else None
-    except ValueError:
-        return None
+    timeout = ClientTimeout(_ALL_SECONDS, sock_connect=_CONNECT_SECONDS, sock_read=_SILENT_SECONDS)
+    kwargs: dict[str, object] = {"timeout": timeout}
+    for scheme in ("http", "https"):  # fsspec takes what is configured for either
+        kwargs |= fsspec.config.conf.get(scheme, {}).get("client_kwargs", {})
+    return {"client_kwargs": kwargs}

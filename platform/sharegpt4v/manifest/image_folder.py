@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sharegpt4v.errors import UserError
-from sharegpt4v.manifest.locate import Located, is_hidden, is_image, suffix
+from sharegpt4v.manifest.locate import Located, is_hidden, is_image, is_text, suffix
 from sharegpt4v.manifest.rows import BATCH_ROWS, raw_batch
 from sharegpt4v.manifest.stored import note
 
@@ -72,7 +72,7 @@ def _arrow(paths: Iterator[str], ignored: Counter[str]) -> pa.ChunkedArray:
     chunks: list[pa.Array] = []
     waiting: list[str] = []
     for path in paths:
-        if path.isascii() or _is_text(path):
+        if path.isascii() or is_text(path):
             waiting.append(path)
         else:
             ignored["name not UTF-8"] += 1
@@ -81,8 +81,3 @@ def _arrow(paths: Iterator[str], ignored: Counter[str]) -> pa.ChunkedArray:
             waiting.clear()
     chunks.append(pa.array(waiting, pa.string()))
     return pa.chunked_array(chunks)
-
-
-def _is_text(path: str) -> bool:
-    """Returns False for a name that is not UTF-8, whose bytes Python decodes to lone surrogates."""
-    return not any("\ud800" <= character <= "\udfff" for character in path)

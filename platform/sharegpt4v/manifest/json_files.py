@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import IO, Any
 
-import ijson
 import pyarrow as pa
 
 from sharegpt4v.errors import UserError
+from sharegpt4v.manifest.json_array import array_records, describe_mistake
 from sharegpt4v.manifest.rows import RAW, refuse_type
 
 Record = dict[str, Any]
@@ -17,6 +17,7 @@ BATCH_ROWS = 2048
 """Records parsed at a time; with a detailed caption each, as Python objects they take about 5 MB."""
 
 UTF8_MARK = b"\xef\xbb\xbf"
+GZIP = b"\x1f\x8b"
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 NEEDS = {
     "id": "text or a whole number",
@@ -33,35 +34,18 @@ def read_json(file: IO[bytes], name: str) -> Iterator[pa.RecordBatch]:
     """Yields RAW batches of one file, an array if its first character is `[`. Memory stays flat for any size.
 
     A byte-order mark is passed over, unknown keys are ignored, whole numbers as ids become text. Lone
-    surrogates are refused in ids and paths and become U+FFFD in conversations (in an array, the parser reads
-    them as `?`). Raises UserError with the record or line number for all else that a manifest cannot take.
+    surrogates are refused in ids and paths and become U+FFFD in conversations. Raises UserError with the
+    record or line number for all else that a manifest cannot take.
     """
     start = file.read(4096)
     if start.startswith(UTF16_MARKS):
-        raise UserError(f"{name} is UTF-16 text: save it as UTF-8")
+        raise UserError(f"{name} is UTF-16 or UTF-32 text: save it as UTF-8")
+    if start.startswith(GZIP):
+        raise UserError(f"{name} is compressed: gunzip it first")
     mark = len(UTF8_MARK) if start.startswith(UTF8_MARK) else 0
     file.seek(mark)
     is_array = start[mark:].lstrip().startswith(b"[")
-    yield from _batches(_array_records(file, name) if is_array else _line_records(file, name), name)
-
-
-def _array_records(file: IO[bytes], name: str) -> Iterator[Any]:
-    count = 0
-    try:
-        for record in ijson.items(file, "item", use_float=True):
-            count += 1
-            yield record
-    except ijson.JSONError as error:
-        reason = str(error).removeprefix("b'").splitlines()[0].split("\\n")[0]
-        if "premature EOF" in reason or "incomplete" in reason.lower():
-            raise UserError(
-                f"{name} is cut: it ends at byte {file.tell()} inside the array, after {count} whole "
-                "records; copy or download it again"
-            ) from error
-        raise UserError(
-            f"{name} is not valid JSON ({reason}), within the 64 KB before byte {file.tell()}, after at "
-            f"least {count} whole records"
-        ) from error
+    yield from _batches(array_records(file, name) if is_array else _line_records(file, name), name)
 
 
 def _line_records(file: IO[bytes], name: str) -> Iterator[Any]:
@@ -71,9 +55,16 @@ def _line_records(file: IO[bytes], name: str) -> Iterator[Any]:
         try:
             yield json.loads(line)
         except (ValueError, RecursionError) as error:
-            reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-            half = "" if line.endswith(b"\n") else "; the file ends there, half-written: remove that line"
+            half = "; the file ends there, half-written: remove that line" if _is_half(error, line) else ""
+            reason = describe_mistake(error)
             raise UserError(f"{name}: line {number} is not valid JSON ({reason}){half}") from error
+
+
+def _is_half(error: Exception, line: bytes) -> bool:
+    """Returns whether a line without its end was found to stop too soon."""
+    if line.endswith(b"\n") or not isinstance(error, json.JSONDecodeError):
+        return False
+    return error.msg.startswith("Unterminated") or not error.doc[error.pos :].strip()
 
 
 def _batches(records: Iterator[Any], name: str) -> Iterator[pa.RecordBatch]:

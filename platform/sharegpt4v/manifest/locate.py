@@ -3,6 +3,8 @@
 import os
 import posixpath
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from glob import has_magic
@@ -11,7 +13,8 @@ from pathlib import PurePosixPath
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from sharegpt4v.errors import UserError
+from sharegpt4v.errors import RunFailed, UserError
+from sharegpt4v.images.faults import describe, judge
 
 IMAGE_SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .mpo .png .webp .gif .bmp .tif .tiff .heic .heif .avif .jp2".split()
@@ -27,6 +30,9 @@ TAR_UNPACKERS = {
     ".tar.bz2": "bunzip2",
     ".tar.xz": "unxz",
     ".tar.zst": "unzstd",
+    ".tbz2": "bunzip2",
+    ".txz": "unxz",
+    ".tzst": "unzstd",
 }
 KINDS = "an image folder, .json, .jsonl, .parquet, .tar, or a folder or glob of .parquet or .tar files"
 
@@ -36,7 +42,8 @@ class Located:
     """name: the path as the user gave it. folder: the image folder, or "" where files list the images.
 
     files: the listing files, sorted, as fs paths. root: where image paths and containers start, path or URI.
-    ignored: what a walk passed over, counted by suffix; it fills while the manifest is read.
+    ignored: what a walk or an archive held beside images, counted by suffix or in words; it fills while the
+    manifest is read.
     seen: files and folders that were read, with what shows a change of them (stored.identity); likewise.
     """
 
@@ -57,17 +64,32 @@ def locate(path: str, root: str | None) -> Located:
     """Finds what path names, on local disk or behind any URI that fsspec reads.
 
     A folder with an image or a sub-folder at its top is an image folder. One without, that holds tar or
-    Parquet files, is a folder of shards. Raises UserError where nothing is there.
+    Parquet files, is a folder of shards. Raises UserError where nothing is there, RunFailed where
+    the storage fails.
     """
     fs, place = filesystem(path)
-    if fs.isdir(place):
-        files = _shards_at_top(fs, place)
-        base, folder = place, "" if files else place
-    else:
-        files, folder = _files(fs, place, path), ""
-        base = _fixed_part(place)
-    home = _display(fs, base)
-    return Located(path, fs, folder, files, _given_root(root) if root is not None else home)
+    with store_answers(path):
+        if fs.isdir(place):
+            files = _shards_at_top(fs, place)
+            base, folder = place, "" if files else place
+        else:
+            files, folder = _files(fs, place, path), ""
+            base = _fixed_part(place)
+        home = _display(fs, base)
+        return Located(path, fs, folder, files, _given_root(root) if root is not None else home)
+
+
+@contextmanager
+def store_answers(name: str) -> Iterator[None]:
+    """Raises RunFailed, in one line with the cause, where a disk or service fails while `name` is read."""
+    try:
+        yield
+    except (UserError, RunFailed):
+        raise
+    except Exception as error:
+        if "://" not in name and not isinstance(error, OSError):
+            raise  # an error of ours
+        raise RunFailed(f"{name} cannot be read: {describe(error)}") from error
 
 
 def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -94,6 +116,11 @@ def is_hidden(relative: str) -> bool:
     return relative.startswith(".") or "/." in relative
 
 
+def is_text(name: str) -> bool:
+    """Returns False for a name that is not UTF-8, whose bytes Python decodes to lone surrogates."""
+    return name.isascii() or not any("\ud800" <= character <= "\udfff" for character in name)
+
+
 def _shards_at_top(fs: fsspec.AbstractFileSystem, folder: str) -> tuple[str, ...]:
     tars: list[str] = []
     parquets: list[str] = []
@@ -111,7 +138,7 @@ def _shards_at_top(fs: fsspec.AbstractFileSystem, folder: str) -> tuple[str, ...
 
 
 def _files(fs: fsspec.AbstractFileSystem, place: str, path: str) -> tuple[str, ...]:
-    if fs.exists(place):
+    if _exists(fs, place):
         return (place,)
     if has_magic(place):
         matches = tuple(sorted(str(match) for match in fs.glob(place) if not fs.isdir(match)))
@@ -121,6 +148,19 @@ def _files(fs: fsspec.AbstractFileSystem, place: str, path: str) -> tuple[str, .
     raise UserError(f"{path} does not exist{_nearest(fs, place)}")
 
 
+def _exists(fs: fsspec.AbstractFileSystem, place: str) -> bool:
+    """Returns whether there is something; raises what a store answers to a token that has expired."""
+    if isinstance(fs, LocalFileSystem):
+        return bool(fs.exists(place))
+    try:
+        fs.info(place)  # exists() would take any error for a No
+    except Exception as error:
+        if judge(place, error, remote=True) is None:
+            raise
+        return False
+    return True
+
+
 def _nearest(fs: fsspec.AbstractFileSystem, place: str) -> str:
     """Returns a hint: the name most like the first part of the path that does not exist."""
     missing = PurePosixPath(place)
@@ -128,6 +168,8 @@ def _nearest(fs: fsspec.AbstractFileSystem, place: str) -> str:
         missing = missing.parent
     if not fs.isdir(str(missing.parent)):
         return ""
+    if isinstance(fs, LocalFileSystem) and os.path.islink(missing):
+        return f": {missing} is a link to nothing"
     names = [PurePosixPath(entry).name for entry in fs.ls(str(missing.parent), detail=False)]
     near = get_close_matches(missing.name, names, n=1)
     return (

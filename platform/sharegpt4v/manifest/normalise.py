@@ -36,7 +36,7 @@ class Manifest:
     root: where image paths and containers start, for ImageReader.
     same_image_ids: rows of the input whose image an earlier id has too (allowed, worth knowing).
     without_image, repeats: records dropped by dedupe_image.
-    ignored: files passed over in an image folder, by suffix.
+    ignored: what an image folder or an archive held beside images: files by suffix, the rest in words.
     """
 
     folder: Path
@@ -89,7 +89,7 @@ def normalise(
     asked |= {"dedupe_image": dedupe_image}
     if record and (facts := stored.reuse(record, asked, located, out_dir)):
         return Manifest(out_dir, added=0, root=located.root, **facts)
-    intake = _Intake(path, out_dir, dedupe_image)
+    intake = _Intake(path, out_dir, dedupe_image, located.ignored)
     rows = _input_rows(read_batches(located, source), intake, limit, progress or (lambda read: None))
     with ShardWriter(out_dir, shard_rows) as writer:
         for batch in rows if sample is None else spread(rows, sample):
@@ -120,8 +120,9 @@ def _input_rows(
 class _Intake:
     """Decides row by row, a batch at a time, what is new, known, repeated or changed."""
 
-    def __init__(self, name: str, folder: Path, dedupe_image: bool) -> None:
+    def __init__(self, name: str, folder: Path, dedupe_image: bool, ignored: Counter[str]) -> None:
         self._name = name
+        self._ignored = ignored
         self._folder = folder
         self._dedupe = dedupe_image
         self._seen = IdSet()
@@ -168,7 +169,8 @@ class _Intake:
         read = self.taken + self.repeats + self.without_image
         listed = ", ".join(self._examples)
         if not read:
-            raise UserError(f"{self._name} is empty: it names no image")
+            found = ", ".join(f"{count} {what}" for what, count in self._ignored.most_common(5))
+            raise UserError(f"{self._name} is empty: it names no image{found and f' (found: {found})'}")
         if self._dedupe and not self.taken:
             raise UserError(f"{self._name}: none of its {read} records has an image")
         if self.without_image and not self._dedupe:

@@ -30,8 +30,10 @@ def read_parquet(file: IO[bytes], name: str) -> Iterator[pa.RecordBatch]:
         for batch in parquet.iter_batches(BATCH_ROWS, columns=known, use_threads=False):
             yield _raw(batch, name, first)
             first += batch.num_rows
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{name} is not a whole Parquet file: {str(error).splitlines()[0]}") from error
+    # Of broken files Arrow raises all of these; a column's own name may be no UTF-8.
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{name} is not a whole Parquet file: {reason}") from error
 
 
 def stream_columns(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
@@ -42,6 +44,9 @@ def stream_columns(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
 
 
 def _require_image(schema: pa.Schema, name: str) -> None:
+    for known in RAW.names:
+        if (count := schema.names.count(known)) > 1:
+            raise UserError(f"{name} has {count} columns {known}: keep one, and give the others other names")
     if "image" in schema.names:
         return
     near = get_close_matches("image", schema.names, n=1, cutoff=0.5)
@@ -59,28 +64,53 @@ def _raw(batch: pa.RecordBatch, name: str, first: int) -> pa.RecordBatch:
         if field.name == "id" and column.null_count:
             record = first + pc.index(pc.is_null(column), True).as_py()
             refuse_type(name, record, "id", None, "text or a whole number")
-        columns.append(_cast(column, field, name))
+        columns.append(_cast(column, field, name, first))
     return pa.RecordBatch.from_arrays(columns, schema=RAW)
 
 
-def _cast(column: pa.Array, field: pa.Field, name: str) -> pa.Array:
+def _cast(column: pa.Array, field: pa.Field, name: str, first: int) -> pa.Array:
+    """Returns the column in the type of `field`. first: the number of its first record, for messages."""
     kind = column.type
-    if kind == field.type or pt.is_null(kind):
-        return column.cast(field.type)
-    plain = kind.value_type if pt.is_dictionary(kind) else kind
-    text = pt.is_string(plain) or pt.is_large_string(plain) or pt.is_string_view(plain)
-    if field.name == "conversations":
-        fits = _is_turns(kind)
-    elif pt.is_integer(field.type):
-        fits = pt.is_integer(plain)
-    else:
-        fits = text or (field.name == "id" and pt.is_integer(plain))
-    if not fits:
+    if not _fits(kind, field):
         raise UserError(f"{name}: column {field.name} is {kind}; it needs {field.type}")
+    if pt.is_dictionary(kind):
+        column = column.dictionary_decode()
+    if problem := _problem(column, field):
+        # Arrow does not say which record it was. A slice would be checked with all its neighbours.
+        row = next(row for row in range(len(column)) if _problem(column.take([row]), field))
+        raise UserError(f"{name}: record {first + row} has {problem} in column {field.name}")
     return column.cast(field.type)
+
+
+def _problem(column: pa.Array, field: pa.Field) -> str | None:
+    """Returns what keeps a column of a fitting type from being used: Parquet holds text unchecked."""
+    try:
+        column.validate(full=True)
+        column.cast(field.type)
+    except pa.ArrowInvalid as error:
+        return "text that is not UTF-8" if "UTF8" in str(error) else f"a value out of range ({error})"
+    return None
+
+
+def _fits(kind: pa.DataType, field: pa.Field) -> bool:
+    if kind == field.type or pt.is_null(kind):
+        return True
+    if field.name == "conversations":
+        return _is_turns(kind)
+    plain = kind.value_type if pt.is_dictionary(kind) else kind
+    if pt.is_integer(field.type):
+        return bool(pt.is_integer(plain))
+    return _is_text(kind) or (field.name == "id" and bool(pt.is_integer(plain)))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    plain = kind.value_type if pt.is_dictionary(kind) else kind
+    return bool(pt.is_string(plain) or pt.is_large_string(plain) or pt.is_string_view(plain))
 
 
 def _is_turns(kind: pa.DataType) -> bool:
     if not (pt.is_list(kind) or pt.is_large_list(kind)) or not pt.is_struct(kind.value_type):
         return False
-    return {"from", "value"} <= {field.name for field in kind.value_type}
+    fields = list(kind.value_type)
+    texts = [field.name for field in fields if _is_text(field.type) or pt.is_null(field.type)]
+    return texts.count("from") == texts.count("value") == 1

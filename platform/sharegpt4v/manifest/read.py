@@ -1,6 +1,9 @@
 """Read any manifest as one stream of rows, whatever format holds it."""
 
+import errno
+import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import IO, TypedDict
 
@@ -18,6 +21,7 @@ from sharegpt4v.manifest.locate import (
     Located,
     filesystem,
     locate,
+    store_answers,
     suffix,
 )
 from sharegpt4v.manifest.parquet import read_parquet
@@ -45,7 +49,8 @@ def read_rows(path: str, root: str | None = None) -> Iterator[ManifestRow]:
 
     path: a folder of images, a JSON array, JSONL, Parquet, tar shards, a glob of such files; local or a URI.
     root: where image paths start; by default the folder itself, or the one that holds the manifest.
-    Raises UserError (one line, with the record) for what cannot be read as a manifest.
+    Raises UserError (one line, with the record) for what cannot be read as a manifest, RunFailed where the
+    storage fails.
     """
     for batch in read_batches(locate(path, root)):
         yield from batch.to_pylist()
@@ -53,14 +58,31 @@ def read_rows(path: str, root: str | None = None) -> Iterator[ManifestRow]:
 
 def read_batches(located: Located, source: str | None = None) -> Iterator[pa.RecordBatch]:
     """Yields completed rows (rows.complete) of all that was located. source: of rows that name none."""
-    try:
+    with store_answers(located.name), _refusing(located):
         if located.folder:
             yield from _completed(read_folder(located), located.name, source)
         for file in located.files:
             note(located, file)
             yield from _completed(_read_file(located, file), _name(located, file), source)
+
+
+@contextmanager
+def _refusing(located: Located) -> Iterator[None]:
+    """Raises UserError for what a user can put right on a disk."""
+    try:
+        yield
     except PermissionError as error:  # skipping an unreadable folder would lose images in silence
+        if not located.is_local:
+            raise
         raise UserError(f"{error.filename or located.name} may not be read: give this user access") from error
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        path = str(error.filename)
+        raise UserError(
+            f"{located.name} holds a folder whose path has {len(os.fsencode(path)):,} bytes, more than this "
+            f"system opens: move it up (…{path[-40:]})"
+        ) from error
 
 
 def _completed(batches: Iterator[pa.RecordBatch], name: str, source: str | None) -> Iterator[pa.RecordBatch]:
@@ -80,6 +102,8 @@ def _read_file(located: Located, file: str) -> Iterator[pa.RecordBatch]:
     kind = suffix(file)
     if kind not in (*JSON_SUFFIXES, *PARQUET_SUFFIXES, *TAR_SUFFIXES):
         raise UserError(f"{name} is no manifest (suffix {kind or 'missing'}); give {KINDS}")
+    if located.is_local and not os.path.isfile(file):
+        raise UserError(f"{file} is a pipe, a device or a folder: write what it holds to a file")
     opened: IO[bytes] = located.fs.open(file, "rb")
     with opened:
         if kind in JSON_SUFFIXES:
@@ -87,7 +111,7 @@ def _read_file(located: Located, file: str) -> Iterator[pa.RecordBatch]:
         elif kind in PARQUET_SUFFIXES:
             yield from read_parquet(opened, name)
         else:
-            yield from read_shard(opened, _container(located, file), name)
+            yield from read_shard(opened, _container(located, file), name, located.ignored)
 
 
 def _container(located: Located, file: str) -> str:

@@ -1,5 +1,6 @@
 """Manifest rows as Arrow batches: what a reader may leave out, and how it is filled in."""
 
+from reprlib import Repr
 from typing import NoReturn
 
 import pyarrow as pa
@@ -11,6 +12,10 @@ from sharegpt4v.records import MANIFEST
 
 BATCH_ROWS = 8192
 """Rows read at a time: about 10 MB where each row carries a detailed caption."""
+
+_SHORT = Repr()
+"""Shows values of any depth and length; repr() fails for lists nested some hundred deep."""
+_SHORT.maxstring = _SHORT.maxother = 60
 
 RAW = pa.schema([field.with_nullable(True) for field in MANIFEST])
 """What a reader yields: null where a record lacks the field."""
@@ -56,7 +61,7 @@ def path_id(image: pa.Array, container: pa.Array) -> pa.Array:
 
 def refuse_type(name: str, record: int, column: str, value: object, needs: str) -> NoReturn:
     """Raises the UserError for a value of the wrong type; records count from 1."""
-    shown = repr(value)
+    shown = _SHORT.repr(value)
     shown = shown if len(shown) <= 60 else shown[:57] + "..."
     raise UserError(f"{name}: record {record} has {column} {shown}; it needs {needs}")
 

@@ -2,6 +2,7 @@
 
 import json
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -11,72 +12,66 @@ import pyarrow as pa
 
 from sharegpt4v.errors import UserError
 from sharegpt4v.manifest.json_files import record_batch
-from sharegpt4v.manifest.locate import is_hidden, is_image
+from sharegpt4v.manifest.locate import is_image, suffix
 from sharegpt4v.manifest.rows import BATCH_ROWS
+from sharegpt4v.manifest.tar_members import plain_members
 
-GZIP = b"\x1f\x8b"
 SIDECAR_KEYS = ("id", "source", "conversations")
 SIDECAR_BYTES = 16 << 20  # a sidecar is one record; a larger file is something else
 
 
 @dataclass
 class _Group:
-    """The members that share a key: one sample."""
+    """The members of one archive that share a key: one sample."""
 
+    tar: tarfile.TarFile
     key: str
     images: list[tarfile.TarInfo] = field(default_factory=list)
-    sidecar: dict[str, Any] = field(default_factory=dict)
+    records: list[tarfile.TarInfo] = field(default_factory=list)
 
 
-def read_shard(file: IO[bytes], container: str, name: str) -> Iterator[pa.RecordBatch]:
+def read_shard(file: IO[bytes], container: str, name: str, ignored: Counter[str]) -> Iterator[pa.RecordBatch]:
     """Yields RAW batches of one shard. container: its path below the root, as rows will carry it.
 
-    Members whose names agree up to the first dot belong together: one image, and a .json with id, source or
-    conversations where there is one. Raises UserError for a shard that is compressed, cut or damaged, and for
-    two images under one key.
+    Neighbours whose names agree up to the first dot belong together: one image, and a .json with id, source
+    or conversations where there is one. Every other member is counted in `ignored`. A path that is absolute
+    or holds `..` becomes a row, which ImageReader refuses. Raises UserError for a shard that is compressed,
+    cut or damaged, for sparse images, and for two images under one key.
     """
-    if file.read(2) == GZIP:
-        raise UserError(f"{name} is compressed, so images in it cannot be found by range: gunzip it first")
-    file.seek(0)
-    rows = (_row(group, container) for group in _groups(file, name) if _pictured(group, name))
+    rows = (
+        _row(group, container, name) for group in _groups(file, name, ignored) if _used(group, name, ignored)
+    )
     first = 1
     while part := list(islice(rows, BATCH_ROWS)):
         yield record_batch(part, name, first)
         first += len(part)
 
 
-def _groups(file: IO[bytes], name: str) -> Iterator[_Group]:
-    group = _Group("")
-    for tar, member in _members(file, name):
+def _groups(file: IO[bytes], name: str, ignored: Counter[str]) -> Iterator[_Group]:
+    group: _Group | None = None
+    for tar, member in plain_members(file, name, ignored):
         key = _key(member.name)
-        if key != group.key:
-            yield group
-            group = _Group(key)
+        if group is None or key != group.key or tar is not group.tar:
+            if group is not None:
+                yield group
+            group = _Group(tar, key)
         if is_image(member.name):
+            _refuse_sparse(member, name)
             group.images.append(member)
-        elif member.name.endswith(".json"):
-            group.sidecar = _sidecar(tar, member, name)
-    yield group
+        elif suffix(member.name) == ".json":
+            group.records.append(member)
+        else:
+            ignored[suffix(member.name) or "no suffix"] += 1
+    if group is not None:
+        yield group
 
 
-def _members(file: IO[bytes], name: str) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
-    """Yields plain visible files in the shard's order; only headers are read."""
-    try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            while (member := tar.next()) is not None:
-                if member.isreg() and not is_hidden(member.name.removeprefix("./")):
-                    yield tar, member
-                vars(tar)["members"].clear()  # tarfile would keep every header: 1 KB a member
-            _require_end(file, tar.offset, name)
-    except tarfile.TarError as error:
-        raise UserError(f"{name} is not a whole tar file ({error}): copy or download it again") from error
-
-
-def _require_end(file: IO[bytes], offset: int, name: str) -> None:
-    """Raises UserError at a damaged header, which tarfile takes for the end and silently drops the rest."""
-    file.seek(offset)
-    if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
-        raise UserError(f"{name} is damaged at byte {offset}: copy or download it again")
+def _refuse_sparse(member: tarfile.TarInfo, name: str) -> None:
+    if member.issparse():
+        raise UserError(
+            f"{name}: {member.name} is stored sparse, so its bytes cannot be found by range: write the "
+            "archive again without a sparse option"
+        )
 
 
 def _key(member: str) -> str:
@@ -100,19 +95,25 @@ def _sidecar(tar: tarfile.TarFile, member: tarfile.TarInfo, name: str) -> dict[s
     return {key: record[key] for key in SIDECAR_KEYS if key in record}
 
 
-def _pictured(group: _Group, name: str) -> bool:
+def _used(group: _Group, name: str, ignored: Counter[str]) -> bool:
+    """Returns whether a group has its image, and counts the .json members that belong to none."""
     if len(group.images) > 1:
         names = ", ".join(member.name for member in group.images[:3])
         raise UserError(
             f"{name}: key {group.key} has {len(group.images)} images ({names}); give each its own key"
         )
+    unused = len(group.records) - (1 if group.images and group.records else 0)
+    if unused:
+        ignored["sidecars apart from their image in archives"] += unused
     return bool(group.images)
 
 
-def _row(group: _Group, container: str) -> dict[str, Any]:
+def _row(group: _Group, container: str, name: str) -> dict[str, Any]:
     member = group.images[0]
+    # Of a.json and a.meta.json the first is the sidecar, in whichever order they come.
+    record = min(group.records, key=lambda found: len(found.name), default=None)
     return {
-        **group.sidecar,
+        **(_sidecar(group.tar, record, name) if record else {}),
         "image": member.name,
         "container": container,
         "offset": member.offset_data,

@@ -17,6 +17,7 @@ from pipelines.steps.captioning import HUNG_EXIT_CODE, Caption, CaptionAndCommit
 from pipelines.steps.decoding import decoded_schema
 from pipelines.steps.isolation import RunStopped
 from pipelines.steps.ledger import Ledger
+from pipelines.steps.storage_faults import PUT_OFF
 from pipelines.steps.suspects import Admission
 from sharegpt4v.dialogue import Completion, Request, SamplingParams, sampling_seed
 from sharegpt4v.engine.build import EngineSpec
@@ -326,3 +327,16 @@ def test_a_node_that_does_not_see_the_folder_is_told_before_the_work(tmp_path: P
     with pytest.raises(StorageError, match=r"gone is not there on .*every node sees"):
         _committing(tmp_path / "gone", ledger)(_decoded("a"))
     assert ledger.engines().requests == 0 and not (tmp_path / "gone").exists()
+
+
+def test_images_that_were_put_off_are_neither_captioned_nor_committed(tmp_path: Path) -> None:
+    spec = EngineSpec("fake", "fake@0", fake=FakeOptions(image_side=SIZE))
+    ledger = Ledger(0.0)
+    step = CaptionAndCommit(tmp_path, spec, RULES, ledger, hang_seconds=30)
+    assert step(_decoded("a", "b", "c", reason={"a": PUT_OFF, "c": "missing"}))["rows"].to_pylist() == [2]
+    (file,) = tmp_path.iterdir()
+    table = pq.read_table(file)
+    assert table["id"].to_pylist() == ["b", "c"] and table["outcome"].to_pylist() == ["caption", "reject"]
+    assert ledger.tally().reasons == {"missing": 1}
+    assert step(_decoded("d", reason={"d": PUT_OFF}))["rows"].to_pylist() == [0]
+    assert len(list(tmp_path.iterdir())) == 1

@@ -9,9 +9,11 @@ import pyarrow as pa
 import pytest
 
 from pipelines.steps.decoding import Decode, decoded_schema
+from pipelines.steps.isolation import RunStopped
 from pipelines.steps.ledger import Ledger
 from pipelines.steps.pixel_memory import pixel_memory
-from sharegpt4v.images import ImageReader, StorageError, prepare
+from pipelines.steps.storage_faults import JUDGED_AFTER, PUT_OFF
+from sharegpt4v.images import ImageReader, prepare, storage
 from tests.commands import write_images
 from tests.pipelines.steps.pending_rows import pending_rows
 
@@ -69,13 +71,44 @@ def test_a_file_that_is_read_but_not_decoded_keeps_its_digest(tmp_path: Path) ->
     assert out["image_sha256"].to_pylist() == [hashlib.sha256(b"<html>not found</html>").hexdigest(), ""]
 
 
-def test_a_failing_storage_is_no_reject_of_decode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> bytes:
-        raise StorageError("'a.jpg': 5 tries failed")
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "_DELAYS", ())
 
-    monkeypatch.setattr(ImageReader, "read", fail)
-    with pytest.raises(StorageError):
-        Decode(ImageReader(str(tmp_path)), SIZE, "pad", False, Ledger(1.0))(pending_rows("a.jpg"))
+
+DEAD = "http://127.0.0.1:9/{}.jpg"
+"""Nobody listens there."""
+
+
+def test_an_image_whose_storage_fails_is_put_off_and_the_others_are_decoded(
+    impatient: None, tmp_path: Path
+) -> None:
+    write_images(tmp_path, ["a.jpg", "b.jpg"])
+    ledger = Ledger(1.0)
+    out = Decode(ImageReader(str(tmp_path)), SIZE, "pad", False, ledger)(
+        pending_rows("a.jpg", DEAD.format(0), "gone.jpg", "b.jpg")
+    )
+    assert out["reason"].to_pylist() == [None, PUT_OFF, "missing", None]
+    assert not _pixels(out)[1].any() and out["image_sha256"][1].as_py() == ""
+    assert list(ledger.faults()) == [f"id of {DEAD.format(0)}"]
+    assert "1 try failed" in out["message"][1].as_py() and ledger.tally().put_off == 1
+
+
+def test_many_faults_end_the_run_only_when_most_of_a_sample_cannot_be_read(
+    impatient: None, tmp_path: Path
+) -> None:
+    write_images(tmp_path, ["a.jpg"])
+    rows = pending_rows("a.jpg", *(DEAD.format(number) for number in range(JUDGED_AFTER)))
+    good, bad = ("a.jpg", "", 0, -1), (DEAD.format("x"), "", 0, -1)
+    reader = ImageReader(str(tmp_path))
+    ledger = Ledger(1.0)
+    out = Decode(reader, SIZE, "pad", False, ledger, [bad, good, bad, good, good])(rows)
+    assert out["reason"].to_pylist() == [None] + [PUT_OFF] * JUDGED_AFTER and ledger.tally().dead is None
+    with pytest.raises(RunStopped, match="127.0.0.1:9/x.jpg"):
+        Decode(reader, SIZE, "pad", False, ledger, [bad, good, bad, good, bad])(rows)
+    assert "127.0.0.1:9/x.jpg" in (ledger.tally().dead or "")
+    with pytest.raises(RunStopped, match="127.0.0.1:9/x.jpg"):  # nothing more begins
+        Decode(reader, SIZE, "pad", False, ledger)(pending_rows("a.jpg"))
 
 
 def test_an_image_that_killed_its_decoder_is_not_touched_again(tmp_path: Path) -> None:
