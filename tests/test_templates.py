@@ -235,7 +235,7 @@ def test_half_of_a_surrogate_pair_becomes_a_question_mark(name: str) -> None:
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_a_prompt_with_roles_out_of_order_is_refused(name: str, roles: tuple[Any, ...]) -> None:
     turns = [Turn(role, "x") for role in roles]
-    said = f"begins and ends with the user and alternates; its roles are {', '.join(roles) or 'none'}"
+    said = f"begins and ends with the user and alternates, .*; its roles are {', '.join(roles) or 'none'}"
     for method in (template(name).prompt, template(name).segments):
         with pytest.raises(UserError, match=said):
             method(turns)
@@ -249,5 +249,5 @@ def test_an_example_with_roles_out_of_order_is_refused(name: str, roles: tuple[A
 
 
 def test_an_assistants_turn_with_an_image_is_refused() -> None:
-    with pytest.raises(UserError, match="an assistant's turn has 2 images"):
+    with pytest.raises(UserError, match="a turn of the assistant has 2 images"):
         Turn("assistant", "x", (PICTURE, PICTURE))

@@ -59,6 +59,10 @@ SAMPLING_BOUNDS: Mapping[str, Bounds] = {
 _WHOLE = ("max_new_tokens", "min_new_tokens", "top_k")
 
 
+MOST_LOGPROBS = 20
+"""Most alternatives of a token whose log probabilities may be asked for, as in OpenAI's API."""
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How one answer is decoded, within SAMPLING_BOUNDS.
@@ -68,6 +72,7 @@ class SamplingParams:
     never the prompt's (as the released captioner does, reference: 1.5). seed None derives one from the
     request's id, so that the same request always samples the same answer.
     stop: texts that end the answer and are not part of it. min_new_tokens: tokens before any end token.
+    logprobs: with each token also its log probability and those of this many likeliest tokens, None for none.
     Raises UserError for a value out of bounds.
     """
 
@@ -79,6 +84,7 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         for name, bounds in SAMPLING_BOUNDS.items():
@@ -91,6 +97,12 @@ class SamplingParams:
                 raise UserError(f"{value!r} is refused: expected {bounds}", field=name)
         if self.seed is not None and not isinstance(self.seed, Integral):
             raise UserError(f"{self.seed!r} is refused: expected a whole number, or none", field="seed")
+        if self.logprobs is not None and not (
+            isinstance(self.logprobs, Integral) and 0 <= self.logprobs <= MOST_LOGPROBS
+        ):
+            raise UserError(
+                f"{self.logprobs!r} is refused: expected 0 to {MOST_LOGPROBS}, or none", field="logprobs"
+            )
         if self.min_new_tokens > self.max_new_tokens:
             raise UserError(
                 f"{self.min_new_tokens} is refused: `max_new_tokens` is {self.max_new_tokens}",
@@ -105,11 +117,12 @@ class SamplingParams:
 class Turn:
     """One turn of a dialogue; control strings in its text are treated as plain text.
 
+    role: a system turn comes first, if at all, and takes the place of the template's own system line.
     images: those of a user's turn, in order; templates put them before its text. Raises UserError for
-    an assistant's turn with images, a text that is none, and images that are no pixels.
+    another's turn with images, a text that is none, and images that are no pixels.
     """
 
-    role: Literal["user", "assistant"]
+    role: Literal["system", "user", "assistant"]
     text: str
     images: tuple[Image, ...] = ()
 
@@ -121,9 +134,9 @@ class Turn:
                 raise UserError(
                     f"a turn's image is {str(image)[:80]!r}: give its pixels, an array (H, W, 3) of uint8"
                 )
-        if self.images and self.role == "assistant":
+        if self.images and self.role != "user":
             raise UserError(
-                f"an assistant's turn has {len(self.images)} images, and only a user's may have any: "
+                f"a turn of the {self.role} has {len(self.images)} images, and only a user's may have any: "
                 "move them to the question"
             )
 
@@ -133,7 +146,8 @@ class Request:
     """One dialogue to be answered.
 
     timeout: seconds from submit after which it fails. stream: pieces are pushed while they are generated;
-    otherwise the whole text is one piece.
+    otherwise the whole text is one piece. options: texts to choose from: nothing is generated, the answer is
+    the likeliest of them, and the completion has the log likelihood of each.
     """
 
     id: str
@@ -141,11 +155,32 @@ class Request:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     timeout: float | None = None
     stream: bool = False
+    options: tuple[str, ...] = ()
 
     @property
     def images(self) -> tuple[Image, ...]:
         """The images of all turns, in order."""
         return tuple(image for turn in self.turns for image in turn.images)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token's id and natural log probability by the model alone: before temperature, penalty and cuts.
+
+    top: ids and log probabilities of the likeliest tokens, best first, as many as were asked for.
+    """
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class OptionScore:
+    """The sum of the log probabilities of an option's tokens behind the prompt, without an end token."""
+
+    logprob: float
+    tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +190,7 @@ class Completion:
     text: without end token. tokens: generated tokens, end token included; token_ids: they themselves.
     prompt_tokens: those of the dialogue, images included; cached_tokens: those of them whose keys and values
     were there already. queued_seconds: from submit to its slot; first_token_seconds: from submit to that.
+    logprobs: of each token, where asked for. options: of each of the request's options, in their order.
     """
 
     text: str
@@ -165,6 +201,8 @@ class Completion:
     cached_tokens: int = field(default=0, compare=False)
     queued_seconds: float = field(default=0.0, compare=False)
     first_token_seconds: float = field(default=0.0, compare=False)
+    logprobs: tuple[TokenLogprob, ...] = field(default=(), compare=False)
+    options: tuple[OptionScore, ...] = field(default=(), compare=False)
 
 
 def sampling_seed(request_id: str, attempt: int) -> int:

@@ -54,7 +54,7 @@ class _Run(NamedTuple):
 
 
 class Template(ABC):
-    """Turns dialogues into ids. A dialogue begins with the user, and user and assistant alternate.
+    """Turns dialogues into ids. Behind a system turn, if any, user and assistant alternate, the user first.
 
     image_token_id: the id at an image's positions. image_tokens: the number of positions of one image.
     Raises UserError for a tokenizer that lacks one of the template's control tokens.
@@ -102,6 +102,18 @@ class Template(ABC):
             [token if run.kind == "answer" else IGNORE_INDEX for run in runs for token in run.ids],
         )
 
+    def continuation(self, turns: Sequence[Turn], text: str) -> list[int]:
+        """Returns the ids of an answer behind a prompt, without its end. Raises UserError as `prompt`."""
+        _check_roles(turns, last="user")
+        *_, run = (run for run in self._runs([*turns, Turn("assistant", text)]) if run.kind == "answer")
+        return run.ids[: len(run.ids) - len(self._answer(text).end)]
+
+    def _opening(self, system: str | None) -> str:
+        """Returns the text before the first question. Raises UserError where a system turn has no place."""
+        if system is not None:
+            raise UserError("this model's template has no place for a system turn: leave it out")
+        return ""
+
     @abstractmethod
     def _question(self, turn: Turn, first: bool) -> list[_Part]:
         """Returns the parts of a user's turn, up to the start of the answer."""
@@ -116,8 +128,9 @@ class Template(ABC):
         Sentencepiece marks the beginning of a text: encoded separately, an answer would begin with a mark
         that it does not have after `ASSISTANT:`.
         """
-        parts: list[_Part] = [self._bos]
-        for number, turn in enumerate(turns):
+        system = turns[0].text if turns and turns[0].role == "system" else None
+        parts: list[_Part] = [self._bos, self._opening(system)]
+        for number, turn in enumerate(turns if system is None else turns[1:]):
             parts += self._question(turn, number == 0) if turn.role == "user" else [self._answer(turn.text)]
         text = ""
         for part in parts:
@@ -184,7 +197,11 @@ class VicunaV1(Template):
 
     def _question(self, turn: Turn, first: bool) -> list[_Part]:
         images: list[_Part] = [None, "\n"] * len(turn.images)
-        return [f"{VICUNA_SYSTEM} " if first else "", "USER: ", *images, f"{turn.text} ASSISTANT:"]
+        return ["USER: ", *images, f"{turn.text} ASSISTANT:"]
+
+    def _opening(self, system: str | None) -> str:
+        line = VICUNA_SYSTEM if system is None else system
+        return f"{line} " if line else ""
 
     def _answer(self, text: str) -> _Answer:
         return _Answer(f" {text}", (self._eos,))
@@ -234,11 +251,14 @@ class Captioner(Template):
 
 def _check_roles(turns: Sequence[Turn], last: Literal["user", "assistant"]) -> None:
     roles = [turn.role for turn in turns]
+    if roles[:1] == ["system"]:
+        del roles[0]
     alternate = ["user", "assistant"] * (len(roles) // 2 + 1)
     if roles[-1:] != [last] or roles != alternate[: len(roles)]:
         ends = "and ends with the user" if last == "user" else "with the user, ends with the assistant"
         raise UserError(
-            f"a dialogue begins {ends} and alternates; its roles are {', '.join(roles) or 'none'}"
+            f"a dialogue begins {ends} and alternates, behind a system turn at most; its roles are "
+            f"{', '.join(turn.role for turn in turns) or 'none'}"
         )
 
 

@@ -56,7 +56,8 @@ class Decoder:
         self._alive = torch.zeros(slots, dtype=torch.long, device=device)
         self._told: set[int] = set()  # slots that are alive on the device
         self._index = torch.arange(slots, device=device)
-        self.logits = torch.zeros(0, device=device)  # of the last step, penalised; (slots, V) float32
+        # Logits of the last step, (slots, V) float32: as the model gave them, and as tokens were chosen.
+        self.raw_logits = self.logits = torch.zeros(0, device=device)
         self._graphs: StepGraphs | None = None
         if device.type == "cuda":
             heads = llama.config.num_attention_heads
@@ -72,21 +73,34 @@ class Decoder:
         """Replays captured steps instead of starting their kernels one by one."""
         slots, context = len(self._positions), self.cache.keys[0].shape[2]
         self.logits = torch.zeros(slots, self._llama.config.vocab_size, device=self._device)
+        self.raw_logits = torch.zeros_like(self.logits)
         self._graphs = StepGraphs(slots, context, self._step, capture, self._attend_live is None)
 
     def prefill(self, prompts: Sequence[tuple[Span, Tensor]]) -> Tensor:
         """Prefills embeddings (T, D) into their spans. Returns the logits after each span: (n, V)."""
         spans = [span for span, _ in prompts]
-        cells = [cell for span in spans for cell in range(span.start, span.end)]
-        slots = [span.slot for span in spans for _ in range(len(span))]
-        places = send([cells, slots], self._device, torch.long)
         ends = send([len(span) for span in spans], self._device).cumsum(0) - 1
-        hidden = torch.cat([embeddings for _, embeddings in prompts])
+        return self._llama.logits(self._run(spans, torch.cat([part for _, part in prompts]), ends))
+
+    def _run(self, spans: Sequence[Span], hidden: Tensor, keep: Tensor | None) -> Tensor:
+        """Runs the layers over the packed embeddings of spans; keep: the rows that are wanted."""
+        positions = [position for span in spans for position in range(span.start, span.end)]
+        slots = [span.slot for span in spans for _ in range(len(span))]
+        stored = [span.stored for span in spans for _ in range(len(span))]
+        cells = [cell if kept else self._unused for cell, kept in zip(positions, stored, strict=True)]
+        places = Places(*send([positions, slots, cells], self._device, torch.long))
         attend = PrefillAttention(self.cache, spans, self._dtype, self._device)
-        last = self._llama.run(
-            hidden, Places(places[0], places[1], places[0]), self.cache, attend, self._kernels, keep=ends
-        )
-        return self._llama.logits(last)
+        return self._llama.run(hidden, places, self.cache, attend, self._kernels, keep)
+
+    def score(self, slot: int, start: int, options: Sequence[Tensor]) -> list[Tensor]:
+        """Computes logits (T, V) after each token of several continuations, embedded (T, D), of one slot.
+
+        The slot holds `start` tokens, which all share; nothing is stored.
+        """
+        spans = [Span(slot, start, start + len(option), stored=False) for option in options]
+        hidden = self._run(spans, torch.cat(list(options)), None)
+        lengths = [len(span) for span in spans]
+        return list(torch.split(self._llama.logits(hidden), lengths))
 
     def begin(self, slots: Sequence[int], picks: Tensor, positions: Sequence[int]) -> None:
         """Sets the last token of each slot, picks (2, n), and its position."""
@@ -130,6 +144,10 @@ class Decoder:
         attend = self._attention(positions, live, lengths)
         hidden = self._llama.run(self._llama.embed(ids), places, self.cache, attend, self._kernels)
         logits = self._llama.logits(hidden)
+        if lengths is None:
+            self.raw_logits[:rows].copy_(logits)
+        else:
+            self.raw_logits = self._sampler.unchanged(logits)
         tokens, numeric = self._sampler.greedy(logits, index, alive)
         if lengths is None:
             self.logits[:rows].copy_(logits)

@@ -7,6 +7,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from sharegpt4v.dialogue import TokenLogprob
+from sharegpt4v.engine.logprobs import Logprobs
 from sharegpt4v.engine.running_request import RunningRequest
 
 
@@ -24,9 +26,17 @@ class InFlight:
             self._events = [event(enable_timing=True) for _ in range(2)]
             self._events[0].record()
 
-    def fetch(self, picks: Tensor, requests: Mapping[int, RunningRequest], rows: Mapping[int, int]) -> None:
-        """Starts the copy of picks (2, n) to the host. requests, and their columns in `picks`: by slot."""
-        self.requests, self._rows = requests, rows
+    def fetch(
+        self,
+        picks: Tensor,
+        requests: Mapping[int, RunningRequest],
+        rows: Mapping[int, int],
+        logprobs: Logprobs | None,
+    ) -> None:
+        """Starts the copies to the host. requests, and their columns in picks (2, n): by slot."""
+        self.requests, self._rows, self._logprobs = requests, rows, logprobs
+        if logprobs is not None:
+            logprobs.fetch()
         if self._on_gpu:
             self._host = torch.empty(picks.shape, dtype=picks.dtype, pin_memory=True)
             self._host.copy_(picks, non_blocking=True)
@@ -37,12 +47,16 @@ class InFlight:
         for request in requests.values():
             request.in_flight += 1
 
-    def tokens(self) -> Iterator[tuple[int, RunningRequest, int, bool]]:
-        """Waits for the copy. Yields slot, request, token, and whether its logits were numbers."""
+    def tokens(self) -> Iterator[tuple[int, RunningRequest, int, bool, TokenLogprob | None]]:
+        """Waits for the copies.
+
+        Yields slot, request, token, whether its logits were numbers, and its log probability where wanted.
+        """
         if self._on_gpu:
             self._events[1].synchronize()
             self.seconds = self._events[0].elapsed_time(self._events[1]) / 1e3
         tokens, numeric = self._host.tolist()
+        logprobs = self._logprobs.by_slot() if self._logprobs is not None else {}
         for slot, request in self.requests.items():
             row = self._rows[slot]
-            yield slot, request, tokens[row], bool(numeric[row])
+            yield slot, request, tokens[row], bool(numeric[row]), logprobs.get(slot)

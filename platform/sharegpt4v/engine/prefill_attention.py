@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -13,11 +14,15 @@ from sharegpt4v.engine.slots import SlotCache
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Tokens that a prefill adds to one slot: positions `start` to `end` - 1."""
+    """Tokens that a prefill adds to one slot: positions `start` to `end` - 1.
+
+    stored: whether their keys and values are kept there; several spans may share what the slot held before.
+    """
 
     slot: int
     start: int
     end: int
+    stored: bool = True
 
     def __len__(self) -> int:
         return self.end - self.start
@@ -31,6 +36,7 @@ class PrefillAttention:
     ) -> None:
         self._cache = cache
         self._spans = spans
+        self._firsts = [0, *accumulate(len(span) for span in spans)]
         lengths = {len(span) for span in spans}
         fresh = not any(span.start for span in spans)
         self._equal = fresh and len(lengths) == 1 and len(spans) > 1
@@ -61,13 +67,8 @@ class PrefillAttention:
         """Attends with the variable-length form of FlashAttention, which needs half precision and a GPU."""
         keys, values = heads.keys, heads.values
         if self._from_cache:
-            stored = (self._cache.keys[layer], self._cache.values[layer])
-            keys, values = (
-                torch.cat(
-                    [part[span.slot, :, : span.end].transpose(0, 1).to(keys.dtype) for span in self._spans]
-                )
-                for part in stored
-            )
+            pairs = [self._reached(layer, heads, number) for number in range(len(self._spans))]
+            keys, values = (torch.cat(part) for part in zip(*pairs, strict=True))
         # The public torch.nn.attention.varlen has no form that both PyTorch 2.11 and 2.13 accept.
         attended: Tensor = torch.ops.aten._flash_attention_forward(
             heads.query,
@@ -84,19 +85,27 @@ class PrefillAttention:
         return attended.flatten(1)
 
     def _one_by_one(self, layer: int, heads: Heads, only_last: bool) -> Tensor:
-        parts, first = [], 0
-        for number, span in enumerate(self._spans):
-            rows = slice(first, first + len(span))
-            query = heads.query[number : number + 1] if only_last else heads.query[rows]
-            if span.start:
-                keys = self._cache.keys[layer][span.slot, :, : span.end].to(query.dtype)
-                values = self._cache.values[layer][span.slot, :, : span.end].to(query.dtype)
-            else:
-                keys, values = heads.keys[rows].transpose(0, 1), heads.values[rows].transpose(0, 1)
-            query = query.transpose(0, 1)[None]
-            parts.append(_flat(_attend(query, keys[None], values[None], causal=not only_last)))
-            first = rows.stop
+        parts = []
+        for number in range(len(self._spans)):
+            first, end = self._firsts[number : number + 2]
+            query = heads.query[number : number + 1] if only_last else heads.query[first:end]
+            keys, values = (part.transpose(0, 1)[None] for part in self._reached(layer, heads, number))
+            attended = _attend(query.transpose(0, 1)[None], keys, values, causal=not only_last)
+            parts.append(_flat(attended))
         return torch.cat(parts)
+
+    def _reached(self, layer: int, heads: Heads, number: int) -> tuple[Tensor, Tensor]:
+        """Returns keys and values before a span and its own, (positions, key heads, width) each."""
+        span, (first, end) = self._spans[number], self._firsts[number : number + 2]
+        own = heads.keys[first:end], heads.values[first:end]
+        if not span.start:
+            return own
+        stored = self._cache.keys[layer], self._cache.values[layer]
+        keys, values = (
+            torch.cat([part[span.slot, :, : span.start].transpose(0, 1).to(new.dtype), new])
+            for part, new in zip(stored, own, strict=True)
+        )
+        return keys, values
 
 
 def _attend(query: Tensor, keys: Tensor, values: Tensor, causal: bool) -> Tensor:

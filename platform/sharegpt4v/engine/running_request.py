@@ -4,7 +4,7 @@ from collections.abc import Collection
 
 from transformers import PreTrainedTokenizerFast
 
-from sharegpt4v.dialogue import Completion, Request
+from sharegpt4v.dialogue import Completion, Request, TokenLogprob
 from sharegpt4v.engine.handle import EngineError, Handle
 from sharegpt4v.engine.text import TextStream, decode
 
@@ -26,6 +26,7 @@ class RunningRequest:
     ) -> None:
         self.handle = handle
         self.tokens: list[int] = []
+        self.logprobs: list[TokenLogprob] = []  # of the tokens, where wanted
         self.in_flight = 0  # tokens that a step or prefill computes, and the host has not taken yet
         self._prompt_tokens = prompt_tokens
         self._limit = limit
@@ -72,6 +73,7 @@ class RunningRequest:
             "stop" if stopped else "length",
             token_ids=tuple(self.tokens),
             prompt_tokens=self._prompt_tokens,
+            logprobs=tuple(self.logprobs),
             queued_seconds=(handle.begun or handle.submitted) - handle.submitted,
             first_token_seconds=(handle.first_token or handle.submitted) - handle.submitted,
         )

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sharegpt4v.dialogue import SamplingParams
+from sharegpt4v.engine.logprobs import Logprobs
 from sharegpt4v.models.send import send
 
 _GREEDY = SamplingParams()
@@ -32,6 +33,7 @@ class TokenSampler:
         self._eos = torch.tensor(sorted(eos_token_ids), device=device)
         self._penalty = torch.ones(slots, 1, device=device)
         self._early = torch.zeros(slots, dtype=torch.long, device=device)  # tokens before which none ends
+        self._logprobs: dict[int, int] = {}  # number of alternatives, by slot, of those that ask for any
         self._true = torch.ones((), dtype=torch.bool, device=device)
         # A captured step does the same whatever the parameters are; elsewhere what no slot needs is left out.
         self._captured = device.type == "cuda"
@@ -49,6 +51,9 @@ class TokenSampler:
         self._random[slot] = random.Random(seed)
         for _ in tokens:
             self._random[slot].random()
+        self._logprobs.pop(slot, None)
+        if params.logprobs is not None:
+            self._logprobs[slot] = params.logprobs
         self._penalty[slot] = params.repetition_penalty
         self._early[slot] = params.min_new_tokens - len(tokens)
         if self._seen is None and params.repetition_penalty != 1.0:
@@ -61,9 +66,24 @@ class TokenSampler:
     def move(self, source: int, target: int) -> None:
         self._params[target] = self._params[source]
         self._random[target] = self._random[source]
+        self._logprobs.pop(target, None)
+        if source in self._logprobs:
+            self._logprobs[target] = self._logprobs.pop(source)
         for tensor in (self._penalty, self._early, self._seen):
             if tensor is not None:
                 tensor[target] = tensor[source]
+
+    def unchanged(self, logits: Tensor) -> Tensor:
+        """Returns a copy of logits, which `greedy` changes, if log probabilities are wanted of any slot."""
+        return logits.clone() if self._logprobs else logits
+
+    def logprobs(self, logits: Tensor, tokens: Tensor, rows: Mapping[int, int]) -> Logprobs | None:
+        """Computes the log probabilities of chosen tokens for the slots that want them, None for none.
+
+        logits (n, V) as the model gave them; tokens (n,); rows: of both by slot.
+        """
+        wanted = {slot: count for slot, count in self._logprobs.items() if slot in rows}
+        return Logprobs(logits, tokens, rows, wanted) if wanted else None
 
     def choose(self, logits: Tensor, slots: Sequence[int]) -> Tensor:
         """Chooses one token for each slot: logits (n, V) float32, changed in place; row i those of slots[i].

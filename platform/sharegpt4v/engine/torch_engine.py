@@ -16,12 +16,13 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from sharegpt4v.dialogue import Request, Turn, sampling_seed
+from sharegpt4v.dialogue import Request, TokenLogprob, Turn, sampling_seed
 from sharegpt4v.engine.decoder import Decoder, prefill_bytes
 from sharegpt4v.engine.failures import concerns_all, is_out_of_memory
 from sharegpt4v.engine.handle import EngineError, Handle
 from sharegpt4v.engine.in_flight import InFlight
 from sharegpt4v.engine.llama import Llama
+from sharegpt4v.engine.options import choose_option, option_ids, score_options
 from sharegpt4v.engine.prefilling import Prefilling, Prompt
 from sharegpt4v.engine.running_request import RunningRequest, answer_limit
 from sharegpt4v.engine.sampling import TokenSampler
@@ -84,6 +85,7 @@ class TorchEngine:
             log.warning("memory has room for %d of %d slots", self.capacity, capacity)
         self.adapter = adapter
         self._llama = Llama(adapter.language_model)
+        self._budget = budget
         self._prefilling = Prefilling(budget)
         self._in_flight: deque[InFlight] = deque()
         self._late = 1 if adapter.device.type == "cuda" else 0
@@ -194,7 +196,8 @@ class TorchEngine:
             logits = self._decoder.prefill(chunk)
             whole = self._prefilling.finish(chunk)
             rows = [row for row, (span, _) in enumerate(chunk) if span.slot in whole]
-            self._begin(whole, logits if len(rows) == len(chunk) else logits[rows], began)
+            logits = logits if len(rows) == len(chunk) else logits[rows]
+            self._begin(*self._answer_options(whole, logits), began)
         # Counted after each part, so that a watchdog sees progress.
         self._scheduler.count(prompt_tokens=sum(len(span) for span, _ in chunk))
 
@@ -202,11 +205,14 @@ class TorchEngine:
         """Returns the prompt's tokens; fails a request that does not fit the context and returns 0."""
         try:
             tokens = self.adapter.prompt_tokens(request.turns)
-            answer_limit(request, tokens, self.context)
+            answer_limit(request, tokens + self._longest_option(request), self.context)
         except Exception as error:  # also text that the tokenizer refuses
             self._scheduler.fail(slot, error)
             return 0
         return tokens
+
+    def _longest_option(self, request: Request) -> int:
+        return max(map(len, option_ids(self.adapter.template, request)), default=0)
 
     def _embed(self, prompts: Mapping[int, Prompt]) -> dict[int, Tensor]:
         """Embeds prompts: (T, D) by slot; requests that cannot be embedded fail, each with its own error."""
@@ -229,14 +235,35 @@ class TorchEngine:
                 embedded[number] = torch.cat([embedded[number], answer])
         return dict(zip(prompts, embedded, strict=True))
 
+    def _answer_options(self, prompts: dict[int, Prompt], logits: Tensor) -> tuple[dict[int, Prompt], Tensor]:
+        """Finishes the requests that choose among options; returns the others and their logits."""
+        others = []
+        for row, (slot, prompt) in enumerate(prompts.items()):
+            handle = prompt.handle
+            if not handle.request.options:
+                others.append(row)
+                continue
+            ids = option_ids(self.adapter.template, handle.request)
+            scores = score_options(
+                self._decoder, self._llama, slot, prompt.done, logits[row], ids, self._budget
+            )
+            completion = choose_option(handle, prompt.done, scores)
+            handle.push(completion.text)
+            self._scheduler.finish(slot, completion)
+        if len(others) == len(prompts):
+            return prompts, logits
+        slots = list(prompts)
+        return {slots[row]: prompts[slots[row]] for row in others}, logits[others]
+
     def _begin(self, prompts: Mapping[int, Prompt], logits: Tensor, began: InFlight) -> None:
         """Gives prefilled requests their next tokens; logits (n, V) in the order of `prompts`."""
         requests = {slot: self._place(slot, prompt) for slot, prompt in prompts.items()}
-        slots = list(requests)
-        picks = self._sampler.choose(logits, slots) if slots else logits.new_zeros(2, 0)
-        if slots:
-            self._decoder.begin(slots, picks, [prompts[slot].done for slot in slots])
-        began.fetch(picks, requests, {slot: row for row, slot in enumerate(slots)})
+        rows = {slot: row for row, slot in enumerate(requests)}
+        raw = self._sampler.unchanged(logits)
+        picks = self._sampler.choose(logits, list(rows)) if rows else logits.new_zeros(2, 0)
+        if rows:
+            self._decoder.begin(list(rows), picks, [prompts[slot].done for slot in rows])
+        began.fetch(picks, requests, rows, self._sampler.logprobs(raw, picks[0], rows))
         self._in_flight.append(began)
         self._take_tokens(self._late)
 
@@ -261,7 +288,9 @@ class TorchEngine:
             self._at_fault = list(live)
             step = InFlight("step", self.adapter.device)
             picks = self._decoder.step({slot: request.position for slot, request in live.items()})
-            step.fetch(picks, live, {slot: slot for slot in live})
+            rows = {slot: slot for slot in live}
+            logprobs = self._sampler.logprobs(self._decoder.raw_logits, picks[0], rows)
+            step.fetch(picks, live, rows, logprobs)
             self._in_flight.append(step)
         self._take_tokens(self._late if live else 0)
 
@@ -272,12 +301,16 @@ class TorchEngine:
             taken = [self._take(*picked) for picked in part.tokens()]
             self._count(part, sum(taken))
 
-    def _take(self, slot: int, request: RunningRequest, token: int, is_number: bool) -> bool:
+    def _take(
+        self, slot: int, request: RunningRequest, token: int, is_number: bool, logprob: TokenLogprob | None
+    ) -> bool:
         """Gives a request its next token; returns whether it had not ended meanwhile."""
         scheduler = self._scheduler
         if scheduler.running.get(slot) is not request:
             return False
         if is_number:
+            if logprob is not None:
+                request.logprobs.append(logprob)
             scheduler.take(slot, token)
             return True
         self._decoder.cache.clear(slot)  # 0 times NaN is NaN, even behind a mask

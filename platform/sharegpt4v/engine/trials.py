@@ -10,7 +10,7 @@ class Trials:
     """Groups of suspects, of which one at a time is on trial.
 
     A group is cleared once each of its requests has taken a token in a step without the others; each further
-    suspicion doubles that number, so that requests which fail only together are told apart in the end.
+    suspicion doubles that number, so that requests which fail only together are separated in the end.
     to_the_end: it is cleared when all of it have ended, for engines that cannot leave others out of a step.
     """
 
