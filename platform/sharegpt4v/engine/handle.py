@@ -92,6 +92,11 @@ class Handle:
     def done(self) -> bool:
         return self._completion is not None or self._error is not None
 
+    @property
+    def succeeded(self) -> bool:
+        """Whether it has an answer that ended by itself or at its limit."""
+        return self._completion is not None and self._completion.finish_reason != "cancelled"
+
     def result(self, timeout: float | None = None) -> Completion:
         """Blocks for at most `timeout` seconds.
 

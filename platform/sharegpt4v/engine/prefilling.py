@@ -17,11 +17,13 @@ class Prompt:
     """A prompt of `tokens` tokens, embedded (T, D) when its turn comes, prefilled up to `done`.
 
     generated: tokens of an answer that was interrupted; they follow the dialogue and are counted in `tokens`.
+    cached: tokens that were copied into the slot; embeddings are those behind them.
     """
 
     handle: Handle
     tokens: int
     generated: Sequence[int] = ()
+    cached: int = 0
     embeddings: Tensor | None = None
     done: int = 0
 
@@ -39,9 +41,11 @@ class Prefilling:
     def __bool__(self) -> bool:
         return bool(self._prompts)
 
-    def add(self, slot: int, handle: Handle, tokens: int, generated: Sequence[int] = ()) -> None:
-        """Adds a prompt. tokens: of its dialogue. generated: those of its answer so far."""
-        self._prompts[slot] = Prompt(handle, tokens + len(generated), generated)
+    def add(
+        self, slot: int, handle: Handle, tokens: int, generated: Sequence[int] = (), cached: int = 0
+    ) -> None:
+        """Adds a prompt. tokens: of its dialogue. generated: of its answer so far. cached: in the slot."""
+        self._prompts[slot] = Prompt(handle, tokens + len(generated), generated, cached, done=cached)
 
     def keep_only(self, beginning: Mapping[int, Handle]) -> None:
         """Drops prompts whose requests have ended meanwhile."""
@@ -82,22 +86,23 @@ class Prefilling:
         chunk: list[tuple[Span, Tensor]] = []
         left = self._budget
         for slot, prompt, embeddings in self._embedded():
-            rest = len(embeddings) - prompt.done
+            rest = prompt.tokens - prompt.done
             if chunk and rest > left:
                 break
             end = prompt.done + min(rest, left)
-            chunk.append((Span(slot, prompt.done, end), embeddings[prompt.done : end]))
+            part = embeddings[prompt.done - prompt.cached : end - prompt.cached]
+            chunk.append((Span(slot, prompt.done, end), part))
             left -= end - prompt.done
             if left <= 0:
                 break
         return chunk
 
-    def finish(self, chunk: list[tuple[Span, Tensor]]) -> dict[int, Prompt]:
+    def finish(self, chunk: Sequence[tuple[Span, Tensor]]) -> dict[int, Prompt]:
         """Notes a prefilled chunk; returns the prompts that are now wholly in their slots, and drops them."""
         for span, _ in chunk:
             self._prompts[span.slot].done = span.end
         whole = {span.slot: self._prompts[span.slot] for span, _ in chunk}
-        whole = {slot: prompt for slot, prompt in whole.items() if prompt.done == _length(prompt)}
+        whole = {slot: prompt for slot, prompt in whole.items() if prompt.done == prompt.tokens}
         for slot in whole:
             del self._prompts[slot]
         return whole
@@ -107,7 +112,3 @@ class Prefilling:
             if prompt.embeddings is None:
                 return
             yield slot, prompt, prompt.embeddings
-
-
-def _length(prompt: Prompt) -> int:
-    return -1 if prompt.embeddings is None else len(prompt.embeddings)

@@ -13,7 +13,8 @@ class RunningRequest:
     """Grows token by token until it is complete.
 
     prompt_tokens: how many precede it in the slot. limit: most new tokens, by the request and by the
-    context. end_tokens: ids that end it and are not part of its text.
+    context. end_tokens: ids that end it and are not part of its text. cached_tokens: those of the prompt that
+    were not prefilled.
     """
 
     def __init__(
@@ -23,12 +24,14 @@ class RunningRequest:
         limit: int,
         tokenizer: PreTrainedTokenizerFast,
         end_tokens: Collection[int],
+        cached_tokens: int = 0,
     ) -> None:
         self.handle = handle
         self.tokens: list[int] = []
         self.logprobs: list[TokenLogprob] = []  # of the tokens, where wanted
         self.in_flight = 0  # tokens that a step or prefill computes, and the host has not taken yet
         self._prompt_tokens = prompt_tokens
+        self._cached_tokens = cached_tokens
         self._limit = limit
         self._tokenizer = tokenizer
         self._end_tokens = end_tokens
@@ -73,6 +76,7 @@ class RunningRequest:
             "stop" if stopped else "length",
             token_ids=tuple(self.tokens),
             prompt_tokens=self._prompt_tokens,
+            cached_tokens=self._cached_tokens,
             logprobs=tuple(self.logprobs),
             queued_seconds=(handle.begun or handle.submitted) - handle.submitted,
             first_token_seconds=(handle.first_token or handle.submitted) - handle.submitted,

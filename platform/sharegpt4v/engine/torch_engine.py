@@ -23,7 +23,8 @@ from sharegpt4v.engine.handle import EngineError, Handle
 from sharegpt4v.engine.in_flight import InFlight
 from sharegpt4v.engine.llama import Llama
 from sharegpt4v.engine.options import choose_option, option_ids, score_options
-from sharegpt4v.engine.prefilling import Prefilling, Prompt
+from sharegpt4v.engine.prefilling import Prompt
+from sharegpt4v.engine.prompt_feed import PromptFeed
 from sharegpt4v.engine.running_request import RunningRequest, answer_limit
 from sharegpt4v.engine.sampling import TokenSampler
 from sharegpt4v.engine.scheduler import Scheduler
@@ -31,7 +32,6 @@ from sharegpt4v.engine.slots import bytes_per_slot, free_bytes, padded_context, 
 from sharegpt4v.engine.stats import EngineStats, Latencies
 from sharegpt4v.engine.worker import run_until_closed, start_thread
 from sharegpt4v.models.adapter import Adapter
-from sharegpt4v.models.send import send
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +52,7 @@ class TorchEngine:
     prefill_tokens: most prompt tokens between two decode steps, PREFILL_TOKENS by default. stored: dtype of
     keys and values in the slots, the model's by default; torch.float8_e4m3fn halves what a step reads, and
     changes answers. max_queue: most requests that wait for a slot, without limit by default.
+    prefixes: dialogues whose keys and values are kept after their end, for a next round or the same image.
     Raises UserError when memory holds no slot, ValueError for less than one thread, slot or token.
     """
 
@@ -65,6 +66,7 @@ class TorchEngine:
         prefill_tokens: int | None = None,
         stored: torch.dtype | None = None,
         max_queue: int | None = None,
+        prefixes: int = 0,
     ) -> None:
         self.model = model
         self._threads = torch.get_num_threads() if threads is None else threads
@@ -79,14 +81,13 @@ class TorchEngine:
         self._stored = stored or adapter.dtype
         slot = bytes_per_slot(config, padded_context(context), self._stored)
         budget = PREFILL_TOKENS.get(adapter.device.type, 512) if prefill_tokens is None else prefill_tokens
-        prefill = prefill_bytes(config, budget, adapter.dtype)
-        self.capacity = slots_that_fit(capacity, slot, free_bytes(adapter.device), beside=prefill)
+        beside = prefill_bytes(config, budget, adapter.dtype) + prefixes * slot
+        self.capacity = slots_that_fit(capacity, slot, free_bytes(adapter.device), beside)
         if self.capacity < capacity:
             log.warning("memory has room for %d of %d slots", self.capacity, capacity)
         self.adapter = adapter
         self._llama = Llama(adapter.language_model)
         self._budget = budget
-        self._prefilling = Prefilling(budget)
         self._in_flight: deque[InFlight] = deque()
         self._late = 1 if adapter.device.type == "cuda" else 0
         self.image_size = adapter.image_size
@@ -95,6 +96,7 @@ class TorchEngine:
         self._scheduler: Scheduler[RunningRequest] = Scheduler(
             self.capacity, _group(self.capacity), concerns_all, max_queue, pauses=True
         )
+        self._feed = PromptFeed(adapter, self._llama, self._scheduler, context, budget, prefixes)
         self._open_slots(self.capacity)
         self._thread = start_thread("torch-engine", self._work)
 
@@ -173,67 +175,24 @@ class TorchEngine:
             for slot in self._at_fault
             if slot in self._scheduler.running or slot in self._scheduler.beginning
         ]
-        self._prefilling.drop(shared)
+        self._feed.drop(shared)
         self._scheduler.suspect(error, shared)
 
     def _prefill_some(self) -> None:
         """Gives slots to waiting requests, and prefills the next tokens of those that begin."""
-        beginning = self._scheduler.admit()
-        self._prefilling.keep_only(beginning)
-        for slot, handle in beginning.items():
-            if slot not in self._prefilling and (tokens := self._fits(slot, handle.request)):
-                before = self._scheduler.interrupted(handle)
-                self._prefilling.add(slot, handle, tokens, before.tokens if before else ())
-        if not self._prefilling:
+        if not self._feed.admit(self._decoder.cache):
             return
         began = InFlight("prefill", self.adapter.device)
-        for slot, embeddings in self._embed(self._prefilling.to_embed()).items():
-            self._prefilling.embedded(slot, embeddings)
-        self._prefilling.keep_only(self._scheduler.beginning)  # without those that could not be embedded
-        chunk = self._prefilling.next_chunk()
+        chunk = self._feed.next_chunk()
         if chunk:
             self._at_fault = [span.slot for span, _ in chunk]
             logits = self._decoder.prefill(chunk)
-            whole = self._prefilling.finish(chunk)
+            whole = self._feed.finish(chunk)
             rows = [row for row, (span, _) in enumerate(chunk) if span.slot in whole]
             logits = logits if len(rows) == len(chunk) else logits[rows]
             self._begin(*self._answer_options(whole, logits), began)
         # Counted after each part, so that a watchdog sees progress.
         self._scheduler.count(prompt_tokens=sum(len(span) for span, _ in chunk))
-
-    def _fits(self, slot: int, request: Request) -> int:
-        """Returns the prompt's tokens; fails a request that does not fit the context and returns 0."""
-        try:
-            tokens = self.adapter.prompt_tokens(request.turns)
-            answer_limit(request, tokens + self._longest_option(request), self.context)
-        except Exception as error:  # also text that the tokenizer refuses
-            self._scheduler.fail(slot, error)
-            return 0
-        return tokens
-
-    def _longest_option(self, request: Request) -> int:
-        return max(map(len, option_ids(self.adapter.template, request)), default=0)
-
-    def _embed(self, prompts: Mapping[int, Prompt]) -> dict[int, Tensor]:
-        """Embeds prompts: (T, D) by slot; requests that cannot be embedded fail, each with its own error."""
-        if not prompts:
-            return {}
-        try:
-            embedded = self.adapter.embed([prompt.handle.request for prompt in prompts.values()])
-        except Exception as error:
-            if concerns_all(error):
-                raise
-            items = list(prompts.items())
-            if len(items) == 1:
-                self._scheduler.fail(items[0][0], error)
-                return {}
-            half = len(items) // 2
-            return self._embed(dict(items[:half])) | self._embed(dict(items[half:]))
-        for number, prompt in enumerate(prompts.values()):
-            if prompt.generated:
-                answer = self._llama.embed(send(prompt.generated, self.adapter.device))
-                embedded[number] = torch.cat([embedded[number], answer])
-        return dict(zip(prompts, embedded, strict=True))
 
     def _answer_options(self, prompts: dict[int, Prompt], logits: Tensor) -> tuple[dict[int, Prompt], Tensor]:
         """Finishes the requests that choose among options; returns the others and their logits."""
@@ -275,7 +234,12 @@ class TorchEngine:
         if running is None:
             limit = answer_limit(request, prompt.done, self.context)
             running = RunningRequest(
-                prompt.handle, prompt.done, limit, adapter.tokenizer, adapter.eos_token_ids
+                prompt.handle,
+                prompt.done,
+                limit,
+                adapter.tokenizer,
+                adapter.eos_token_ids,
+                prompt.cached,
             )
         running.in_flight = 0
         self._scheduler.place(slot, running)
@@ -312,6 +276,8 @@ class TorchEngine:
             if logprob is not None:
                 request.logprobs.append(logprob)
             scheduler.take(slot, token)
+            if request.handle.succeeded:
+                self._feed.keep_dialogue(slot, request, self._decoder.cache)
             return True
         self._decoder.cache.clear(slot)  # 0 times NaN is NaN, even behind a mask
         before = len(request.tokens)
@@ -341,7 +307,7 @@ class TorchEngine:
         log.warning("out of memory with %d slots: goes on with %d", self.capacity, slots)
         self._halved = True
         self._in_flight.clear()
-        self._prefilling.clear()
+        self._feed.clear()
         self._scheduler.restart(slots, _group(slots))
         del self._decoder, self._sampler
         gc.collect()

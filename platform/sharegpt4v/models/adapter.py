@@ -5,6 +5,7 @@ The engine uses only this object, never a vision tower or sampler. Ids come from
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -23,6 +24,14 @@ from sharegpt4v.templates import Template
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 """CLIP's values, used by both families, for pixels scaled to 0..1."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """parts: ids and images of a prompt in order. drop: tokens at their front that are not wanted."""
+
+    parts: "list[list[int] | Image]"
+    drop: int
 
 
 class Adapter(ABC):
@@ -87,15 +96,21 @@ class Adapter(ABC):
             )
 
     @torch.inference_mode()
-    def embed(self, requests: Sequence[Request]) -> list[Tensor]:
+    def embed(self, requests: Sequence[Request], skip: Sequence[int] | None = None) -> list[Tensor]:
         """Embeds the prompts of dialogues: (T, D) each in the model's dtype.
 
-        The images of all requests share one pass of the vision tower. Raises UserError for roles out of
-        order, for images not at model size, and when the features are not as many as the image tokens.
+        skip: tokens at the beginning of each prompt that are left out, none by default. The images behind
+        them share one pass of the vision tower, equal ones as one. Raises UserError for roles out of order,
+        for images not at model size, and when the features are not as many as the image tokens.
         """
-        dialogues = [self.template.segments(request.turns) for request in requests]
-        images = iter(self._features([image for request in requests for image in request.images]))
-        ids = [token for segments in dialogues for segment in segments for token in segment]
+        plans = [
+            self._plan(request, count)
+            for request, count in zip(requests, skip or [0] * len(requests), strict=True)
+        ]
+        parts = [part for plan in plans for part in plan.parts]
+        images = iter(self._features([part for part in parts if not isinstance(part, list)]))
+        texts = [part for part in parts if isinstance(part, list)]
+        ids = [token for text in texts for token in text]
         table = self.language_model.get_input_embeddings()
         # On a GPU an id out of range would end the process, not only the request.
         if max(ids, default=0) >= table.num_embeddings:
@@ -104,30 +119,50 @@ class Adapter(ABC):
                 "the two do not belong together"
             )
         words = table(send(ids, self.device, torch.long))
-        lengths = [len(segment) for segments in dialogues for segment in segments]
-        pieces = iter(words.split(lengths))
-        prompts = []
-        for segments in dialogues:
-            parts = [next(pieces)]
-            for _ in segments[1:]:
-                parts += [next(images).to(words.dtype), next(pieces)]
-            prompts.append(torch.cat(parts))
-        return prompts
+        pieces = iter(words.split([len(text) for text in texts]))
+        return [
+            torch.cat(
+                [
+                    next(pieces) if isinstance(part, list) else next(images).to(words.dtype)
+                    for part in plan.parts
+                ]
+            )[plan.drop :]
+            for plan in plans
+        ]
 
-    def _features(self, images: Sequence[Image]) -> Tensor:
-        """Embeds N images (S, S, 3) uint8 as (N, image_tokens, D); no images as (0,)."""
+    def _plan(self, request: Request, skip: int) -> "_Plan":
+        """Returns what of a prompt is behind `skip` tokens."""
+        parts: list[list[int] | Image] = []
+        position, drop, images = 0, 0, iter(request.images)
+        for number, segment in enumerate(self.template.segments(request.turns)):
+            if number:
+                image = next(images)
+                if position < skip < position + self.template.image_tokens:
+                    drop = skip - position  # embedded as a whole, then cut
+                position += self.template.image_tokens
+                if position > skip:
+                    parts.append(image)
+            parts.append(segment[max(0, skip - position) :])
+            position += len(segment)
+        return _Plan(parts, drop)
+
+    def _features(self, images: Sequence[Image]) -> Sequence[Tensor]:
+        """Embeds images (S, S, 3) uint8 as (image_tokens, D) each; equal ones go through the tower once."""
         if not images:
-            return torch.empty(0)
+            return []
         for image in images:
             self.check_image(image)
-        features = self.image_features(self.normalise(np.stack(images)))
+        contents = [image.tobytes() for image in images]
+        places = {content: row for row, content in enumerate(dict.fromkeys(contents))}
+        unique = [images[contents.index(content)] for content in places]
+        features = self.image_features(self.normalise(np.stack(unique)))
         wanted = self.template.image_tokens
         if features.shape[1] != wanted:
             raise UserError(
                 f"{self.name} has {wanted} image tokens in its prompt and its vision tower gives "
                 f"{features.shape[1]} features: config.json does not fit these weights"
             )
-        return features
+        return [features[places[content]] for content in contents]
 
 
 class CaptionerAdapter(Adapter):
