@@ -33,6 +33,7 @@ class PromptAdapter:
     """A bare language model: a request's prompt is as many random tokens as its question says."""
 
     image_size = 0
+    template = None  # its prompts are no text
 
     def __init__(self, model: Any, dtype: torch.dtype = torch.float32) -> None:
         self.language_model = model
@@ -44,7 +45,7 @@ class PromptAdapter:
     def prompt_tokens(self, turns: Sequence[Turn]) -> int:
         return int(turns[0].text)
 
-    def embed(self, requests: Sequence[Request]) -> list[torch.Tensor]:
+    def embed(self, requests: Sequence[Request], skip: Sequence[int]) -> list[torch.Tensor]:
         table = self.language_model.get_input_embeddings()
         return [table(prompt_ids(request, self.language_model.config.vocab_size)) for request in requests]
 
