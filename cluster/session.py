@@ -5,7 +5,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from ray.exceptions import AuthenticationError
 
 from cluster.access import refused_token, require_access, token_file
 from cluster.env import runtime_env
+from cluster.lean_head import lean_head
 from cluster.watchdog import Service, Watchdog, prompt_interrupts
 from sharegpt4v.errors import UserError
 
@@ -105,13 +106,14 @@ def _connect(there: str | None, environment: dict[str, Any] | None) -> None:
     if not local and not inside_job():
         require_access(address)
     try:
-        ray.init(
-            address=address,
-            runtime_env=environment,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            **(own if local else {}),
-        )
+        with lean_head() if local else nullcontext():
+            ray.init(
+                address=address,
+                runtime_env=environment,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                **(own if local else {}),
+            )
         _keep_token_private()
     except AuthenticationError:
         raise refused_token(address) from None

@@ -176,6 +176,8 @@ class Llama:
             delta = layer.out(attend(number, heads, only_kept))
             hidden, normed = kernels.add_norm(hidden, delta, layer.mlp_norm, self._eps)
             delta = layer.down(kernels.gate(layer.gate_up(normed)))
+        if keep is not None and not self._layers:
+            hidden = hidden[keep]
         return kernels.add_norm(hidden, delta, self._norm, self._eps)[1]
 
 
