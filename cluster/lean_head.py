@@ -1,8 +1,8 @@
 """Starts Ray on this machine without the parts that nobody asks for anything during one command.
 
 The API server, the autoscaler's monitor and the log monitor are three Python processes that import Ray beside
-those that the run waits for. Ray has no setting for them, so the methods that start them are replaced while it
-starts; a Ray without these methods starts as it always does.
+those that the run waits for. Ray has no setting for them, so the methods that start them are replaced while
+it starts; a Ray without these methods starts as it always does.
 """
 
 from collections.abc import Iterator
