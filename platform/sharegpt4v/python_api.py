@@ -35,6 +35,7 @@ class _Model:
     """A model in this process on the engine of captioning and serving. Close it, or use `with`."""
 
     _toy: Path  # the folder that "toy" names
+    _prefixes = 0  # dialogues that the engine keeps for a next round
 
     def __init__(self, card: ModelCard, spec: EngineSpec) -> None:
         self.card = card
@@ -75,6 +76,7 @@ class _Model:
                 dtype=chosen,
                 threads=threads or len(os.sched_getaffinity(0)),
                 use_gpu=use_gpu,
+                prefixes=cls._prefixes,
             ),
         )
 
@@ -164,6 +166,7 @@ class Chat(_Model):
     """
 
     _toy = TOY_CHAT
+    _prefixes = 1
 
     def __init__(self, card: ModelCard, spec: EngineSpec) -> None:
         super().__init__(card, spec)

@@ -24,7 +24,8 @@ class EngineSpec:
     """kind: which engine. weights: their folder or URI. model: their id. capacity: requests at once.
 
     room_for: a question about one image and the tokens of its longest answer; each slot then holds exactly
-    these, otherwise the model's whole context.
+    these, otherwise the whole context. max_queue: requests that wait at most. prefixes: dialogues that are kept
+    for a next round. Both are the torch engine's.
     """
 
     kind: EngineName
@@ -36,6 +37,8 @@ class EngineSpec:
     kv_dtype: Literal["auto", "fp8"] = "auto"
     threads: int = 1
     use_gpu: bool = False
+    max_queue: int | None = None
+    prefixes: int = 0
     fake: FakeOptions = field(default_factory=FakeOptions)
 
 
@@ -66,6 +69,8 @@ def _build_torch(spec: EngineSpec) -> Engine:
         max_context=context,
         threads=spec.threads,
         stored=torch.float8_e4m3fn if spec.kv_dtype == "fp8" else None,
+        max_queue=spec.max_queue,
+        prefixes=spec.prefixes,
     )
 
 

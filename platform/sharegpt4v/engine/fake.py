@@ -16,8 +16,8 @@ from typing import Any
 
 from sharegpt4v.dialogue import Completion, FinishReason, Request, SamplingParams, Turn
 from sharegpt4v.engine.handle import EngineError, Handle
+from sharegpt4v.engine.scheduled import ScheduledEngine
 from sharegpt4v.engine.scheduler import Scheduler
-from sharegpt4v.engine.stats import EngineStats, Latencies
 from sharegpt4v.engine.worker import run_until_closed, start_thread
 from sharegpt4v.errors import UserError
 
@@ -55,7 +55,7 @@ class FakeOptions:
             raise UserError(f"{sorted(unknown)[0]!r} is unknown; known: {', '.join(FAULTS)}", field="faults")
 
 
-class FakeEngine:
+class FakeEngine(ScheduledEngine):
     """Answers from a hash of the images, so that equal pixels get equal captions."""
 
     def __init__(self, options: FakeOptions) -> None:
@@ -69,33 +69,9 @@ class FakeEngine:
         self._answers: dict[int, _Answer] = {}  # those running, by slot
         self._thread = start_thread("fake-engine", lambda: run_until_closed(self._scheduler, self._step))
 
-    def submit(self, request: Request) -> Handle:
-        """Queues a request without blocking. Raises EngineClosed once the engine is closed."""
-        return self._scheduler.submit(request)
-
     def count(self, turns: Sequence[Turn]) -> int:
         """Returns the tokens of a prompt, images included. Raises UserError for roles out of order."""
         return sum(len(_TOKEN.findall(turn.text)) + _IMAGE_TOKENS * len(turn.images) for turn in turns)
-
-    def stats(self) -> EngineStats:
-        return self._scheduler.stats()
-
-    def latencies(self) -> Latencies:
-        return self._scheduler.latencies()
-
-    @property
-    def last_progress(self) -> float:
-        """time.monotonic() of the last token or prefill, or of the last request that found it idle."""
-        return self._scheduler.last_progress
-
-    def drain(self, timeout: float | None = None) -> bool:
-        """Refuses further requests and waits, `timeout` seconds at most; returns whether all are finished."""
-        return self._scheduler.drain(timeout)
-
-    def close(self) -> None:
-        """Fails unfinished requests with EngineClosed and joins the engine's thread."""
-        self._scheduler.close()
-        self._thread.join()
 
     def _step(self) -> None:
         """Begins requests, then gives every running one the tokens that are due."""

@@ -16,10 +16,10 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from sharegpt4v.dialogue import Request, TokenLogprob, Turn, sampling_seed
+from sharegpt4v.dialogue import TokenLogprob, Turn, sampling_seed
 from sharegpt4v.engine.decoder import Decoder, prefill_bytes
 from sharegpt4v.engine.failures import concerns_all, is_out_of_memory
-from sharegpt4v.engine.handle import EngineError, Handle
+from sharegpt4v.engine.handle import EngineError
 from sharegpt4v.engine.in_flight import InFlight
 from sharegpt4v.engine.llama import Llama
 from sharegpt4v.engine.options import choose_option, option_ids, score_options
@@ -27,9 +27,9 @@ from sharegpt4v.engine.prefilling import Prompt
 from sharegpt4v.engine.prompt_feed import PromptFeed
 from sharegpt4v.engine.running_request import RunningRequest, answer_limit
 from sharegpt4v.engine.sampling import TokenSampler
+from sharegpt4v.engine.scheduled import ScheduledEngine
 from sharegpt4v.engine.scheduler import Scheduler
 from sharegpt4v.engine.slots import bytes_per_slot, free_bytes, padded_context, slots_that_fit
-from sharegpt4v.engine.stats import EngineStats, Latencies
 from sharegpt4v.engine.worker import run_until_closed, start_thread
 from sharegpt4v.models.adapter import Adapter
 
@@ -42,7 +42,7 @@ _FREE_SHARE = 16
 """While others decode, requests begin once 1/16 of the slots are free: few are idle, prefills are grouped."""
 
 
-class TorchEngine:
+class TorchEngine(ScheduledEngine):
     """Runs one model on one device; at most `capacity` requests are in its slots at once.
 
     max_context: tokens of prompt and answer together that a slot holds; the model's own by default.
@@ -100,33 +100,9 @@ class TorchEngine:
         self._open_slots(self.capacity)
         self._thread = start_thread("torch-engine", self._work)
 
-    def submit(self, request: Request) -> Handle:
-        """Queues a request without blocking. Raises EngineClosed once the engine is closed."""
-        return self._scheduler.submit(request)
-
     def count(self, turns: Sequence[Turn]) -> int:
         """Returns the tokens of a prompt, images included. Raises UserError for roles out of order."""
         return self.adapter.prompt_tokens(turns)
-
-    def stats(self) -> EngineStats:
-        return self._scheduler.stats()
-
-    def latencies(self) -> Latencies:
-        return self._scheduler.latencies()
-
-    @property
-    def last_progress(self) -> float:
-        """time.monotonic() of the last token or prefill, or of the last request that found it idle."""
-        return self._scheduler.last_progress
-
-    def drain(self, timeout: float | None = None) -> bool:
-        """Refuses further requests and waits, `timeout` seconds at most; returns whether all are finished."""
-        return self._scheduler.drain(timeout)
-
-    def close(self) -> None:
-        """Fails unfinished requests with EngineClosed and joins the engine's thread."""
-        self._scheduler.close()
-        self._thread.join()
 
     def _open_slots(self, count: int) -> None:
         adapter, context = self.adapter, padded_context(self.context)

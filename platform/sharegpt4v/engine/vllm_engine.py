@@ -18,8 +18,8 @@ from sharegpt4v.dialogue import Request, Turn, sampling_seed
 from sharegpt4v.engine.failures import concerns_all
 from sharegpt4v.engine.handle import EngineError, Handle
 from sharegpt4v.engine.running_request import RunningRequest, answer_limit
+from sharegpt4v.engine.scheduled import ScheduledEngine
 from sharegpt4v.engine.scheduler import Scheduler
-from sharegpt4v.engine.stats import EngineStats, Latencies
 from sharegpt4v.engine.vllm_folder import vllm_folder
 from sharegpt4v.engine.vllm_penalty import PENALTY
 from sharegpt4v.engine.vllm_setup import import_vllm, open_vllm
@@ -32,7 +32,7 @@ _process = threading.Lock()
 """vLLM keeps device groups and the state of a forward pass in module globals: one engine a process."""
 
 
-class VllmEngine:
+class VllmEngine(ScheduledEngine):
     """Runs one model on one device; at most `capacity` requests are in vLLM at once, one engine a process.
 
     adapter: from `load_frontend`. model: name@digest of its weights. max_context: tokens of prompt and answer
@@ -70,33 +70,9 @@ class VllmEngine:
         self._slots: dict[str, int] = {}  # by name in vLLM, since ids of requests may be equal
         self._thread = start_thread("vllm-engine", self._work)
 
-    def submit(self, request: Request) -> Handle:
-        """Queues a request without blocking. Raises EngineClosed once the engine is closed."""
-        return self._scheduler.submit(request)
-
     def count(self, turns: Sequence[Turn]) -> int:
         """Returns the tokens of a prompt, images included. Raises UserError for roles out of order."""
         return self.adapter.prompt_tokens(turns)
-
-    def stats(self) -> EngineStats:
-        return self._scheduler.stats()
-
-    def latencies(self) -> Latencies:
-        return self._scheduler.latencies()
-
-    @property
-    def last_progress(self) -> float:
-        """time.monotonic() of the last token or prefill, or of the last request that found it idle."""
-        return self._scheduler.last_progress
-
-    def drain(self, timeout: float | None = None) -> bool:
-        """Refuses further requests and waits, `timeout` seconds at most; returns whether all are finished."""
-        return self._scheduler.drain(timeout)
-
-    def close(self) -> None:
-        """Fails unfinished requests with EngineClosed and joins the engine's thread."""
-        self._scheduler.close()
-        self._thread.join()
 
     def _work(self) -> None:
         try:
