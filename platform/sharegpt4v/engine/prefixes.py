@@ -13,7 +13,7 @@ from sharegpt4v.engine.slots import SlotCache
 from sharegpt4v.templates import Template
 
 Signature = npt.NDArray[np.int64]
-"""What stands at each position of a dialogue: a token's id, or a number of an image's content and place."""
+"""What each position of a dialogue holds: a token's id, or a number of an image's content and place."""
 
 _LEAST_TOKENS = 16
 """Fewer are prefilled with the rest: copying them is not worth a prefill that begins behind them."""
@@ -68,7 +68,7 @@ class Prefixes:
 
 
 def signature_of(template: Template, request: Request, generated: Sequence[int]) -> Signature:
-    """Returns what stands at each position of a prompt and the tokens generated behind it."""
+    """Returns what each position holds of a prompt and the tokens generated behind it."""
     parts: list[Signature] = []
     images = iter(request.images)
     for number, segment in enumerate(template.segments(request.turns)):
