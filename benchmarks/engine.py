@@ -1,23 +1,26 @@
-"""The torch engine against transformers' generate in static batches, against one by one, and without a model.
+"""The torch engine beside transformers' own ways of generating, beside one by one, and without a model.
 
     python -m benchmarks.engine --requests 512
 
-Output lengths are drawn from 20..200 with a fixed seed; both sides ban the end token until then. Each side
-gets the batch size it is fastest with on a part of the requests. `decode` has prompts of one token.
+Output lengths are drawn from 20..200 with a fixed seed; all sides ban the end token until then. Each has,
+for each line, the batch size it is fastest with on a part of the requests: generate in batches as requests
+come; generate with a static cache and requests sorted by their true length, which no job knows; and
+transformers' continuous batching. `decode` has prompts of one token.
 """
 
 import argparse
 import random
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from contextlib import closing
+from functools import partial
 from statistics import median
 from typing import Any, cast
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 
+from benchmarks.engine_sides import EOS, SIDES, Side, prompt_ids, rate
 from benchmarks.machine import describe_machine
 from sharegpt4v.dialogue import Request, SamplingParams, Turn
 from sharegpt4v.engine.torch_engine import TorchEngine
@@ -25,7 +28,6 @@ from sharegpt4v.models.adapter import Adapter
 from sharegpt4v.models.toy import toy_text_config
 from sharegpt4v.toy.tokenizer import build_tokenizer
 
-EOS = 2
 SIZES = (32, 64, 128, 256)
 
 
@@ -65,11 +67,6 @@ class NoModel:
         return hidden
 
 
-def prompt_ids(request: Request, vocabulary: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(int(request.id))
-    return torch.randint(10, vocabulary, (int(request.turns[0].text),), generator=generator)
-
-
 def make_requests(count: int, prompt_tokens: int, equal: bool = False) -> list[Request]:
     draw = random.Random(7)
     lengths = [110 if equal else draw.randint(20, 200) for _ in range(count)]
@@ -95,78 +92,68 @@ def ours(model: Any, requests: Sequence[Request], size: int, threads: int) -> tu
     return tokens / seconds, engine
 
 
-def static(model: Any, requests: Sequence[Request], size: int, threads: int) -> float:
-    """Tokens/s of transformers' generate in batches of `size`, in order; only wanted tokens count.
-
-    In a thread that ends with it: a team of OpenMP threads that stayed would slow down the other side.
-    """
-    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
-        return pool.submit(_generate, model, requests, size).result()
-
-
-@torch.inference_mode()
-def _generate(model: Any, requests: Sequence[Request], size: int) -> float:
-    start, tokens = time.perf_counter(), 0
-    for first in range(0, len(requests), size):
-        batch = requests[first : first + size]
-        longest = max(request.sampling.max_new_tokens for request in batch)
-        ids = torch.stack([prompt_ids(request, model.config.vocab_size) for request in batch])
-        model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=longest,
-            min_new_tokens=longest,
-            do_sample=False,
-            eos_token_id=EOS,
-            pad_token_id=0,
-        )
-        tokens += sum(request.sampling.max_new_tokens for request in batch)
-    return tokens / (time.perf_counter() - start)
-
-
-def best_sizes(model: Any, sizes: Sequence[int], threads: int) -> tuple[int, int]:
-    """Slots and batch size that each side is fastest with, over as many requests as the largest size."""
-    if len(sizes) == 1:
-        return sizes[0], sizes[0]
-    probe = make_requests(max(sizes), 32)
-    slots = max(sizes, key=lambda size: ours(model, probe, size, threads)[0])
-    return slots, max(sizes, key=lambda size: static(model, probe, size, threads))
+def best_size(run: Callable[[int], float], sizes: Sequence[int]) -> int:
+    """Returns the size that `run` has the highest rate with."""
+    return sizes[0] if len(sizes) == 1 else max(sizes, key=run)
 
 
 def compare(
-    name: str, model: Any, requests: Sequence[Request], slots: int, batch: int, rounds: int, threads: int
+    name: str, model: Any, requests: Sequence[Request], sizes: Sequence[int], rounds: int, threads: int
 ) -> None:
-    """One line of the table. The sides take turns, since others use this machine: medians of the rounds."""
-    theirs, rates = [], []
+    """Prints one line of the table for each side, with its own best size.
+
+    The sides take turns, since others use this machine: medians of the rounds.
+    """
+    probe = requests[: max(sizes)]
+    slots = best_size(lambda size: ours(model, probe, size, threads)[0], sizes)
+    batches = {
+        side: best_size(partial(_rate_of_size, SIDES[side], model, probe, threads), sizes)
+        for side in ("in order", "sorted")
+    }
+    rates: list[float] = []
+    theirs: dict[str, list[float]] = {side: [] for side in SIDES}
     for _ in range(rounds):
-        theirs.append(static(model, requests, batch, threads))
-        rate, engine = ours(model, requests, slots, threads)
-        rates.append(rate)
-    ratios = sorted(rate / other for rate, other in zip(rates, theirs, strict=True))
+        for side, run in SIDES.items():
+            try:
+                theirs[side].append(rate(run, model, requests, batches.get(side, 0), threads))
+            except Exception as error:  # a side that this transformers does not have
+                print(f"{name}, {side}: could not be measured: {type(error).__name__}: {error}")
+        rates.append(ours(model, requests, slots, threads)[0])
+    use = ours(model, requests, slots, threads)[1].stats().slot_use
     print(
         f"{name}, {len(requests)} requests: engine {median(rates):,.0f} tokens/s ({slots} slots, "
-        f"use {engine.stats().slot_use:.2f}), generate {median(theirs):,.0f} (batches of {batch}), "
-        f"ratio {median(ratios):.2f} ({', '.join(f'{ratio:.2f}' for ratio in ratios)})",
-        flush=True,
+        f"use {use:.2f})"
     )
+    for side, measured in theirs.items():
+        ratios = sorted(one / other for one, other in zip(rates, measured, strict=False))
+        if ratios:
+            size = f", batches of {batches[side]}" if side in batches else ""
+            print(
+                f"    generate {side}{size}: {median(measured):,.0f} tokens/s, ratio {median(ratios):.2f} "
+                f"({', '.join(f'{ratio:.2f}' for ratio in ratios)})",
+                flush=True,
+            )
+
+
+def _rate_of_size(side: Side, model: Any, requests: Sequence[Request], threads: int, size: int) -> float:
+    return rate(side, model, requests, size, threads)
 
 
 def one_by_one(name: str, model: Any, requests: Sequence[Request], slots: int, threads: int) -> None:
     """The rate of one after the other does not depend on their number: a part of them tells it."""
     some = requests[:8]
-    alone = static(model, some, 1, threads)
-    rate, _ = ours(model, requests, slots, threads)
+    alone = rate(SIDES["in order"], model, some, 1, threads)
+    ours_rate, _ = ours(model, requests, slots, threads)
     print(
-        f"{name}: {alone:,.1f} tokens/s over {len(some)} requests, engine {rate:,.0f} over {len(requests)}, "
-        f"ratio {rate / alone:.1f}",
+        f"{name}: {alone:,.1f} tokens/s over {len(some)} requests, engine {ours_rate:,.0f} over "
+        f"{len(requests)}, ratio {ours_rate / alone:.1f}",
         flush=True,
     )
 
 
-def measure(name: str, model: Any, options: argparse.Namespace, rounds: int) -> None:
+def measure(name: str, model: Any, options: argparse.Namespace) -> None:
     """The lines of one model."""
-    count = options.requests
-    slots, batch = best_sizes(model, [int(size) for size in options.sizes.split(",")], options.threads)
+    count, sizes = options.requests, [int(size) for size in options.sizes.split(",")]
     lines = {
         "decode": (1, count, False),
         "32-token prompts": (32, count, False),
@@ -176,9 +163,9 @@ def measure(name: str, model: Any, options: argparse.Namespace, rounds: int) -> 
     for label, (prompt, number, equal) in lines.items():
         if label.split()[0] in options.lines:
             requests = make_requests(number, prompt, equal)
-            compare(f"{name}, {label}", model, requests, slots, batch, rounds, options.threads)
+            compare(f"{name}, {label}", model, requests, sizes, options.rounds, options.threads)
     if "alone" in options.lines:
-        one_by_one(f"{name}, one by one", model, make_requests(count, 32), slots, options.threads)
+        one_by_one(f"{name}, one by one", model, make_requests(count, 32), max(sizes), options.threads)
 
 
 def large_model() -> LlamaForCausalLM:
@@ -209,6 +196,7 @@ def main() -> None:
     parser.add_argument(
         "--lines", default="decode,32-token,equal,576-token,alone", help="which comparisons to make"
     )
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
         "--sizes", default=",".join(map(str, SIZES)), help="batch sizes to choose from, for both sides"
@@ -220,12 +208,12 @@ def main() -> None:
     if "none" in options.models:
         rate, engine = ours(NoModel(), make_requests(2 * options.requests, 32), 64, options.threads)
         print(f"scheduler alone: {rate:,.0f} tokens/s over 64 slots, use {engine.stats().slot_use:.2f}")
-    for name, make, rounds in (("toy", toy_model, 3), ("100m", large_model, 1)):
+    for name, make in (("toy", toy_model), ("100m", large_model)):
         if name not in options.models:
             continue
         model = make()
         print(f"{name}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters")
-        measure(name, model, options, rounds)
+        measure(name, model, options)
 
 
 if __name__ == "__main__":

@@ -49,6 +49,8 @@ def test_the_engine_is_measured_with_a_model_and_without() -> None:
     said = printed("-m", "benchmarks.engine", *flags)
     assert re.search(r"^scheduler alone: [\d,]+ tokens/s over 64 slots", said, re.MULTILINE)
     assert re.search(r"^toy, decode, 6 requests: engine [\d,]+ tokens/s \(4 slots", said, re.MULTILINE)
+    for side in ("in order, batches of 4", "sorted, batches of 4", "continuous"):
+        assert re.search(rf"^    generate {side}: [\d,]+ tokens/s, ratio [\d.]+", said, re.MULTILINE)
     assert re.search(r"^toy, one by one: [\d.,]+ tokens/s over 6 requests", said, re.MULTILINE)
 
 
@@ -57,3 +59,16 @@ def test_a_run_is_killed_in_the_middle_and_resumed() -> None:
     assert "20,000 rows, 313 commits of 64 rows" in said
     assert re.search(r"^killed +[\d.]+ s +[\d.]+ s +\d+ MB$", said, re.MULTILINE)
     assert re.search(r"^resumed +[\d.]+ s +[\d.]+ s +\d+ MB$", said, re.MULTILINE)
+
+
+def test_latencies_are_measured_with_and_without_kept_dialogues() -> None:
+    said = printed("-m", "benchmarks.engine_latency", "--dialogues", "1", "--arrivals", "2", "--threads", "1")
+    for kept in (4, 0):
+        assert re.search(rf"^rounds, {kept} dialogues kept: .* ratio [\d.]+ ", said, re.MULTILINE)
+    assert re.search(r"^a stream while 2 prompts with images arrive: .* ratio [\d.]+ ", said, re.MULTILINE)
+
+
+def test_checks_of_a_gpu_run_on_a_cpu() -> None:
+    said = printed("benchmarks/gpu_first_light.py", "--toy")
+    assert said.count("relative error of logits") == 2
+    assert re.search(r"^storm: 40 requests in .* 0 failed", said, re.MULTILINE)

@@ -24,8 +24,8 @@ class EngineSpec:
     """kind: which engine. weights: their folder or URI. model: their id. capacity: requests at once.
 
     room_for: a question about one image and the tokens of its longest answer; each slot then holds exactly
-    these, otherwise the whole context. max_queue: requests that wait at most. prefixes: dialogues that are kept
-    for a next round. Both are the torch engine's.
+    these, otherwise the whole context. max_queue: requests that wait at most. prefixes: dialogues kept for a
+    next round. Both are the torch engine's.
     """
 
     kind: EngineName
