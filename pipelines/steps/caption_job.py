@@ -106,7 +106,7 @@ def dataset(job: CaptionJob, pending: Pending, ledger: RemoteLedger, outcomes: P
     written.
     """
     config, groups = job.config, pending.groups
-    decode = Decode(ImageReader(pending.root), job.image_size, job.protocol, config.fast_decode, ledger)
+    decode = Decode(ImageReader(pending.root), job.images, config.fast_decode, ledger)
     tasks = decode_tasks(pending.images, pending.remote)
     return (
         ray.data.from_items(groups, override_num_blocks=len(groups))

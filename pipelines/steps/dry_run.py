@@ -21,8 +21,9 @@ from sharegpt4v.captions.layout import CaptionRun
 from sharegpt4v.captions.resume import has_outcomes, survey
 from sharegpt4v.checkpoints.card import model_folder, stored_weights
 from sharegpt4v.config.caption import CaptionConfig
+from sharegpt4v.dialogue import WholeImages
 from sharegpt4v.errors import Rejected, UserError
-from sharegpt4v.images import ImageReader, StorageError, prepare
+from sharegpt4v.images import ImageReader, StorageError, prepare_shape
 from sharegpt4v.manifest import Manifest
 from sharegpt4v.manifest.writer import shards
 from sharegpt4v.records import LOCATION_COLUMNS
@@ -93,7 +94,7 @@ def _try_images(job: CaptionJob, manifest: Manifest) -> str:
 
     def problem(place: Place) -> str | None:
         try:
-            prepare(reader.read(*place), job.image_size, job.protocol, fast=job.config.fast_decode)
+            prepare_shape(reader.read(*place), job.images, fast=job.config.fast_decode)
         except (Rejected, StorageError) as error:
             return f"{place[0]!r}: {error}"
         return None
@@ -128,7 +129,11 @@ def _first_of_each_source(manifest: Manifest) -> list[Place]:
 
 
 def _model(job: CaptionJob) -> str:
-    shape = f"images {job.image_size} px by protocol {job.protocol}"
+    images = job.images
+    if isinstance(images, WholeImages):
+        shape = f"images of {images.max_pixels:,} pixels at most"
+    else:
+        shape = f"images {images.side} px by protocol {images.protocol}"
     if job.spec.weights is None:
         return f"model {job.spec.model}, {shape}"
     size, dtypes = stored_weights(model_folder(job.spec.weights))

@@ -141,5 +141,5 @@ def is_remote(root: str, files: list[Path]) -> bool:
 
 def _rows_per_commit(job: CaptionJob, progress: RunProgress) -> int:
     """Returns the size of a commit: every few batches of a real captioner, by size alone for the fake one."""
-    by_size = rows_per_commit(progress.rows - progress.done, job.image_size)
+    by_size = rows_per_commit(progress.rows - progress.done, job.images.side)
     return by_size if job.config.engine == "fake" else min(by_size, 2 * job.config.batch_size)
