@@ -136,7 +136,12 @@ def _model(job: CaptionJob) -> str:
         shape = f"images {images.side} px by protocol {images.protocol}"
     if job.spec.weights is None:
         return f"model {job.spec.model}, {shape}"
-    size, dtypes = stored_weights(model_folder(job.spec.weights))
+    folder = model_folder(job.spec.weights)
+    if job.spec.kind == "transformers":
+        from sharegpt4v.models.vlm import load_processor  # imports torch
+
+        load_processor(folder)  # the family may need a package that is missing
+    size, dtypes = stored_weights(folder)
     stored = f"{size / 1e6:,.1f} MB stored in {' and '.join(dtypes)}"
     return f"model {job.spec.model}, {shape}; weights: {stored}, run in {job.spec.dtype}"
 

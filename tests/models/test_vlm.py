@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from sharegpt4v.dialogue import Turn
 from sharegpt4v.errors import UserError
 from sharegpt4v.models.vlm import load_vlm
 from tests.models.tiny_vlms import save_qwen
+
+no_torchvision = pytest.mark.skipif(find_spec("torchvision") is not None, reason="torchvision is installed")
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +58,9 @@ def _a_tensor_less(folder: Path) -> None:
     [
         (_another_type, "nobodys_model"),
         (_a_text_model, "'llama' model, which transformers does not know as one of images and text"),
-        (_images_for_torchvision, "only torchvision can process their images"),
+        pytest.param(
+            _images_for_torchvision, "only torchvision can process their images", marks=no_torchvision
+        ),
         (_a_tensor_less, r"1 missing keys, model\..*layers\.1\.mlp\.up_proj\.weight first"),
     ],
 )
@@ -65,6 +70,15 @@ def test_what_cannot_be_loaded_is_named(
     folder = _copy(qwen, tmp_path / "model")
     change(folder)
     with pytest.raises(UserError, match=reason):
+        load_vlm(folder)
+
+
+@pytest.mark.skipif(find_spec("num2words") is not None, reason="num2words is installed")
+def test_a_package_that_a_processor_lacks_is_named(qwen: Path, tmp_path: Path) -> None:
+    folder = _copy(qwen, tmp_path / "model")
+    (folder / "config.json").write_text('{"model_type": "smolvlm"}')
+    _edit(folder / "preprocessor_config.json", image_processor_type="SmolVLMImageProcessor")
+    with pytest.raises(UserError, match="Package 'num2words' is required .*pip install num2words"):
         load_vlm(folder)
 
 

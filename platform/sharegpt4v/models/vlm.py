@@ -121,6 +121,15 @@ def load_vlm(folder: Path, dtype: torch.dtype = torch.float32, device: str = "cp
     Raises UserError for a model that transformers does not know as one of images and text, one with code of
     its own, one whose images only torchvision can process, and one whose weights are not all there.
     """
+    processor = load_processor(folder)
+    # Surplus tensors are common, such as heads for training; missing ones would be random numbers.
+    faults = ("missing_keys", "mismatched_keys")
+    model = load_strictly(AutoModelForImageTextToText, folder, dtype, faults)
+    return Vlm(folder, model.to(device), processor)
+
+
+def load_processor(folder: Path) -> Any:
+    """Loads what makes the tensors of prompts, without a weight. Raises UserError as `load_vlm` does."""
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except ValueError as error:
@@ -131,14 +140,10 @@ def load_vlm(folder: Path, dtype: torch.dtype = torch.float32, device: str = "cp
             f"images and text",
             field="model",
         )
-    processor = _load_processor(folder, config)
-    # Surplus tensors are common, such as heads for training; missing ones would be random numbers.
-    faults = ("missing_keys", "mismatched_keys")
-    model = load_strictly(AutoModelForImageTextToText, folder, dtype, faults)
-    return Vlm(folder, model.to(device), processor)
+    return _make_processor(folder, config)
 
 
-def _load_processor(folder: Path, config: PreTrainedConfig) -> Any:
+def _make_processor(folder: Path, config: PreTrainedConfig) -> Any:
     """Makes the family's processor from its tokenizer and its image processor alone."""
     family = PROCESSOR_MAPPING.get(type(config), None)
     if family is None:
@@ -156,7 +161,10 @@ def _load_processor(folder: Path, config: PreTrainedConfig) -> Any:
     parts = {"image_processor": images, "tokenizer": tokenizer}
     settings, _ = family.get_processor_dict(folder)
     kind = _for_images_alone(family)
-    return kind.from_args_and_dict([parts.get(name) for name in kind.get_attributes()], settings)
+    try:
+        return kind.from_args_and_dict([parts.get(name) for name in kind.get_attributes()], settings)
+    except ImportError as error:  # SmolVLM's needs num2words
+        raise UserError(f"{folder}: {_one_line(error)}", field="model") from error
 
 
 def _for_images_alone(family: type[ProcessorMixin]) -> type[ProcessorMixin]:
@@ -182,4 +190,9 @@ def _to_pillow(image: Image) -> PillowImage.Image:
 
 
 def _first_sentence(error: Exception) -> str:
-    return " ".join(str(error).split()).partition(". ")[0]
+    return _one_line(error).partition(". ")[0]
+
+
+def _one_line(error: Exception) -> str:
+    # In our own errors backticks stand around fields, which become flags.
+    return " ".join(str(error).split()).replace("`", "'")
