@@ -24,7 +24,7 @@ from benchmarks.machine import describe_machine
 from pipelines.steps.captioning import Caption, CaptionRules
 from pipelines.steps.decoding import Decode
 from pipelines.steps.ledger import Ledger
-from sharegpt4v.dialogue import SamplingParams
+from sharegpt4v.dialogue import SamplingParams, SquareImages
 from sharegpt4v.engine.build import EngineSpec
 from sharegpt4v.engine.fake import FakeOptions
 from sharegpt4v.gate import GateRules
@@ -89,7 +89,7 @@ def bare(manifest: Path, out: Path, size: int) -> float:
 
 def _bare_half(manifest: Path, out: Path, size: int, half: int) -> None:
     ledger = Ledger(1.0)
-    decode = Decode(ImageReader(str(manifest.parent)), size, "squash", False, ledger)
+    decode = Decode(ImageReader(str(manifest.parent)), SquareImages(size, "squash"), False, ledger)
     spec = EngineSpec("fake", "fake@0", fake=FakeOptions(image_side=size))
     rules = CaptionRules(UNIFIED_CAPTION, SamplingParams(), SamplingParams(temperature=0.7), GateRules())
     caption = Caption(spec, rules, ledger, hang_seconds=60)

@@ -52,7 +52,7 @@ def bare(images: Path, manifest: Path, threads: int) -> tuple[float, float]:
     start = time.perf_counter()
     engine = build_engine(replace(job.spec, threads=threads))
     loaded = time.perf_counter() - start
-    decode = Decode(ImageReader(str(images)), job.image_size, job.protocol, False, Ledger(1.0))
+    decode = Decode(ImageReader(str(images)), job.images, False, Ledger(1.0))
     table = pq.read_table(manifest)
     for name in ("shard", "row"):
         table = table.append_column(name, pa.array(np.zeros(len(table), np.int32)))

@@ -31,7 +31,7 @@ from pipelines.steps.decoding import decoded_schema
 from pipelines.steps.ledger import Ledger
 from pipelines.steps.pool import CALLS_PER_ACTOR
 from sharegpt4v.checkpoints.card import TOY_CAPTIONER
-from sharegpt4v.dialogue import Request, SamplingParams
+from sharegpt4v.dialogue import Request, SamplingParams, SquareImages
 from sharegpt4v.engine.build import EngineSpec
 from sharegpt4v.engine.handle import Handle
 from sharegpt4v.engine.stats import EngineStats
@@ -98,7 +98,7 @@ def decoded(numbers: range, size: int) -> pa.Table:
         "reason": pa.nulls(len(numbers), pa.string()),
         "message": pa.nulls(len(numbers), pa.string()),
     }
-    return pa.table(columns, schema=decoded_schema(size))
+    return pa.table(columns, schema=decoded_schema(SquareImages(size, "squash")))
 
 
 def save_model_of_any_length(folder: Path) -> None:

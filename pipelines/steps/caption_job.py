@@ -151,9 +151,7 @@ def dataset(
     written. sample: places that show whether all of the storage is dead, or single images.
     """
     config, groups = job.config, pending.groups
-    decode = Decode(
-        ImageReader(pending.root), job.image_size, job.protocol, config.fast_decode, ledger, sample
-    )
+    decode = Decode(ImageReader(pending.root), job.images, config.fast_decode, ledger, sample)
     tasks = decode_tasks(pending.images, pending.remote)
     return (
         ray.data.from_items(groups, override_num_blocks=len(groups))

@@ -7,20 +7,20 @@ import logging
 import os
 import socket
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.steps.decoding import pixels_of
 from pipelines.steps.isolation import KILLED_WORKER, KILLED_WORKER_MESSAGE, Isolation, RunStopped
 from pipelines.steps.ledger import LedgerClient
 from pipelines.steps.storage_faults import PUT_OFF
 from sharegpt4v.captions.outcomes import commit_outcomes, is_committed
-from sharegpt4v.dialogue import Completion, Request, SamplingParams, Turn, sampling_seed
+from sharegpt4v.dialogue import Completion, Image, Request, SamplingParams, Turn, sampling_seed
 from sharegpt4v.engine.build import EngineSpec, build_engine
 from sharegpt4v.engine.handle import Engine, EngineClosed, EngineError, Handle
 from sharegpt4v.gate import GateRules, check_caption
@@ -83,8 +83,7 @@ class Caption:
             for reason, message in zip(batch["reason"].to_pylist(), batch["message"].to_pylist(), strict=True)
         ]
         ids = batch["id"].to_pylist()
-        column = batch["pixels"]  # one chunk as a rule, and combine_chunks would copy even that
-        pixels = (column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()).to_numpy_ndarray()
+        pixels = pixels_of(batch)
         todo = [index for index, row in enumerate(rows) if not row.reason]
         # No more images than the engine processes at once are in progress, so that a death has few suspects.
         at_once = self._engine.capacity  # read once: an engine short of memory lowers it
@@ -106,18 +105,14 @@ class Caption:
         if stop:  # said here, too: images that were never decoded never begin
             raise RunStopped(stop)
 
-    def _caption(
-        self, ids: list[str], pixels: npt.NDArray[np.uint8], rows: list[_Row], members: list[int]
-    ) -> None:
+    def _caption(self, ids: list[str], pixels: Sequence[Image], rows: list[_Row], members: list[int]) -> None:
         def work(positions: list[int]) -> None:
             self._attempt(ids, pixels, rows, [members[position] for position in positions])
 
         for position in self._isolation.run([ids[index] for index in members], work):
             rows[members[position]] = _Row("caption", KILLED_WORKER, KILLED_WORKER_MESSAGE)
 
-    def _attempt(
-        self, ids: list[str], pixels: npt.NDArray[np.uint8], rows: list[_Row], members: list[int]
-    ) -> None:
+    def _attempt(self, ids: list[str], pixels: Sequence[Image], rows: list[_Row], members: list[int]) -> None:
         """Makes a first try for all, then the retry for those the gate or the engine refused."""
         for attempt, sampling in enumerate((self._rules.sampling, self._rules.retry)):
             try:
@@ -130,9 +125,7 @@ class Caption:
                 rows[index] = self._outcome(handle, attempt)
             members = [index for index in members if rows[index].reason]
 
-    def _submit(
-        self, key: str, pixels: npt.NDArray[np.uint8], attempt: int, sampling: SamplingParams
-    ) -> Handle:
+    def _submit(self, key: str, pixels: Image, attempt: int, sampling: SamplingParams) -> Handle:
         return self._engine.submit(
             Request(
                 id=key,

@@ -22,8 +22,9 @@ from sharegpt4v.captions.resume import has_outcomes, survey
 from sharegpt4v.captions.retry import retry_since
 from sharegpt4v.checkpoints.card import model_folder, stored_weights
 from sharegpt4v.config.caption import CaptionConfig
+from sharegpt4v.dialogue import WholeImages
 from sharegpt4v.errors import Rejected, UserError
-from sharegpt4v.images import ImageReader, StorageError, prepare
+from sharegpt4v.images import ImageReader, StorageError, prepare_shape
 from sharegpt4v.manifest import Manifest
 from sharegpt4v.manifest.writer import shards
 from sharegpt4v.records import LOCATION_COLUMNS
@@ -96,7 +97,7 @@ def _try_images(job: CaptionJob, manifest: Manifest) -> str:
 
     def problem(place: Place) -> str | None:
         try:
-            prepare(reader.read(*place), job.image_size, job.protocol, fast=job.config.fast_decode)
+            prepare_shape(reader.read(*place), job.images, fast=job.config.fast_decode)
         except (Rejected, StorageError) as error:
             return f"{place[0]!r}: {error}"
         return None
@@ -131,10 +132,19 @@ def _first_of_each_source(manifest: Manifest) -> list[Place]:
 
 
 def _model(job: CaptionJob) -> str:
-    shape = f"images {job.image_size} px by protocol {job.protocol}"
+    images = job.images
+    if isinstance(images, WholeImages):
+        shape = f"images of {images.max_pixels:,} pixels at most"
+    else:
+        shape = f"images {images.side} px by protocol {images.protocol}"
     if job.spec.weights is None:
         return f"model {job.spec.model}, {shape}"
-    size, dtypes = stored_weights(model_folder(job.spec.weights))
+    folder = model_folder(job.spec.weights)
+    if job.spec.kind == "transformers":
+        from sharegpt4v.models.vlm import load_processor  # imports torch
+
+        load_processor(folder)  # the family may need a package that is missing
+    size, dtypes = stored_weights(folder)
     stored = f"{size / 1e6:,.1f} MB stored in {' and '.join(dtypes)}"
     return f"model {job.spec.model}, {shape}; weights: {stored}, run in {job.spec.dtype}"
 

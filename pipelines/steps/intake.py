@@ -177,7 +177,7 @@ def write_down_pending(
 ) -> Pending:
     """Writes work/pending from what survey() found to be done."""
     most = job.config.rows_per_commit or _rows_per_commit(job, progress)
-    block = rows_per_block(progress.rows - progress.done, most, job.image_size)
+    block = rows_per_block(progress.rows - progress.done, most, job.images.side)
     files = write_pending(run, done, most, block)
     remote = is_remote(manifest.root, files)
     return Pending(row_groups(files), most, block // most, manifest.root, remote, progress)
@@ -193,5 +193,5 @@ def is_remote(root: str, files: list[Path]) -> bool:
 
 def _rows_per_commit(job: CaptionJob, progress: RunProgress) -> int:
     """Returns the size of a commit: every few batches of a real captioner, by size alone for the fake one."""
-    by_size = rows_per_commit(progress.rows - progress.done, job.image_size)
+    by_size = rows_per_commit(progress.rows - progress.done, job.images.side)
     return by_size if job.config.engine == "fake" else min(by_size, 2 * job.config.batch_size)

@@ -6,9 +6,10 @@ from typing import Any
 from cluster.session import refuse_relative_paths
 from pipelines.steps.captioning import CaptionRules
 from sharegpt4v.checkpoints.card import read_card
+from sharegpt4v.checkpoints.hub import hub_name
 from sharegpt4v.config.caption import CaptionConfig, Decoding
 from sharegpt4v.credentials import without_credentials
-from sharegpt4v.dialogue import ImageProtocol, SamplingParams
+from sharegpt4v.dialogue import ImageShape, SamplingParams, SquareImages, WholeImages
 from sharegpt4v.engine.build import EngineSpec
 from sharegpt4v.engine.fake import FakeOptions
 from sharegpt4v.engine.vllm_install import require_vllm
@@ -22,14 +23,13 @@ from sharegpt4v.toy.truth import is_toy_world
 class CaptionJob:
     """What the configuration comes to: which engine, asked how, over images of which shape.
 
-    image_size: pixels a side. fingerprint: what changes an output row, and only that.
+    images: their shape. fingerprint: what changes an output row, and only that.
     """
 
     config: CaptionConfig
     spec: EngineSpec
     rules: CaptionRules
-    image_size: int
-    protocol: ImageProtocol
+    images: ImageShape
     fingerprint: dict[str, Any]
 
     def facts(self, root: str) -> dict[str, Any]:
@@ -59,13 +59,13 @@ class CaptionJob:
 
 def make_job(config: CaptionConfig) -> CaptionJob:
     """Resolves model, prompt and rules without loading a weight. Raises UserError for what does not exist."""
-    given = None if config.model == "toy" else config.model
+    given = None if config.model == "toy" or hub_name(config.model) else config.model
     refuse_relative_paths(images=config.images, root=config.root, out=config.out, model=given)
     if config.engine == "vllm":
         _refuse_for_vllm(config)
     if config.kv_dtype == "fp8" and (config.engine != "torch" or not config.gpus_per_actor):
         raise UserError("fp8 needs the torch engine on GPUs: give `gpus_per_actor`", field="kv_dtype")
-    model, weights, image_size, protocol = _model(config)
+    model, weights, images = _model(config)
     prompt = UNIFIED_CAPTION if config.prompt is None else Prompt.of_user(config.prompt)
     dtype = config.dtype if config.dtype != "auto" else "bfloat16" if config.gpus_per_actor else "float32"
     spec = EngineSpec(
@@ -83,8 +83,7 @@ def make_job(config: CaptionConfig) -> CaptionJob:
     fingerprint = {
         "model": model,
         "prompt": f"{prompt.id}: {prompt.text}",
-        "protocol": protocol,
-        "image_size": image_size,
+        **_shape_fields(images),
         "fast_decode": config.fast_decode,
         "dtype": dtype,
         # Only where it is given, so that runs of versions without it can be resumed.
@@ -95,19 +94,38 @@ def make_job(config: CaptionConfig) -> CaptionJob:
         **{f"gate.{key}": value for key, value in config.gate.model_dump().items()},
     }
     rules = CaptionRules(prompt, *_sampling(config.decoding), GateRules(**config.gate.model_dump()))
-    return CaptionJob(config, spec, rules, image_size, protocol, fingerprint)
+    return CaptionJob(config, spec, rules, images, fingerprint)
 
 
-def _model(config: CaptionConfig) -> tuple[str, str | None, int, ImageProtocol]:
-    """Returns the model's id, where its weights are, and the size (pixels) and protocol of its images."""
+def _model(config: CaptionConfig) -> tuple[str, str | None, ImageShape]:
+    """Returns the model's id, where its weights are, and the shape of its images."""
     if config.engine == "fake":
-        return "fake@0", None, config.fake.image_side, config.protocol or "squash"
-    card = read_card(config.model)
-    # A URI goes to the actors as it is: each node fetches it once into its own cache. So does `toy`, which
-    # the library brings along and which has another path on every node.
-    as_given = config.model == "toy" or "://" in config.model
-    weights = config.model if as_given else str(card.folder.absolute())
-    return card.id, weights, card.image_size, config.protocol or card.protocol
+        return "fake@0", None, SquareImages(config.fake.image_side, config.protocol or "squash")
+    if config.max_pixels and config.engine != "transformers":
+        raise UserError(
+            f"{config.max_pixels:,} is refused: the {config.engine} engine takes squares of its model, "
+            f"leave `max_pixels` out",
+            field="max_pixels",
+        )
+    card = read_card(config.model, engine=config.engine)
+    if isinstance(card.images, WholeImages):
+        if config.protocol:
+            raise UserError(
+                f"{config.protocol} is refused: the model's own processor shapes the images that the "
+                f"{config.engine} engine takes, leave `protocol` out",
+                field="protocol",
+            )
+        images: ImageShape = WholeImages(config.max_pixels or card.images.max_pixels)
+    else:
+        images = replace(card.images, protocol=config.protocol or card.images.protocol)
+    return card.id, card.weights, images
+
+
+def _shape_fields(images: ImageShape) -> dict[str, Any]:
+    """Returns the fields of the fingerprint that say how images are shaped."""
+    if isinstance(images, WholeImages):
+        return {"max_pixels": images.max_pixels}
+    return {"protocol": images.protocol, "image_size": images.side}
 
 
 def _sampling(decoding: Decoding) -> tuple[SamplingParams, SamplingParams]:

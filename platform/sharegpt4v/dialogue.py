@@ -1,6 +1,7 @@
 """The data that models, engines, servers and scorers exchange: images, turns, requests and completions."""
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from numbers import Integral, Real
@@ -15,11 +16,35 @@ if TYPE_CHECKING:  # configurations import this module, and `--help` must not lo
 ImageProtocol = Literal["pad", "crop", "squash"]
 """How an image of any shape is made the model's square, implemented in images/protocols.py."""
 
-EngineName = Literal["torch", "vllm", "fake"]
+EngineName = Literal["torch", "vllm", "transformers", "fake"]
 """The engines that engine/build.py can build."""
 
 Image: TypeAlias = "npt.NDArray[np.uint8]"
-"""(H, W, 3) uint8 RGB at the model's own size; the adapter normalises it on the device."""
+"""(H, W, 3) uint8 RGB, upright, in the shape that the engine takes: SquareImages or WholeImages."""
+
+
+@dataclass(frozen=True, slots=True)
+class SquareImages:
+    """An engine takes images of (side, side, 3) pixels, made square by the protocol."""
+
+    side: int
+    protocol: ImageProtocol
+
+
+@dataclass(frozen=True, slots=True)
+class WholeImages:
+    """An engine takes images of any shape; those of more than max_pixels are scaled down to as many."""
+
+    max_pixels: int
+
+    @property
+    def side(self) -> int:
+        """The side of a square of the most pixels."""
+        return math.isqrt(self.max_pixels)
+
+
+ImageShape: TypeAlias = SquareImages | WholeImages
+"""What an engine takes; a model card says it before a weight is loaded."""
 
 FinishReason = Literal["stop", "length", "cancelled"]
 

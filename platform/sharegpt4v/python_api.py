@@ -15,7 +15,7 @@ from typing import Any, Literal, Self, TypeAlias, overload
 from PIL import Image as PillowImage
 
 from sharegpt4v.checkpoints.card import TOY_CAPTIONER, TOY_CHAT, ModelCard, read_card
-from sharegpt4v.dialogue import Image, SamplingParams, Turn
+from sharegpt4v.dialogue import Image, SamplingParams, SquareImages, Turn
 from sharegpt4v.dialogue import Request as EngineRequest
 from sharegpt4v.engine.build import EngineSpec, build_engine
 from sharegpt4v.engine.handle import Handle
@@ -54,7 +54,7 @@ class _Model:
         slots: int = 8,
         threads: int | None = None,
     ) -> Self:
-        """Loads a transformers folder, a URI of one, or the shipped `toy`.
+        """Loads a transformers folder, a name of the Hugging Face Hub, a URI, or the shipped `toy`.
 
         slots: requests that run at once. threads: CPU threads, all cores by default. dtype auto:
         bfloat16 on a GPU, float32 on a CPU. Raises UserError for a missing model or GPU.
@@ -94,7 +94,9 @@ class _Model:
 
     def _pixels(self, image: ImageLike) -> Image:
         """Prepares an image as in training. Raises Rejected, or StorageError when a store fails."""
-        size, protocol = self.card.image_size, self.card.protocol
+        shape = self.card.images
+        assert isinstance(shape, SquareImages), "the torch engine takes squares"
+        size, protocol = shape.side, shape.protocol
         if isinstance(image, PillowImage.Image):
             return prepare_image(image, size, protocol).pixels
         if isinstance(image, str | Path):

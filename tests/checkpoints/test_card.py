@@ -18,4 +18,4 @@ def test_weights_of_a_uri_are_fetched_once(tmp_path: Path, monkeypatch: pytest.M
     card = read_card("memory://models/captioner")
     assert card.name == "captioner" and card.digest == read_card(str(folder)).digest
     memory.rm("/models/captioner", recursive=True)
-    assert load_adapter(model_folder("memory://models/captioner")).image_size == card.image_size
+    assert load_adapter(model_folder("memory://models/captioner")).image_size == card.images.side

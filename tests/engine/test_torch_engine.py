@@ -177,7 +177,7 @@ def test_only_the_engine_computes_with_several_threads(monkeypatch: pytest.Monke
     torch.set_num_threads(3)
     engine = build_engine(EngineSpec("torch", "toy@0", str(TOY_CAPTIONER), capacity=2, threads=2))
     try:
-        image = np.zeros((engine.image_size, engine.image_size, 3), np.uint8)
+        image = np.zeros((48, 48, 3), np.uint8)
         request = Request("r0", (Turn("user", PROMPTS[0], (image,)),), SamplingParams(max_new_tokens=3))
         assert engine.submit(request).result(60).tokens
         assert threads == {2}

@@ -5,10 +5,10 @@ import io
 import numpy as np
 import numpy.typing as npt
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from sharegpt4v.dialogue import ImageProtocol
-from sharegpt4v.images import PAD_COLOUR, prepare
+from sharegpt4v.images import PAD_COLOUR, prepare, prepare_whole
 from tests.commands import PHOTOS
 from tests.images.samples import encode, picture
 
@@ -107,3 +107,31 @@ def test_photographs_match_the_released_result() -> None:
     for photo in photos:
         for protocol in PROTOCOLS:
             assert _difference(photo.read_bytes(), 336, protocol).mean() <= 0.2  # measured 0.11
+
+
+@pytest.mark.parametrize("size", [(97, 64), (640, 480), (2000, 11), (1, 1), (1, 150)])
+def test_a_whole_image_keeps_its_shape_below_the_bound(size: tuple[int, int]) -> None:
+    bound = 5_000
+    prepared = prepare_whole(encode(picture(*size), "PNG"), bound)
+    height, width, _ = prepared.pixels.shape
+    assert (prepared.width, prepared.height) == size and width * height <= bound
+    if size[0] * size[1] <= bound:
+        assert (width, height) == size
+    else:
+        assert width * height > 0.9 * bound
+        assert abs(width / height / (size[0] / size[1]) - 1) < 0.2
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("fast", [False, True])
+def test_a_whole_image_is_upright(orientation: int, fast: bool) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(picture(320, 200), "JPEG", quality=95, exif=exif)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    assert upright is not None
+    prepared = prepare_whole(data, 4_000, fast=fast)
+    assert (prepared.width, prepared.height) == upright.size
+    height, width, _ = prepared.pixels.shape
+    wanted = np.asarray(upright.resize((width, height), Image.Resampling.BICUBIC), np.int16)
+    assert np.abs(prepared.pixels - wanted).mean() < 2

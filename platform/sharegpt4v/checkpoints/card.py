@@ -1,4 +1,4 @@
-"""Where a model's weights are: the shipped toy, a transformers folder, or a URI fetched once per node.
+"""Where a model's weights are: the shipped toy, a transformers folder, a name of the Hub, or a URI.
 
 Needs no torch: the driver learns a model's name, digest and image shape from JSON files and bytes alone.
 """
@@ -7,13 +7,15 @@ import hashlib
 import json
 import struct
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sharegpt4v.checkpoints.cache import cached
-from sharegpt4v.dialogue import ImageProtocol
+from sharegpt4v.checkpoints.hub import fetch_from_hub, hub_name, pinned
+from sharegpt4v.dialogue import EngineName, ImageProtocol, ImageShape, SquareImages, WholeImages
 from sharegpt4v.errors import UserError
 
 _TOYS = Path(__file__).parent.parent / "toy" / "checkpoints"
@@ -24,6 +26,11 @@ _PROTOCOLS: dict[str, ImageProtocol] = {
     "llava": "pad",  # reference, 5: SFT and inference pad with the mean colour
 }
 
+MAX_PIXELS = 1 << 20
+"""Pixels of an image, 1024 x 1024, for an engine that takes whole images, unless others are asked for."""
+
+_PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """What safetensors calls the dtypes that captioners are stored in."""
 
@@ -33,48 +40,106 @@ class ModelCard:
     """What a pipeline must know before any weight is loaded.
 
     name: for people. digest: 12 hex digits over configuration, tokenizer and weight bytes.
-    image_size: pixels a side. protocol: how the model expects images to become square.
+    images: the shape of images that the engine takes for this model. weights: where every node finds them.
     """
 
     folder: Path
     name: str
     digest: str
-    image_size: int
-    protocol: ImageProtocol
+    images: ImageShape
+    weights: str
 
     @property
     def id(self) -> str:
         return f"{self.name}@{self.digest}"
 
 
-def read_card(model: str, toy: Path = TOY_CAPTIONER) -> ModelCard:
-    """Reads the card of `toy`, a folder, or a URI, which is fetched. Raises UserError for no model."""
+def read_card(model: str, toy: Path = TOY_CAPTIONER, engine: EngineName = "torch") -> ModelCard:
+    """Reads the card of `toy`, a folder, or a name of the Hub or a URI, which are fetched.
+
+    Raises UserError for no model, and for one that the engine cannot run.
+    """
     folder = model_folder(model, toy)
     config = _read_config(folder, model)
-    kind = config.get("model_type")
-    if kind not in _PROTOCOLS:
-        raise UserError(
-            f"{model} holds a {kind!r} model; known captioners: {', '.join(_PROTOCOLS)}", field="model"
-        )
+    if engine == "transformers":
+        images: ImageShape = _whole_images(folder, config, model)
+    else:
+        images = _square_images(config, model)
     shipped = {TOY_CAPTIONER: "toy-captioner", TOY_CHAT: "toy-chat"}
-    name = shipped.get(folder) or model.rstrip("/").rsplit("/", 1)[-1]
+    hub = hub_name(model)
+    name = shipped.get(folder) or (hub[0] if hub else model.rstrip("/")).rsplit("/", 1)[-1]
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"{model} holds no *.safetensors: copy or convert the weights again", field="model")
     stored_weights(folder)  # a cut copy is refused here, not by every actor
-    size = config["vision_config"]["image_size"]
+    # A URI goes to the nodes as it is, and each fetches it once into its own cache. So does `toy`, which the
+    # library brings along and which has another path on every node.
+    as_given = model == "toy" or "://" in model
+    weights = pinned(model, folder) if hub else model if as_given else str(folder.absolute())
+    template = engine == "transformers"  # of our engines the one that reads the folder's chat template
+    return ModelCard(folder, name, _digest(folder, template), images, weights)
+
+
+def _square_images(config: Mapping[str, Any], model: str) -> SquareImages:
+    kind = config.get("model_type")
+    if kind not in _PROTOCOLS:
+        raise UserError(
+            f"{model} holds a {kind!r} model; known captioners: {', '.join(_PROTOCOLS)}; "
+            f"`engine` transformers runs others",
+            field="model",
+        )
     # A checkpoint trained in another way than its family names its protocol itself.
     protocol = config.get("image_protocol", _PROTOCOLS[kind])
-    return ModelCard(folder, name, _digest(folder), int(size), protocol)
+    return SquareImages(int(config["vision_config"]["image_size"]), protocol)
+
+
+def _whole_images(folder: Path, config: Mapping[str, Any], model: str) -> WholeImages:
+    """Raises UserError for a folder from which transformers cannot make prompts or a model."""
+    kind = config.get("model_type")
+    if kind == "share_captioner":
+        raise UserError(
+            f"{model} holds a Share-Captioner, which transformers does not know: `engine` torch runs it",
+            field="model",
+        )
+    if not any((folder / name).exists() for name in _PROCESSOR_FILES):
+        raise UserError(
+            f"{model} holds a {kind!r} model without {' or '.join(_PROCESSOR_FILES)}, so no way to make its "
+            f"images' tensors: give the folder of a vision-language model",
+            field="model",
+        )
+    if not _has_chat_template(folder):
+        raise UserError(
+            f"{model} has no chat template, by which the transformers engine makes prompts: add its "
+            f"chat_template.jinja, or give the model's instruction-tuned version",
+            field="model",
+        )
+    return WholeImages(MAX_PIXELS)
+
+
+def _has_chat_template(folder: Path) -> bool:
+    if any((folder / name).exists() for name in ("chat_template.jinja", "chat_template.json")):
+        return True
+    for name in ("processor_config.json", "tokenizer_config.json"):
+        try:
+            if json.loads((folder / name).read_text(encoding="utf-8")).get("chat_template"):
+                return True
+        except (OSError, ValueError, AttributeError):
+            continue
+    return False
 
 
 def model_folder(model: str, toy: Path = TOY_CAPTIONER) -> Path:
-    """Returns the local folder of a model; a URI is fetched into this node's cache first, once."""
+    """Returns the local folder of a model; a name of the Hub or a URI is fetched into a cache first.
+
+    Raises UserError where that fails.
+    """
     if model == "toy":
         return toy
     if not model:
         raise UserError(
             "this preset ships none: give a folder with a converted Share-Captioner", field="model"
         )
+    if hub_name(model):
+        return fetch_from_hub(model)
     if "://" not in model:
         return Path(model)
     return cached(f"models/{hashlib.sha256(model.encode()).hexdigest()[:24]}", partial(_fetch, model))
@@ -138,9 +203,11 @@ def _read_config(folder: Path, model: str) -> dict[str, Any]:
     return config
 
 
-def _digest(folder: Path) -> str:
+def _digest(folder: Path, chat_template: bool) -> str:
     digest = hashlib.sha256()
     files = [*folder.glob("*.json"), *folder.glob("*.safetensors"), *folder.glob("tokenizer.model")]
+    if chat_template:
+        files += folder.glob("*.jinja")
     for path in sorted(files):
         digest.update(path.name.encode())
         with open(path, "rb") as file:

@@ -100,14 +100,21 @@ class CaptionConfig(ImagesConfig):
         description="run folder; the same command again does what is missing"
     )
     model: Annotated[str, MODEL, Metavar("PATH")] = Field(
-        "toy", description="transformers folder of the captioner or its URI; toy: the shipped one"
+        "toy",
+        description="transformers folder of the captioner, its URI, or ORG/NAME[@REVISION] of the Hugging "
+        "Face Hub; toy: the shipped one",
     )
     engine: Annotated[EngineName, MODEL] = Field(
-        "torch", description="what runs the model; vllm: an extra to install, fake: no model at all"
+        "torch",
+        description="what runs the model; transformers: any vision-language model that it knows, slower; "
+        "vllm: an extra to install; fake: no model at all",
     )
     prompt: Annotated[str | None, MODEL] = Field(None, description="another prompt than the captioner's own")
     protocol: Annotated[ImageProtocol | None, MODEL] = Field(
         None, description="how images become square; default: the model's own"
+    )
+    max_pixels: Annotated[int | None, MODEL] = Field(
+        None, ge=1, description="larger images are scaled down to so many pixels (engine transformers)"
     )
     fast_decode: Annotated[bool, MODEL] = Field(
         False, description="JPEG scaled decoding: faster, slightly different pixels"

@@ -83,9 +83,20 @@ def _build_vllm(spec: EngineSpec) -> Engine:
     return VllmEngine(adapter, spec.model, spec.capacity, max_context=_context(spec, adapter))
 
 
+def _build_transformers(spec: EngineSpec) -> Engine:
+    with collector_paused():
+        from sharegpt4v.engine.transformers_engine import TransformersEngine
+        from sharegpt4v.models.vlm import load_vlm
+
+    folder, dtype = _prepare_loading(spec, threads=1)
+    vlm = load_vlm(folder, dtype, "cuda" if spec.use_gpu else "cpu")
+    return TransformersEngine(vlm, spec.model, spec.capacity, threads=spec.threads)
+
+
 ENGINES: Mapping[EngineName, Callable[[EngineSpec], Engine]] = {
     "torch": _build_torch,
     "vllm": _build_vllm,
+    "transformers": _build_transformers,
     "fake": _build_fake,
 }
 """Builder by name. Each imports its heavy modules itself, because the fake engine needs no torch."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from sharegpt4v.dialogue import Completion, FinishReason, Request, SamplingParams, Turn
 from sharegpt4v.engine.handle import EngineError, Handle
-from sharegpt4v.engine.scheduled import ScheduledEngine
+from sharegpt4v.engine.scheduled import ScheduledEngine, refuse_likelihoods
 from sharegpt4v.engine.scheduler import Scheduler
 from sharegpt4v.engine.worker import run_until_closed, start_thread
 from sharegpt4v.errors import UserError
@@ -88,6 +88,7 @@ class FakeEngine(ScheduledEngine):
 
     def _begin(self, slot: int, handle: Handle) -> None:
         request = handle.request
+        refuse_likelihoods(request, "fake")
         fault = self._fault(request)
         if fault == "kill":
             os.kill(os.getpid(), signal.SIGKILL)

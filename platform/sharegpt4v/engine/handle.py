@@ -2,7 +2,7 @@
 
 `submit(request) -> Handle` may be called from any thread. The engine owns one thread that
 does the work; a handle returns the finished completion, streams it piece by piece or cancels it, and
-can be awaited from asyncio. The configuration chooses the engine behind it (torch, vllm, fake).
+can be awaited from asyncio. The configuration chooses the engine behind it (torch, vllm, transformers, fake).
 """
 
 import asyncio
@@ -220,10 +220,12 @@ class Handle:
 
 
 class Engine(Protocol):
-    """The interface that pipelines and servers may rely on."""
+    """The interface that pipelines and servers may rely on.
+
+    The shape of its images is the model card's `images`.
+    """
 
     model: str  # name@digest, stored beside every caption
-    image_size: int  # pixels; images are handed over as (image_size, image_size, 3)
     capacity: int  # requests in progress at once; more wait in its queue
     context: int  # tokens of prompt and answer together
 

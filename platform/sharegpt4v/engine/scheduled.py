@@ -9,13 +9,19 @@ from sharegpt4v.dialogue import Request, Turn
 from sharegpt4v.engine.handle import Handle
 from sharegpt4v.engine.scheduler import Scheduler
 from sharegpt4v.engine.stats import EngineStats, Latencies
+from sharegpt4v.errors import UserError
+
+
+def refuse_likelihoods(request: Request, engine: str) -> None:
+    """Raises UserError for a request for log probabilities or the likelihood of options."""
+    if request.options or request.sampling.logprobs is not None:
+        raise UserError(f"the {engine} engine computes no log probabilities: the torch engine does")
 
 
 class ScheduledEngine(ABC):
     """Has all of `Engine` but `count`. A subclass sets the attributes below and its thread steps."""
 
     model: str
-    image_size: int
     capacity: int
     context: int
     _scheduler: Scheduler[Any]

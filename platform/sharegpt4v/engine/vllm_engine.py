@@ -18,7 +18,7 @@ from sharegpt4v.dialogue import Request, Turn, sampling_seed
 from sharegpt4v.engine.failures import concerns_all
 from sharegpt4v.engine.handle import EngineError, Handle
 from sharegpt4v.engine.running_request import RunningRequest, answer_limit
-from sharegpt4v.engine.scheduled import ScheduledEngine
+from sharegpt4v.engine.scheduled import ScheduledEngine, refuse_likelihoods
 from sharegpt4v.engine.scheduler import Scheduler
 from sharegpt4v.engine.vllm_folder import vllm_folder
 from sharegpt4v.engine.vllm_penalty import PENALTY
@@ -112,6 +112,7 @@ class VllmEngine(ScheduledEngine):
         start = time.perf_counter()
         adapter, request = self.adapter, handle.request
         try:
+            refuse_likelihoods(request, "vllm")
             tokens = adapter.prompt_tokens(request.turns)
             limit = answer_limit(request, tokens, self.context)
             name = str(next(self._numbers))

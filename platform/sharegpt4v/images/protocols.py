@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from sharegpt4v.dialogue import ImageProtocol
+from sharegpt4v.dialogue import ImageProtocol, ImageShape, SquareImages
 from sharegpt4v.images.decode import load, open_image, orientation, rejecting, to_rgb_or_grey
 from sharegpt4v.images.formats import ImageLimits
 
@@ -46,9 +46,10 @@ _RUNS_UP = frozenset({3, 4, 6, 7})
 
 @dataclass(frozen=True)
 class Prepared:
-    """An image at model size.
+    """An image in the shape that an engine takes.
 
-    pixels: (size, size, 3) uint8, RGB. width, height: pixels of the original after its EXIF rotation.
+    pixels: (H, W, 3) uint8, RGB, a square at model size but for whole images. width, height: pixels of the
+    original after its EXIF rotation.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -75,6 +76,39 @@ def prepare(
             scale = width / drafted[1][2] if drafted else 1.0
         load(image, data)
         return _square(image, size, protocol, scale, (width, height))
+
+
+def prepare_shape(data: bytes, shape: ImageShape, *, fast: bool = False) -> Prepared:
+    """Decodes `data` to the shape that an engine takes. Raises Rejected as `prepare` does."""
+    if isinstance(shape, SquareImages):
+        return prepare(data, shape.side, shape.protocol, fast=fast)
+    return prepare_whole(data, shape.max_pixels, fast=fast)
+
+
+def prepare_whole(
+    data: bytes, max_pixels: int, *, fast: bool = False, limits: ImageLimits = _LIMITS
+) -> Prepared:
+    """Decodes `data` upright in its own shape, scaled down bicubically to at most `max_pixels`.
+
+    fast: as in `prepare`. Raises Rejected as `prepare` does.
+    """
+    image = open_image(data, limits)
+    width, height = image.size
+    shrink = min(1.0, math.sqrt(max_pixels / (width * height)))
+    # A side never becomes 0, and the other one then keeps within max_pixels.
+    target = (
+        max(1, min(int(width * shrink), max_pixels)),
+        max(1, min(int(height * shrink), max_pixels)),
+    )
+    if fast and image.format == "JPEG" and shrink < 1:
+        image.draft(None, target)
+    load(image, data)
+    with rejecting(data, image.format or ""):
+        whole = _resample(to_rgb_or_grey(image), target, (0, 0, *image.size)).convert("RGB")
+        turn = orientation(image)
+        if turn in _TURNS:
+            whole = whole.transpose(_TURNS[turn])
+        return Prepared(np.array(whole), *((height, width) if turn >= 5 else (width, height)))
 
 
 def prepare_image(

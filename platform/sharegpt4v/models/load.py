@@ -1,7 +1,7 @@
 """Loads a transformers folder as the adapter of its model family."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,12 +24,12 @@ Model = TypeVar("Model", bound=PreTrainedModel)
 
 
 def _load_captioner(folder: Path, dtype: torch.dtype, device: str) -> Adapter:
-    model = _load_strictly(ShareCaptioner, folder, dtype).to(device)
+    model = load_strictly(ShareCaptioner, folder, dtype).to(device)
     return CaptionerAdapter(folder, model, captioner_template(_plain_tokenizer(folder), model.config))
 
 
 def _load_lmm(folder: Path, dtype: torch.dtype, device: str) -> Adapter:
-    model = _load_strictly(LlavaForConditionalGeneration, folder, dtype).to(device)
+    model = load_strictly(LlavaForConditionalGeneration, folder, dtype).to(device)
     return LmmAdapter(folder, model, lmm_template(_plain_tokenizer(folder), model.config))
 
 
@@ -45,13 +45,21 @@ def lmm_template(
     return TEMPLATES[name](tokenizer, config.image_token_id, config.image_seq_length)
 
 
-def _load_strictly(family: type[Model], folder: Path, dtype: torch.dtype) -> Model:
-    """Loads by from_pretrained. Raises UserError for a missing, surplus or misshapen tensor."""
+_FAULTS = ("missing_keys", "unexpected_keys", "mismatched_keys")
+
+
+def load_strictly(
+    family: type[Model], folder: Path, dtype: torch.dtype, faults: Sequence[str] = _FAULTS
+) -> Model:
+    """Loads by from_pretrained. Raises UserError for a missing, surplus or misshapen tensor.
+
+    faults: those of _FAULTS that are refused.
+    """
     model: Model
     model, info = family.from_pretrained(
         folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, use_safetensors=True
     )
-    for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+    for fault in faults:
         if info[fault]:
             names = sorted(map(str, info[fault]))
             raise UserError(
@@ -99,7 +107,7 @@ def load_without_decoder(folder: Path, dtype: torch.dtype, device: str) -> Adapt
         if (folder / "generation_config.json").exists():  # from_pretrained reads it, the constructor does not
             lmm.generation_config = GenerationConfig.from_pretrained(folder)
         return LmmAdapter(folder, lmm.to(dtype), lmm_template(_plain_tokenizer(folder), lmm.config))
-    captioner = _load_strictly(ShareCaptioner, folder, dtype)
+    captioner = load_strictly(ShareCaptioner, folder, dtype)
     captioner.language_model.model.layers = nn.ModuleList()
     captioner.language_model.lm_head = nn.Identity()
     template = captioner_template(_plain_tokenizer(folder), captioner.config)

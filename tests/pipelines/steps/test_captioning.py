@@ -19,7 +19,7 @@ from pipelines.steps.isolation import RunStopped
 from pipelines.steps.ledger import Ledger
 from pipelines.steps.storage_faults import PUT_OFF
 from pipelines.steps.suspects import Admission
-from sharegpt4v.dialogue import Completion, Request, SamplingParams, sampling_seed
+from sharegpt4v.dialogue import Completion, Request, SamplingParams, SquareImages, WholeImages, sampling_seed
 from sharegpt4v.engine.build import EngineSpec
 from sharegpt4v.engine.fake import FakeOptions
 from sharegpt4v.engine.handle import Handle
@@ -56,7 +56,7 @@ def _decoded(*ids: str, reason: dict[str, str] | None = None) -> pa.Table:
         "reason": [reasons.get(key) for key in ids],
         "message": [f"{key} is bad" if key in reasons else None for key in ids],
     }
-    return pa.table(columns, schema=decoded_schema(SIZE))
+    return pa.table(columns, schema=decoded_schema(SquareImages(SIZE, "squash")))
 
 
 def _caption(ledger: Ledger | None = None, **fake: Any) -> Caption:
@@ -67,7 +67,7 @@ def _caption(ledger: Ledger | None = None, **fake: Any) -> Caption:
 class _Recording:
     """An engine that answers at once what a function of the request says, and keeps every request."""
 
-    model, image_size = "recording@0", SIZE
+    model = "recording@0"
 
     def __init__(self, answer: Any, capacity: int = 1024) -> None:
         self.capacity = capacity
@@ -340,3 +340,15 @@ def test_images_that_were_put_off_are_neither_captioned_nor_committed(tmp_path: 
     assert ledger.tally().reasons == {"missing": 1}
     assert step(_decoded("d", reason={"d": PUT_OFF}))["rows"].to_pylist() == [0]
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_whole_images_reach_the_engine_in_their_own_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = [np.full((3 + index, 5, 3), index, np.uint8) for index in range(3)]
+    squares = _decoded("a", "bad", "c", reason={"bad": "truncated"}).drop_columns("pixels")
+    whole = squares.append_column("pixels", pa.array([i.tobytes() for i in images], pa.large_binary()))
+    whole = whole.append_column("pixel_rows", pa.array([len(i) for i in images], pa.int32()))
+    engine = _Recording(lambda request: GOOD)
+    table = _with(engine, monkeypatch)(whole.select(decoded_schema(WholeImages(100)).names))
+    assert table["outcome"].to_pylist() == ["caption", "reject", "caption"]
+    assert [request.images[0].shape for request in engine.requests] == [(3, 5, 3), (5, 5, 3)]
+    assert (engine.requests[1].images[0] == 2).all()

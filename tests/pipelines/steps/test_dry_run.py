@@ -1,8 +1,10 @@
 """A dry run looks at what the run needs, says what it found, and leaves nothing behind."""
 
+import json
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from sharegpt4v.config.caption import CaptionConfig
 from sharegpt4v.errors import UserError
 from tests.captions.sessions import begin, caption, commit
 from tests.commands import environment, write_images
+from tests.models.tiny_vlms import save_qwen
 
 
 @pytest.fixture
@@ -132,3 +135,18 @@ def test_what_a_try_without_an_outcome_left_is_no_resume(images: Path, tmp_path:
 def test_a_folder_that_holds_other_files_is_refused(images: Path) -> None:
     with pytest.raises(UserError, match="holds other files"):
         describe_job(_config(images, images))
+
+
+def test_a_model_for_the_transformers_engine_is_looked_at_with_its_processor(
+    images: Path, tmp_path: Path
+) -> None:
+    model = save_qwen(tmp_path / "qwen")
+    config = _config(images, tmp_path / "run", engine="transformers", model=str(model))
+    assert ", images of 1,048,576 pixels at most; weights: 0.8 MB" in describe_job(config)
+    if find_spec("torchvision"):
+        return
+    settings = model / "preprocessor_config.json"
+    fields = json.loads(settings.read_text()) | {"image_processor_type": "Lfm2VlImageProcessor"}
+    settings.write_text(json.dumps(fields))
+    with pytest.raises(UserError, match="only torchvision can process their images"):
+        describe_job(config)
