@@ -13,8 +13,8 @@ from sharegpt4v.train.samples import SampleMaker, SampleRules
 from sharegpt4v.train.sets import TrainingSet
 
 
-def write_conversations(folder: Path, count: int = 24, text_only: int = 6) -> Path:
-    """Toy images, and a LLaVA file of dialogues of one to three rounds about them, of very unlike lengths."""
+def write_conversations(folder: Path, count: int = 24, text_only: int = 6, rounds: int = 3) -> Path:
+    """Toy images, and a LLaVA file of dialogues of up to `rounds` rounds about them."""
     write_images(folder / "images", count, seed=5)
     truth = [json.loads(line) for line in (folder / "images" / "truth.jsonl").read_text().splitlines()]
     records: list[dict[str, Any]] = []
@@ -23,7 +23,7 @@ def write_conversations(folder: Path, count: int = 24, text_only: int = 6) -> Pa
             {"from": "human", "value": "<image>\nA photo of"},
             {"from": "gpt", "value": scene["brief"] if number % 3 else scene["caption"]},
         ]
-        for more in range(number % 3):
+        for more in range(number % rounds):
             turns.append({"from": "human", "value": f"says {more}"})
             turns.append({"from": "gpt", "value": scene["caption"] if more else "red"})
         records.append({"id": scene["id"], "image": scene["image"], "conversations": turns})

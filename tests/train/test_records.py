@@ -40,6 +40,13 @@ def test_a_set_without_a_usable_record_is_refused(tmp_path: Path) -> None:
         open_records(path, tmp_path / "data")
 
 
+def test_dialogues_are_refused_where_a_stage_takes_captions(tmp_path: Path) -> None:
+    path = write_conversations(tmp_path, 3, 0)
+    with pytest.raises(UserError, match="^data: .* has 2 rounds, and this stage takes a question and its"):
+        take_in([TrainingSet(str(path))], None, tmp_path / "data", one_round=True)
+    assert not (tmp_path / "data" / "data.json").exists()
+
+
 def test_unchanged_files_are_not_read_again_and_changed_ones_are_refused(tmp_path: Path) -> None:
     path = write_conversations(tmp_path, 3, 1)
     open_records(path, tmp_path / "data")

@@ -81,11 +81,14 @@ class Records:
         return Record(row["id"], root, *where, conversation=talk)
 
 
-def take_in(sets: Sequence[TrainingSet], root: str | None, folder: Path) -> Intake:
+def take_in(
+    sets: Sequence[TrainingSet], root: str | None, folder: Path, *, one_round: bool = False
+) -> Intake:
     """Writes records.arrow, dropped.jsonl and data.json, the last one last, unless the same are there.
 
-    Files that have the same size and time as before are not read again. Raises UserError for data that
-    cannot be read, for a set without a usable record, and for other data than the folder holds.
+    Files that have the same size and time as before are not read again. one_round: the stage takes one
+    question and its answer. Raises UserError for data that cannot be read or are of several rounds there,
+    for a set without a usable record, and for other data than the folder holds.
     """
     key = hashlib.sha256(json.dumps([[s.stamp() for s in sets], root]).encode()).hexdigest()
     known = folder / "data.json"
@@ -93,7 +96,7 @@ def take_in(sets: Sequence[TrainingSet], root: str | None, folder: Path) -> Inta
     if before and before.key == key:
         return before
     folder.mkdir(parents=True, exist_ok=True)
-    writer = _Writer(key)
+    writer = _Writer(key, one_round)
     with atomic_path(folder / "records.arrow") as path, atomic_path(folder / "dropped.jsonl") as dropped:
         writer.write(sets, root, path, dropped)
         if before and before.digest != writer.intake.digest:
@@ -107,8 +110,8 @@ def take_in(sets: Sequence[TrainingSet], root: str | None, folder: Path) -> Inta
 
 
 class _Writer:
-    def __init__(self, key: str) -> None:
-        self.intake = Intake(key)
+    def __init__(self, key: str, one_round: bool) -> None:
+        self.intake, self._one_round = Intake(key), one_round
         self._digest = hashlib.sha256()
         self._dropped: Counter[str] = Counter()
         self._repaired: Counter[str] = Counter()
@@ -147,6 +150,12 @@ class _Writer:
                 line = {"set": each.path, "id": raw.id, "reason": error.reason, "message": error.message}
                 rejects.write(json.dumps(line, ensure_ascii=False) + "\n")
                 continue
+            if self._one_round and len(talk.texts) > 2:
+                raise UserError(
+                    f"{each.path}: {raw.id} has {len(talk.texts) // 2} rounds, and this stage takes a "
+                    "question and its caption: that is for sft",
+                    field="data",
+                )
             if talk.repaired:
                 self._repaired[talk.repaired] += 1
             yield _row(number, raw, talk)
