@@ -1,4 +1,4 @@
-"""Training speed on CPU at toy size: packed rows against padded ones and transformers' Trainer; the data side.
+"""Training speed on CPU at toy size: packed rows, padded ones and transformers' Trainer; and the data side.
 
     python -m benchmarks.train --steps 12 --batch 32
 

@@ -7,6 +7,8 @@ Killed anywhere, the same command goes on from the last checkpoint.
 
 import json
 import sys
+import threading
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +26,13 @@ from pipelines.steps.phases import Phases
 from pipelines.steps.train_worker import FAILURE, WorkerTask, read_failure, train_on_worker
 from pipelines.steps.training_progress import TrainingProgress
 from sharegpt4v.atomic import write_atomic
-from sharegpt4v.config.train import TrainConfig
+from sharegpt4v.config.train import LmmConfig, TrainConfig
 from sharegpt4v.errors import RunFailed, UserError
 from sharegpt4v.run.disk import full_disk_named
 from sharegpt4v.run.folder import RunFolder
 from sharegpt4v.run.lock import RunLock
 from sharegpt4v.run.settings import check_fingerprint, read_settings, write_settings
+from sharegpt4v.train.assemble import assemble, check_parts
 from sharegpt4v.train.checkpoint import Checkpoints
 from sharegpt4v.train.job import TrainJob, check_config, fingerprint, make_job, take_in_data
 from sharegpt4v.train.logs import read_metrics
@@ -56,7 +59,9 @@ def run_train(config: TrainConfig) -> int:
     )
     for text in config.data + config.eval_data:
         refuse_relative_paths(data=TrainingSet.parse(text).path)
-    check_config(config)
+    parts = _parts(config)
+    if parts is None:
+        check_config(config)
     run = TrainRun.open(config.out)
     phases = Phases(command_started())
     with full_disk_named(run.path, RESUME), RunLock(run.path), phases, prompt_interrupts():
@@ -70,12 +75,13 @@ def run_train(config: TrainConfig) -> int:
 
 def describe(config: TrainConfig) -> str:
     """Describes what would run, as far as it is known without reading the data."""
-    card = check_config(config)
+    parts = _parts(config)
+    begins = f"{parts[0]} and {parts[1]}" if parts else check_config(config).id
     sets = [TrainingSet.parse(text) for text in config.data]
     steps = f"{config.max_steps} steps" if config.max_steps else f"{config.epochs:g} epochs"
     lines = [
         f"stage: {config.stage.name}, trains {config.stage.trains}",
-        f"begins from: {card.id}, images of {card.image_size} px by the {config.protocol} protocol",
+        f"begins from: {begins}, images by the {config.protocol} protocol",
         *(f"data: {each.path}, weight {each.weight:g}" for each in sets),
         f"schedule: {steps} of {config.batch_size} samples, rate {config.learning_rate:g}",
         f"workers: {config.workers}, ZeRO {config.zero}",
@@ -83,8 +89,23 @@ def describe(config: TrainConfig) -> str:
     return "\n".join(lines)
 
 
+def _parts(config: TrainConfig) -> tuple[Path, Path, Path | None] | None:
+    """Returns the parts to start from, None where `init` is used. Raises UserError for half of them."""
+    if not isinstance(config, LmmConfig) or (config.language_model, config.vision_tower) == (None, None):
+        return None
+    if config.language_model is None or config.vision_tower is None:
+        missing = "vision_tower" if config.language_model else "language_model"
+        raise UserError("required with the other part of the model", field=missing)
+    check_parts(config.language_model, config.vision_tower, config.projector)
+    return config.language_model.absolute(), config.vision_tower.absolute(), config.projector
+
+
 def _begin_or_resume(config: TrainConfig, run: TrainRun, phases: Phases) -> int:
     """Runs the steps in order: take in the data, train on workers, conclude."""
+    if parts := _parts(config):
+        phases.begin("joining language model and vision tower")
+        assemble(*parts, run.path / "init")
+        config = config.model_copy(update={"init": str(run.path / "init")})
     phases.begin("reading data")
     card = check_config(config)
     sets, intake = take_in_data(config, run.path)
@@ -142,13 +163,28 @@ def _train(config: TrainConfig, job: TrainJob, phases: Phases) -> None:
             ),
         )
         try:
-            trainer.fit()
+            _fit(trainer)
         except KeyboardInterrupt:
             raise
         except Exception as error:
             raise read_failure(job.run) or RunFailed(f"{_why(error)}; {RESUME}") from error
     if failure := read_failure(job.run):
         raise failure
+
+
+def _fit(trainer: TorchTrainer) -> None:
+    """Runs the trainer outside of the main thread, where it would put its handler of Ctrl-C over ours."""
+    outcome: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            trainer.fit()
+            outcome.set_result(None)
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, name="trainer", daemon=True).start()
+    outcome.result()
 
 
 def _resources(config: TrainConfig) -> dict[str, float]:

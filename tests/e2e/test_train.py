@@ -1,12 +1,14 @@
 """`sharegpt4v train` as a user runs it: on Ray's workers, resumed by the same command."""
 
 import json
+import signal
+import time
 from pathlib import Path
 
 import pytest
 
 from sharegpt4v.train.logs import read_metrics
-from tests.commands import sharegpt4v
+from tests.commands import sharegpt4v, start
 from tests.train.data import write_conversations
 
 
@@ -56,3 +58,19 @@ def test_an_error_of_a_worker_is_the_commands_one_line(tmp_path: Path) -> None:
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("sharegpt4v train sft: ") and "more than --max-reject-rate (0.05)" in last
     assert not (tmp_path / "run" / "model").exists()
+
+
+@pytest.mark.timeout(240)
+def test_ctrl_c_says_what_is_saved(tmp_path: Path) -> None:
+    write_conversations(tmp_path, 12, 3)
+    run = tmp_path / "run"
+    words = arguments(tmp_path, run)
+    words[words.index("--max-steps") + 1] = "5000"
+    process = start(*words)
+    deadline = time.monotonic() + 150
+    while len(read_metrics(run)) < 4 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, said
+    assert "is saved in" in said.splitlines()[-1] and "goes on from there" in said

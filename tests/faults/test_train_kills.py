@@ -20,7 +20,7 @@ STEPS = 60
 def arguments(folder: Path, run: Path) -> list[str]:
     return [
         *("train", "sft", "--data", str(folder / "talk.json"), "--root", str(folder / "images")),
-        *("--out", str(run), "--max-steps", str(STEPS), "--batch-size", "12", "--save-steps", "3"),
+        *("--out", str(run), "--max-steps", str(STEPS), "--batch-size", "64", "--save-steps", "3"),
         *("--workers", "2"),
     ]
 

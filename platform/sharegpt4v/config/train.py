@@ -237,7 +237,7 @@ class CaptionerConfig(TrainConfig):
     }
 
 
-class _LmmConfig(TrainConfig):
+class LmmConfig(TrainConfig):
     """Stages of ShareGPT4V may start from its parts."""
 
     language_model: Annotated[Path | None, MODEL] = Field(
@@ -263,7 +263,7 @@ def _sizes(toy: dict[str, Any], real: dict[str, Any]) -> Mapping[str, Preset]:
     }
 
 
-class AlignConfig(_LmmConfig):
+class AlignConfig(LmmConfig):
     """Train the projector on short captions, between a vision tower and a language model that stay."""
 
     stage = STAGES["align"]
@@ -273,7 +273,7 @@ class AlignConfig(_LmmConfig):
     )
 
 
-class PretrainConfig(_LmmConfig):
+class PretrainConfig(LmmConfig):
     """Train projector, language model and late vision blocks on detailed captions."""
 
     stage = STAGES["pretrain"]
@@ -288,7 +288,7 @@ class PretrainConfig(_LmmConfig):
     )
 
 
-class SftConfig(_LmmConfig):
+class SftConfig(LmmConfig):
     """Train projector and language model on conversations; the vision tower stays."""
 
     stage = STAGES["sft"]

@@ -35,8 +35,9 @@ def assemble(language_model: Path, vision_tower: Path, projector: Path | None, f
     """
     if folder.is_dir():
         return
-    text = _part(LlamaForCausalLM, language_model, "language_model")
-    tower = _part(CLIPVisionModel, vision_tower, "vision_tower")
+    check_parts(language_model, vision_tower, projector)
+    text: LlamaForCausalLM = LlamaForCausalLM.from_pretrained(language_model, dtype="auto")
+    tower: CLIPVisionModel = CLIPVisionModel.from_pretrained(vision_tower, dtype="auto")
     tokenizer = AutoTokenizer.from_pretrained(language_model)
     tokenizer.add_special_tokens(
         {"additional_special_tokens": [metadata.IMAGE]}, replace_extra_special_tokens=False
@@ -62,16 +63,21 @@ def assemble(language_model: Path, vision_tower: Path, projector: Path | None, f
     publish(partial, folder)
 
 
-def _part(family: Any, folder: Path, field: str) -> Any:
-    """Loads one part. Raises UserError that names the field for a folder that does not hold it."""
+def check_parts(language_model: Path, vision_tower: Path, projector: Path | None) -> None:
+    """Raises UserError that names the field of a part that is missing or another model; reads no weight."""
+    _check_part(language_model, ("llama",), "language_model")
+    _check_part(vision_tower, ("clip_vision_model", "clip"), "vision_tower")
+    if projector is not None and not projector.is_file():
+        raise UserError(f"{projector} is no file", field="projector")
+
+
+def _check_part(folder: Path, kinds: tuple[str, ...], field: str) -> None:
     try:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} is no transformers folder ({error})", field=field) from None
-    wanted = ("llama",) if field == "language_model" else ("clip_vision_model", "clip")
-    if kind not in wanted:
-        raise UserError(f"{folder} holds a {kind!r} model: give one of {', '.join(wanted)}", field=field)
-    return family.from_pretrained(folder, dtype="auto")
+    if kind not in kinds:
+        raise UserError(f"{folder} holds a {kind!r} model: give {' or '.join(kinds)}", field=field)
 
 
 def _config(text: Any, vision: CLIPVisionConfig, tokens: int, tokenizer: Any) -> LlavaConfig:
