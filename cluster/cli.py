@@ -16,6 +16,7 @@ from cluster.errors import EXIT_USAGE
 COMMANDS = {
     "check": "pipelines.check",
     "caption": "pipelines.caption",
+    "train": "pipelines.train",
     "compare": "pipelines.compare",
     "export": "pipelines.export",
     "convert": "pipelines.convert",

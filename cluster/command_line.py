@@ -35,7 +35,24 @@ class Command(Generic[C]):
     plan: Callable[[C], str] | None = None
 
 
-def run_command(command: Command[C], argv: Sequence[str] | None = None) -> int:
+@dataclass(frozen=True, slots=True)
+class CommandGroup:
+    """Commands that share a word: `sharegpt4v NAME MEMBER`. text: what they have in common, in one line.
+
+    members: by their own word, in order.
+    """
+
+    name: str
+    text: str
+    members: Mapping[str, Command[Any]]
+
+
+def commands_of(command: Command[Any] | CommandGroup) -> list[Command[Any]]:
+    """Returns the command itself, or the members of a group."""
+    return list(command.members.values()) if isinstance(command, CommandGroup) else [command]
+
+
+def run_command(command: Command[C] | CommandGroup, argv: Sequence[str] | None = None) -> int:
     """Parses the flags of one command, those of this process without `argv`, and runs it.
 
     Returns the exit code: the action's own, 2 for a UserError, 1 for any other failure, 130 for Ctrl-C. Each
@@ -45,15 +62,20 @@ def run_command(command: Command[C], argv: Sequence[str] | None = None) -> int:
     return call(command_app(command), arguments, f"sharegpt4v {command.name}")
 
 
-def command_app(command: Command[C], place: int = 0) -> App:
-    """Makes cyclopts' app of a command. place: where lists of commands show it."""
+def command_app(command: Command[C] | CommandGroup, place: int = 0) -> App:
+    """Makes cyclopts' app of a command, or of a group with an app a member.
+
+    place: where lists of commands show it.
+    """
+    if isinstance(command, CommandGroup):
+        return _group_app(command, place)
 
     def run(**given: Any) -> int:
         return _run(command, given)
 
     run.__signature__ = signature(command.config_class)  # type: ignore[attr-defined]
     app = App(
-        name=command.name,
+        name=command.name.rpartition(" ")[2],
         help=command.config_class.__doc__,
         help_epilogue="",
         usage=usage(command.name, command.config_class),
@@ -62,6 +84,27 @@ def command_app(command: Command[C], place: int = 0) -> App:
         sort_key=place,
     )
     app.default(run)
+    return app
+
+
+def _group_app(group: CommandGroup, place: int) -> App:
+    app = App(
+        name=group.name,
+        help=group.text,
+        usage=f"Usage: sharegpt4v {group.name} COMMAND",
+        help_epilogue=f"sharegpt4v {group.name} COMMAND --help lists the flags of each.",
+        help_format="plaintext",
+        sort_key=place,
+    )
+    app["--help"].group = "Flags"
+    for number, command in enumerate(group.members.values()):
+        app.command(command_app(command, number))
+
+    def show_help() -> int:
+        app.help_print([])
+        return EXIT_USAGE
+
+    app.default(show_help)
     return app
 
 

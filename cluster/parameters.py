@@ -91,13 +91,14 @@ def _parameters(config_class: type[CommandConfig]) -> Iterator[inspect.Parameter
     titles = ["Required", *(group.title for group in GROUPS), "Other", "Presets", "Every command"]
     text = {"Presets": _presets_text(config_class)}
     sections = {t: Section(t, sort_key=place, help=text.get(t, "")) for place, t in enumerate(titles)}
+    known = flags(config_class)
     for dotted, field, title in flat_fields(config_class):
-        yield _parameter(dotted, field, sections["Required" if field.is_required() else title])
+        yield _parameter(dotted, field, sections["Required" if field.is_required() else title], known)
     if config_class.presets:
         first = next(iter(config_class.presets))
-        known: Any = Literal[tuple(config_class.presets)]
+        names: Any = Literal[tuple(config_class.presets)]
         help_text = f"the values above, which --config and the flags override [default: {first}]"
-        yield _keyword("preset", known, help=help_text, group=sections["Presets"])
+        yield _keyword("preset", names, help=help_text, group=sections["Presets"])
     group = sections["Every command"]
     help_text = "YAML file with these fields, which the flags override"
     yield _keyword("config", Path, help=help_text, group=group, metavar="PATH")
@@ -106,11 +107,16 @@ def _parameters(config_class: type[CommandConfig]) -> Iterator[inspect.Parameter
     yield _keyword("debug", bool, help="show tracebacks", group=group, negative=())
 
 
-def _parameter(dotted: str, field: FieldInfo, section: Section) -> inspect.Parameter:
+def _parameter(
+    dotted: str, field: FieldInfo, section: Section, known: Mapping[str, str]
+) -> inspect.Parameter:
     kind, word = _plain_type(field.annotation), _word(field)
-    options: dict[str, Any] = {"help": (field.description or "") + _default_text(field), "group": section}
+    text = with_flags(field.description or "", known)
+    options: dict[str, Any] = {"help": text + _default_text(field), "group": section}
     if kind is bool or typing.get_origin(kind) is Literal:
         return _keyword(dotted, kind, **options)
+    if typing.get_origin(kind) is tuple:
+        return _keyword(dotted, list[str], metavar=word, negative=(), **options)
     if typing.get_origin(kind) is dict:
         return _keyword(dotted, Any, metavar="JSON", converter=_json, **options)
     if _mark(field, Bare):
@@ -155,7 +161,7 @@ def _plain_type(annotation: Any) -> Any:
 
 def _default_text(field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True, validated_data={})
-    hidden = field.is_required() or value is None or value is False or value in ("", {})
+    hidden = field.is_required() or value is None or value is False or value in ("", {}, ())
     return "" if hidden else f" [default: {_plain(value)}]"
 
 

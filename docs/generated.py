@@ -16,19 +16,29 @@ from pydantic.fields import FieldInfo
 from sphinx.application import Sphinx
 
 from cluster.cli import COMMANDS
+from cluster.command_line import commands_of
 from cluster.parameters import flags, with_flags
 from sharegpt4v import inspection, records
 from sharegpt4v.config.base import GROUPS, CommandConfig, flat_fields, flat_values
 
 _MARK = re.compile(r"<!-- generated: (\w+) -->")
-_KINDS = {str: "text", Path: "path", int: "integer", float: "number", bool: "true or false", dict: "mapping"}
+_KINDS = {
+    str: "text",
+    Path: "path",
+    int: "integer",
+    float: "number",
+    bool: "true or false",
+    dict: "mapping",
+    tuple: "list of texts",
+}
 _BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
 
 def commands() -> str:
     """Every command: its fields by group, and its presets."""
     modules = {name: importlib.import_module(module) for name, module in COMMANDS.items()}
-    return "\n".join(_command(name, module.COMMAND.config_class) for name, module in modules.items())
+    found = [command for module in modules.values() for command in commands_of(module.COMMAND)]
+    return "\n".join(_command(command.name, command.config_class) for command in found)
 
 
 def columns(name: str, schema: pa.Schema, texts: Mapping[str, str]) -> str:
@@ -95,7 +105,7 @@ def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
     value = field.get_default(call_default_factory=True, validated_data={})
-    return "optional" if value is None else f"default `{_plain(value)}`"
+    return "optional" if value is None or value == () else f"default `{_plain(value)}`"
 
 
 def _plain(value: Any) -> str:

@@ -73,7 +73,7 @@ def transformers_tensors(checkpoint: Checkpoint) -> dict[str, TensorRef]:
 
     Raises UserError when two become one.
     """
-    return under_other_names((_written(name), stored) for name, stored in checkpoint.tensors.items())
+    return under_other_names((written_name(name), stored) for name, stored in checkpoint.tensors.items())
 
 
 def llava_config(
@@ -176,7 +176,7 @@ def shapes(config: LlavaConfig) -> Shapes:
     """Returns the shape of every tensor of the model under the name that we write."""
     with torch.device("meta"):
         model = LlavaForConditionalGeneration(config)
-    return {_written(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    return {written_name(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
 def _check_feature_layer(config: LlavaConfig) -> None:
@@ -186,7 +186,8 @@ def _check_feature_layer(config: LlavaConfig) -> None:
             raise UserError(f"features are those of block {layer}, and the vision tower has {blocks} blocks")
 
 
-def _written(name: str) -> str:
+def written_name(name: str) -> str:
+    """Returns a parameter's name in a file that older versions of transformers and vLLM read."""
     for pattern, ours in _WRITTEN:
         if pattern.match(name):
             return pattern.sub(ours, name)

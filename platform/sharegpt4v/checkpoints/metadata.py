@@ -82,9 +82,16 @@ def write_llava(
     originals: a released folder, whose own files are kept for the way back.
     """
     config.architectures = ["LlavaForConditionalGeneration"]
-    _write_config(folder, config, dtype)
-    text, vision = config.text_config, config.vision_config
-    _write_generation(folder, text)
+    write_config(folder, config, dtype)
+    write_generation(folder, config.text_config)
+    write_processor(folder, config)
+    _write_tokenizer(folder, tokenizer, PAD, config.text_config.max_position_embeddings)
+    _keep_originals(originals, folder / ORIGINALS)
+
+
+def write_processor(folder: Path, config: LlavaConfig) -> None:
+    """Writes what makes images and chats the input of a LLaVA model."""
+    vision = config.vision_config
     write_json(
         folder / "preprocessor_config.json",
         {"image_processor_type": "LlavaImageProcessor", "processor_class": "LlavaProcessor"}
@@ -101,8 +108,6 @@ def write_llava(
         },
     )
     shutil.copyfile(_CHAT_TEMPLATE, folder / "chat_template.jinja")
-    _write_tokenizer(folder, tokenizer, PAD, text.max_position_embeddings)
-    _keep_originals(originals, folder / ORIGINALS)
 
 
 def write_captioner(
@@ -114,8 +119,8 @@ def write_captioner(
 ) -> None:
     """Writes everything but weights and card of a Share-Captioner folder."""
     config.architectures = ["ShareCaptioner"]
-    _write_config(folder, config, dtype)
-    _write_generation(folder, config.text_config)
+    write_config(folder, config, dtype)
+    write_generation(folder, config.text_config)
     _write_tokenizer(folder, tokenizer, "</s>", config.text_config.max_position_embeddings)
     _keep_originals(originals, folder / ORIGINALS)
 
@@ -160,7 +165,7 @@ def write_released(
         _copy_tokenizer(tokenizer.source, folder)
     tower = folder / "vision_tower"
     config.vision_config.architectures = ["CLIPVisionModel"]
-    _write_config(tower, config.vision_config, dtype)
+    write_config(tower, config.vision_config, dtype)
     processor = _clip_processor(config.vision_config.image_size, "crop")
     write_json(tower / "preprocessor_config.json", {"image_processor_type": "CLIPImageProcessor"} | processor)
 
@@ -190,7 +195,8 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _write_config(folder: Path, config: PreTrainedConfig, dtype: torch.dtype) -> None:
+def write_config(folder: Path, config: PreTrainedConfig, dtype: torch.dtype) -> None:
+    """Writes config.json for this and for older versions of transformers; the weights are of `dtype`."""
     config.dtype = dtype
     content = json.loads(config.to_json_string())
     for part in content.values():
@@ -205,7 +211,7 @@ def _write_config(folder: Path, config: PreTrainedConfig, dtype: torch.dtype) ->
     write_json(folder / "config.json", content)
 
 
-def _write_generation(folder: Path, text: LlamaConfig) -> None:
+def write_generation(folder: Path, text: LlamaConfig) -> None:
     """Writes greedy generation settings; `eos_token_id` may be several."""
     tokens = {key: getattr(text, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     write_json(folder / "generation_config.json", {**tokens, "do_sample": False})

@@ -25,8 +25,9 @@ class Group:
 
 
 INPUT, MODEL, DECODING, GATE = Group("Input"), Group("Model"), Group("Decoding"), Group("Gate")
+DATA, OPTIMIZER = Group("Data"), Group("Optimizer")
 OUTPUT, RAY, TESTING = Group("Output"), Group("Ray"), Group("Testing")
-GROUPS = (INPUT, MODEL, DECODING, GATE, OUTPUT, RAY, TESTING)
+GROUPS = (INPUT, DATA, MODEL, OPTIMIZER, DECODING, GATE, OUTPUT, RAY, TESTING)
 """In the order of their headings."""
 
 

@@ -9,7 +9,7 @@ from sharegpt4v.config.base import INPUT, OUTPUT, CommandConfig
 
 
 class CompareConfig(CommandConfig):
-    """Put two finished captioning runs side by side on one page."""
+    """Put two finished captioning runs, or two training runs, side by side on one page."""
 
     a: Annotated[Path, INPUT] = Field(
         description="finished run folder, shown left; images are read where this run read them"

@@ -1,4 +1,4 @@
-"""Selects the tensors that each stage of ShareGPT4V trains; all others are frozen (reference, 1 and 3)."""
+"""Selects the tensors that each training stage trains; all others are frozen (reference, 1 and 3)."""
 
 import re
 from typing import Literal
@@ -6,6 +6,7 @@ from typing import Literal
 from transformers import LlavaForConditionalGeneration
 
 from sharegpt4v.errors import UserError
+from sharegpt4v.models.captioner import ShareCaptioner
 
 TrainStage = Literal["align", "pretrain", "sft"]
 
@@ -57,3 +58,27 @@ def _trains(name: str, stage: TrainStage, blocks: range) -> bool:
         block = _BLOCK.search(name)
         return block is not None and int(block[1]) in blocks
     return stage != "align" or "multi_modal_projector." in name
+
+
+def freeze_captioner(model: ShareCaptioner) -> list[str]:
+    """Sets `requires_grad` for the captioner's stage: everything trains that gets a gradient.
+
+    [unknown] what the release trained; the nearest public recipe of the family trains vision tower and
+    sampler too (reference, 4). Returns the names that train, in the model's order.
+    """
+    model.requires_grad_(True)
+    return [name for name, _ in model.named_parameters()]
+
+
+Part = Literal["vision", "projector", "language"]
+"""A part of a model that may have a learning rate of its own; the projector of a captioner is its sampler."""
+
+_VISION = re.compile(r"(?:^|\.)(?:vision_tower|vision_model)\.")
+_LANGUAGE = re.compile(r"(?:^|\.)(?:language_model|lm_head)\.")
+
+
+def part_of(name: str) -> Part:
+    """Returns the part that a parameter of either family belongs to."""
+    if _VISION.search(name):
+        return "vision"
+    return "language" if _LANGUAGE.search(name) else "projector"

@@ -1,7 +1,7 @@
-"""Collates dialogues with ids and labels into one batch of tensors."""
+"""Joins dialogues with ids, labels and images into one packed row, or one padded batch, of tensors."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,6 +17,54 @@ class Sample:
 
     ids: TrainingIds
     images: tuple[Image, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PackedRow:
+    """Dialogues one after another, T tokens and N images in all.
+
+    input_ids: (1, T) int64. labels: (1, T) int64, IGNORE_INDEX outside answers. position_ids: (1, T) int64,
+    from 0 in each dialogue. lengths: tokens of each dialogue.
+    pixels: (N, S, S, 3) uint8, row after row; (0, 0, 0, 3) where no dialogue has an image.
+    """
+
+    input_ids: Tensor
+    labels: Tensor
+    position_ids: Tensor
+    lengths: tuple[int, ...]
+    pixels: Tensor
+
+    @property
+    def tokens(self) -> int:
+        return self.input_ids.shape[1]
+
+    @property
+    def label_tokens(self) -> int:
+        return int((self.labels != IGNORE_INDEX).sum())
+
+    def to(self, device: torch.device) -> "PackedRow":
+        """Copies the tensors to a device, without waiting for the copy."""
+        names = ("input_ids", "labels", "position_ids", "pixels")
+        return replace(self, **{n: getattr(self, n).to(device, non_blocking=True) for n in names})
+
+
+def pack(samples: Sequence[Sample]) -> PackedRow:
+    """Joins samples into one row. A dialogue's first token has no label, so none is predicted across."""
+    images = [image for sample in samples for image in sample.images]
+    lengths = tuple(len(sample.ids.input_ids) for sample in samples)
+    return PackedRow(
+        input_ids=torch.tensor([[token for sample in samples for token in sample.ids.input_ids]]),
+        labels=torch.tensor([[label for sample in samples for label in sample.ids.labels]]),
+        position_ids=torch.cat([torch.arange(length) for length in lengths])[None],
+        lengths=lengths,
+        pixels=torch.from_numpy(np.stack(images) if images else np.empty((0, 0, 0, 3), np.uint8)),
+    )
+
+
+def without_labels(sample: Sample) -> Sample:
+    """Returns a sample that adds nothing to the loss, for a worker that has no other in a micro-step."""
+    ids = sample.ids
+    return Sample(TrainingIds(ids.input_ids, [IGNORE_INDEX] * len(ids.labels)), sample.images)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,78 @@
+"""Training runs of tests: the real worker, in this process or in several that speak gloo, without Ray."""
+
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from sharegpt4v.config.base import resolve
+from sharegpt4v.config.train import CONFIGS, StageName
+from sharegpt4v.train.job import TrainJob, check_config, make_job, take_in_data
+from sharegpt4v.train.logs import read_metrics
+from sharegpt4v.train.worker import train_worker
+from tests.train.data import write_conversations
+
+SMALL = {
+    "batch_size": 6,
+    "max_length": 400,
+    "tokens_per_micro_step": 600,
+    "max_steps": 6,
+    "save_steps": 2,
+    "warmup_ratio": 0.2,
+    "optimizer": "adamw",
+    "learning_rate": 1e-3,
+    "decode_threads": 1,
+    "hang_seconds": 60.0,
+}
+"""Several micro-steps a step, and a checkpoint every other step."""
+
+
+def prepare_job(folder: Path, stage: StageName = "sft", run: str = "run", **given: Any) -> TrainJob:
+    """Takes in the toy conversations below `folder` and returns the job, as the command does."""
+    data = folder / "talk.json"
+    if not data.exists():
+        write_conversations(folder, 12, 3, rounds=3 if stage == "sft" else 1)
+    values = {"data": [str(data)], "root": str(folder / "images"), "out": str(folder / run), "init": "toy"}
+    config = resolve(CONFIGS[stage], CONFIGS[stage].presets["toy"].values, SMALL | values | given)
+    out = folder / run
+    out.mkdir(exist_ok=True)
+    card = check_config(config)
+    sets, intake = take_in_data(config, out)
+    return make_job(config, out, card, sets, intake, {})
+
+
+def train_here(job: TrainJob) -> list[float]:
+    """Trains in this process; returns the losses of all steps so far."""
+    torch.set_num_threads(1)
+    train_worker(job)
+    return losses(job)
+
+
+def train_in_processes(job: TrainJob, workers: int) -> list[float]:
+    """Trains in processes of their own over gloo; returns the losses of all steps so far."""
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = (f"file://{folder}/meeting", workers, job)
+        mp.start_processes(_worker, arguments, nprocs=workers, start_method="spawn")  # type: ignore
+    return losses(job)
+
+
+def losses(job: TrainJob) -> list[float]:
+    return [line["loss"] for line in read_metrics(job.run)]
+
+
+def stop_at(job: TrainJob, step: int) -> TrainJob:
+    """Returns a job that ends early, under the same schedule."""
+    return replace(job, loop=replace(job.loop, stop_at=step))
+
+
+def _worker(rank: int, store: str, workers: int, job: TrainJob) -> None:
+    sys.stdout = sys.stderr = open("/dev/null", "w")  # DeepSpeed prints what it has found on the machine
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=workers)
+    train_worker(job)
+    dist.destroy_process_group()
