@@ -19,6 +19,7 @@ from sharegpt4v.dialogue import Image, SamplingParams, SquareImages, Turn
 from sharegpt4v.dialogue import Request as EngineRequest
 from sharegpt4v.engine.build import EngineSpec, build_engine
 from sharegpt4v.engine.handle import Handle
+from sharegpt4v.engine.openmp import limit_spinning
 from sharegpt4v.errors import Rejected, UserError
 from sharegpt4v.images import ImageReader, prepare, prepare_image
 from sharegpt4v.prompts import UNIFIED_CAPTION
@@ -60,6 +61,8 @@ class _Model:
         bfloat16 on a GPU, float32 on a CPU. Raises UserError for a missing model or GPU.
         """
         card = read_card(str(model), toy=cls._toy)
+        threads = threads or len(os.sched_getaffinity(0))
+        limit_spinning(threads)
         import torch
 
         use_gpu = torch.cuda.is_available() if device == "auto" else device == "cuda"
@@ -74,7 +77,7 @@ class _Model:
                 weights=str(card.folder),
                 capacity=slots,
                 dtype=chosen,
-                threads=threads or len(os.sched_getaffinity(0)),
+                threads=threads,
                 use_gpu=use_gpu,
                 prefixes=cls._prefixes,
             ),

@@ -12,6 +12,7 @@ from sharegpt4v.collector import collector_paused
 from sharegpt4v.dialogue import EngineName, Turn
 from sharegpt4v.engine.fake import FakeEngine, FakeOptions
 from sharegpt4v.engine.handle import Engine
+from sharegpt4v.engine.openmp import limit_spinning
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +45,7 @@ class EngineSpec:
 
 def build_engine(spec: EngineSpec) -> Engine:
     """Loads the weights and starts the engine's thread."""
+    limit_spinning(spec.threads)  # before a builder imports torch
     return ENGINES[spec.kind](spec)
 
 
