@@ -146,6 +146,8 @@ def test_held_out_data_is_evaluated_at_every_checkpoint(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (job.run / "evaluations.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 4] and {line["samples"] for line in lines} == {15}
     assert lines[1]["loss"] < lines[0]["loss"]
+    said = [json.loads(line) for line in (job.run / "generations.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in said] == [2] * 4 + [4] * 4 and all(line["said"] for line in said)
 
 
 @pytest.mark.workers
