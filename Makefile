@@ -11,10 +11,10 @@ RAY_TESTS := tests/cluster tests/e2e tests/faults
 
 .DELETE_ON_ERROR:
 .PHONY: help setup quickstart test test-browser test-faults test-fuzz test-kernels test-slow test-workers lint docs bench \
-	toy-models vllm clean
+	e2e toy-models vllm clean
 
 help:  ## what there is to make
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
 
 setup: $(VENV)/.installed  ## everything into .venv
 
@@ -84,6 +84,9 @@ bench: setup  ## the measurements of benchmarks/README.md (two hours)
 	$(BIN)/python -m benchmarks.engine
 	$(BIN)/python -m benchmarks.convert_memory
 	$(BIN)/python -m benchmarks.train
+
+e2e: setup  ## the chain at toy size: captioner, caption run, align, pretrain, sft, then questions of held-out scenes
+	$(BIN)/python -m benchmarks.toy_chain
 
 toy-models: setup  ## train the shipped toy models again (about a quarter of an hour)
 	$(BIN)/python -m sharegpt4v.toy train

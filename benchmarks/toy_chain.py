@@ -23,7 +23,7 @@ from sharegpt4v.engine.build import EngineSpec, build_engine
 from sharegpt4v.prompts import UNIFIED_CAPTION
 from sharegpt4v.toy.captions import detailed_caption
 from sharegpt4v.toy.images import iter_write_images
-from sharegpt4v.toy.questions import Question, detailed, dialogue, questions, score, short_caption
+from sharegpt4v.toy.questions import CONVERSATIONS, Question, questions, score
 from sharegpt4v.toy.render import render
 from sharegpt4v.toy.scene import Scene, make_scene
 from sharegpt4v.toy.sources import SOURCES
@@ -35,7 +35,7 @@ UNSEEN = 1_000_033
 def write_data(folder: Path, scenes: int) -> None:
     """Writes images and the three conversation files about them."""
     seen = list(iter_write_images(folder / "images", scenes, seed=11))
-    for name, make in (("detailed", detailed), ("short", short_caption), ("questions", dialogue)):
+    for name, make in CONVERSATIONS.items():
         (folder / f"{name}.json").write_text(json.dumps([make(scene) for scene in seen]))
 
 

@@ -14,7 +14,7 @@ from tests.skips import SUITES
 MAKEFILE = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 CI = (REPOSITORY / ".ci" / "run").read_text(encoding="utf-8")
-TARGETS = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
+TARGETS = set(re.findall(r"^([a-z0-9-]+):", MAKEFILE, re.MULTILINE))
 INSTALLERS = ("pip", "apt-get")
 
 
@@ -83,7 +83,7 @@ def test_before_the_extras_pip_installs_the_package_with_its_tools_for_developme
 
 @pytest.mark.parametrize("text", [CI, README], ids=["ci", "readme"])
 def test_every_target_that_is_named_exists(text: str) -> None:
-    named = set(re.findall(r"(?:`|^|&& )make ([a-z-]+)", text, re.MULTILINE))
+    named = set(re.findall(r"(?:`|^|&& )make ([a-z0-9-]+)", text, re.MULTILINE))
     assert len(named) >= 3 and named <= TARGETS
 
 

@@ -1,4 +1,4 @@
-"""The training job of every stage: data and model are checked here, workers train, the end is told here.
+"""The training job of every stage: data and model are checked, workers train, the command concludes.
 
     data -> records -> training workers (checkpoints, metrics) -> end product, summary, report
 

@@ -44,6 +44,21 @@ def test_each_kernel_of_attention_is_measured_or_says_why_not() -> None:
     assert re.search(r"^CUDNN_ATTENTION: \w+", said, re.MULTILINE)
 
 
+def test_training_is_measured_against_padded_rows_and_a_trainer() -> None:
+    said = printed("-m", "benchmarks.train", "--steps", "2", "--batch", "16", "--images", "64")
+    rates = dict(re.findall(r"^(\w+): ([\d.]+) samples/s, packed is", said, re.MULTILINE))
+    assert rates.keys() >= {"packed", "random", "grouped"}
+    assert float(rates["packed"]) > float(rates["random"])
+    assert re.search(r"^data side: \d+ samples/s on \d+ cores", said, re.MULTILINE)
+
+
+def test_training_on_a_gpu_is_measured_at_toy_size() -> None:
+    said = printed("benchmarks/gpu_train.py", "--toy", "--batch", "4", "--steps", "1")
+    assert re.findall(r"^(\w+): [\d,]+ tokens/s", said, re.MULTILINE) == ["pretrain", "sft"]
+    assert len(re.findall(r"by cause: \w+ \d+%", said)) == 2
+    assert "not measured: " in said
+
+
 def test_the_engine_is_measured_with_a_model_and_without() -> None:
     flags = ("--models", "none,toy", "--lines", "decode,alone", "--requests", "6", "--sizes", "4")
     said = printed("-m", "benchmarks.engine", *flags)

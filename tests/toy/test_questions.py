@@ -1,8 +1,11 @@
 """Questions about toy scenes: one true answer each, every kind, and dialogues that training takes."""
 
+import json
 from collections import Counter
+from pathlib import Path
 
 from sharegpt4v.errors import Rejected
+from sharegpt4v.toy.__main__ import main
 from sharegpt4v.toy.captions import name_of
 from sharegpt4v.toy.questions import DETAILED, KINDS, dialogue, questions, score, short_caption
 from sharegpt4v.toy.scene import Scene, make_scene
@@ -52,6 +55,16 @@ def test_dialogues_are_conversations_that_training_takes() -> None:
             read_conversation(short_caption(scene)["conversations"], with_image=True)
         except Rejected as error:
             raise AssertionError(error) from None
+
+
+def test_the_command_writes_conversations_about_the_images_of_the_same_world(tmp_path: Path) -> None:
+    assert main(["images", "--out", str(tmp_path / "images"), "--count", "5", "--seed", "4"]) == 0
+    assert main(["dialogues", "--out", str(tmp_path / "talk.json"), "--count", "5", "--seed", "4"]) == 0
+    talk = json.loads((tmp_path / "talk.json").read_text())
+    truth = [json.loads(line) for line in (tmp_path / "images" / "truth.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in talk] == [row["id"] for row in truth]
+    assert [row["conversations"][-1]["value"] for row in talk] == [row["caption"] for row in truth]
+    assert all((tmp_path / "images" / row["image"]).exists() for row in talk)
 
 
 def test_answers_are_scored_by_kind() -> None:

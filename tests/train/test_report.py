@@ -37,6 +37,7 @@ def test_the_report_of_a_run_shows_its_curves_and_recipe(runs: list[Path], tmp_p
         assert title in page
     assert "held out" in page and "<th>learning_rate</th><td>0.001</td>" in page
     assert "3 steps, loss" in page and "toy-chat@0" in page
+    assert "says of fixed images" in page and page.count("<th>data</th>") == 4
 
 
 def test_two_runs_share_axes_and_their_differences_are_marked(runs: list[Path], tmp_path: Path) -> None:

@@ -147,3 +147,12 @@ def test_held_out_data_is_evaluated_at_every_checkpoint(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (job.run / "evaluations.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 4] and {line["samples"] for line in lines} == {15}
     assert lines[1]["loss"] < lines[0]["loss"]
+    said = [json.loads(line) for line in (job.run / "generations.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in said] == [2] * 4 + [4] * 4 and all(line["said"] for line in said)
+
+
+@pytest.mark.workers
+def test_zero_3_trains_the_captioner_whose_sampler_uses_weights_of_its_parts(tmp_path: Path) -> None:
+    plain = train_here(prepare_job(tmp_path, "captioner", run="plain", max_steps=3))
+    zero = prepare_job(tmp_path, "captioner", run="zero", max_steps=3, zero=3)
+    assert train_in_processes(zero, 2) == pytest.approx(plain, rel=1e-5)

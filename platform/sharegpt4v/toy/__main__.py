@@ -1,6 +1,7 @@
 """Makes the toy world's images and trains its models: `python -m sharegpt4v.toy COMMAND`."""
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,9 +10,12 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.progress import track
 
+from sharegpt4v.atomic import write_atomic
 from sharegpt4v.errors import UserError
 from sharegpt4v.toy.images import iter_write_images
-from sharegpt4v.toy.sources import OBJECTS_BY_DIFFICULTY
+from sharegpt4v.toy.questions import CONVERSATIONS
+from sharegpt4v.toy.scene import make_scene
+from sharegpt4v.toy.sources import OBJECTS_BY_DIFFICULTY, SOURCES
 from sharegpt4v.toy.truth import TRUTH_FILE
 
 
@@ -59,6 +63,22 @@ def _write_images(args: argparse.Namespace) -> None:
     print(f"{args.count} images and their truth: {args.out / TRUTH_FILE}")
 
 
+def _dialogue_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, required=True, help="JSON file, as LLaVA's training reads it")
+    parser.add_argument("--kind", choices=sorted(CONVERSATIONS), default="questions", help="(%(default)s)")
+    parser.add_argument("--count", type=int, default=256, help="scenes, as for images (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="the world, as for images (%(default)s)")
+
+
+def _write_dialogues(args: argparse.Namespace) -> None:
+    if args.count < 1:
+        raise UserError(f"{args.count} is too few: give 1 or more", field="count")
+    names = tuple(SOURCES)
+    scenes = (make_scene(args.seed, n, source=names[n % len(names)]) for n in range(args.count))
+    write_atomic(args.out, json.dumps([CONVERSATIONS[args.kind](scene) for scene in scenes], indent=1))
+    print(f"{args.count} conversations: {args.out}")
+
+
 def _train_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", choices=("captioner", "lmm"), help="train only this one (both)")
     parser.add_argument("--steps", type=int, help="batches to train on (default: as the shipped ones)")
@@ -73,6 +93,9 @@ def _train(args: argparse.Namespace) -> None:
 
 COMMANDS: dict[str, Command] = {
     "images": Command("write rendered scenes, their captions and their truth", _image_flags, _write_images),
+    "dialogues": Command(
+        "write conversations about the scenes of `images`", _dialogue_flags, _write_dialogues
+    ),
     "train": Command("train the toy models again, from scratch", _train_flags, _train),
 }
 

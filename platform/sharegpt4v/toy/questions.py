@@ -4,7 +4,7 @@ Kinds: existence, count, colour, position, words. Answers are a word or a place,
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,6 +87,14 @@ def detailed(scene: Scene) -> dict[str, Any]:
         {"from": "gpt", "value": detailed_caption(scene)},
     ]
     return {"id": scene.path, "image": scene.path, "source": scene.source, "conversations": turns}
+
+
+CONVERSATIONS: Mapping[str, Callable[[Scene], dict[str, Any]]] = {
+    "detailed": detailed,
+    "short": short_caption,
+    "questions": dialogue,
+}
+"""What training takes of a scene: for the captioner and pre-training, for alignment, for SFT."""
 
 
 def score(answers: Sequence[tuple[Question, str]]) -> dict[str, float]:

@@ -4,7 +4,9 @@ The other is DeepSpeed (deepspeed_backend.py). The state of a run is the same fo
 parameter name, so a checkpoint resumes on any number of workers and on the other backend.
 """
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
 from typing import Protocol
 
 import torch
@@ -102,14 +104,18 @@ class Workers:
         return [text for each in found for text in each]
 
     def meet(self, what: str) -> None:
-        """Waits for all workers. Raises RunFailed that names those who do not come in time."""
+        """Waits for all workers. Raises RunFailed that names those who do not come in time.
+
+        For one that died it raises RuntimeError, at once: Ray then starts all of them again.
+        """
         if self.workers == 1:
             return
-        from datetime import timedelta
-
+        begun = time.monotonic()
         try:
             dist.monitored_barrier(self._group, timedelta(seconds=self._patience), wait_all_ranks=True)
         except RuntimeError as error:
+            if time.monotonic() - begun < 0.9 * self._patience:
+                raise
             line = " ".join(str(error).split())[:200]
             raise RunFailed(
                 f"workers did not all come to {what} within {self._patience:g} s ({line}): run the same "

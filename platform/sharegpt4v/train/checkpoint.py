@@ -88,7 +88,8 @@ class Checkpoints:
     def settle(self, backend: Backend) -> Path | None:
         """Waits for the pending checkpoint and gives it its name. Called by all workers together.
 
-        Raises RunFailed for a full disk, and OSError; the checkpoints before stay as they are.
+        Raises RunFailed for a full disk, OSError, and on the other workers RuntimeError; the checkpoints
+        before stay as they are.
         """
         if self._pending is None:
             return None
@@ -102,7 +103,7 @@ class Checkpoints:
             ):
                 raise pending.error[0]
         if failed:
-            raise OSError(f"another worker could not write {partial}")
+            raise RuntimeError(f"another worker could not write {partial}")  # it says why itself
         if backend.worker == 0:
             with full_disk_named(final):
                 publish(partial, final)

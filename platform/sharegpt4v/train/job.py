@@ -168,31 +168,13 @@ def make_job(
     """Returns the job of every worker. facts: more for the end product's card, the git revision say."""
     order = SampleOrder(intake.counts, [each.weight for each in sets], config.seed, config.batch_size)
     steps = config.max_steps or order.steps(config.epochs)
-    stage = config.stage
-    loop = LoopSettings(
-        steps=steps,
-        stop_at=min(steps, config.stop_after or steps),
-        warmup_ratio=config.warmup_ratio,
-        save_steps=config.save_steps,
-        save_minutes=config.save_minutes,
-        skip_spikes=config.skip_spikes,
-        max_reject_rate=config.max_reject_rate,
-        rejects_path=str(run / "rejects"),
-    )
-    rules = SampleRules(
-        card.images.side,
-        config.protocol,
-        config.max_length,
-        config.too_long,
-        UNIFIED_CAPTION.text if stage.one_question else None,
-    )
     return TrainJob(
-        stage=stage,
+        stage=config.stage,
         run=run,
         init=card.folder.absolute(),
-        rules=rules,
+        rules=_rules(config, card),
         order=order,
-        loop=loop,
+        loop=_loop(config, run, steps),
         optimizer=_optimizer(config),
         budget=config.tokens_per_micro_step,
         first_block=config.first_block,
@@ -206,6 +188,24 @@ def make_job(
         card=_card(config, card, sets, intake, steps) | dict(facts),
         evaluation=run / "work" / "eval-data" if config.eval_data else None,
     )
+
+
+def _loop(config: TrainConfig, run: Path, steps: int) -> LoopSettings:
+    return LoopSettings(
+        steps=steps,
+        stop_at=min(steps, config.stop_after or steps),
+        warmup_ratio=config.warmup_ratio,
+        save_steps=config.save_steps,
+        save_minutes=config.save_minutes,
+        skip_spikes=config.skip_spikes,
+        max_reject_rate=config.max_reject_rate,
+        rejects_path=str(run / "rejects"),
+    )
+
+
+def _rules(config: TrainConfig, card: ModelCard) -> SampleRules:
+    question = UNIFIED_CAPTION.text if config.stage.one_question else None
+    return SampleRules(card.images.side, config.protocol, config.max_length, config.too_long, question)
 
 
 def _optimizer(config: TrainConfig) -> OptimizerSettings:

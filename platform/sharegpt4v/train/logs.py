@@ -34,6 +34,10 @@ class Figures:
     left: float
 
 
+_AT_CHECKPOINTS = ("evaluations.jsonl", "generations.jsonl")
+"""Files of lines with a step that are written at checkpoints."""
+
+
 class StepLog:
     """Appends steps; the first worker keeps the metrics, each its own rejects. first: the step begun from.
 
@@ -51,7 +55,8 @@ class StepLog:
             return
         for other in (run / REJECTS).glob("worker-*.jsonl"):  # of more workers than there are now
             _cut_after(other, first)
-        _cut_after(self._metrics, first)
+        for name in (METRICS, *_AT_CHECKPOINTS):
+            _cut_after(run / name, first)
         from tensorboardX import SummaryWriter
 
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=first + 1)

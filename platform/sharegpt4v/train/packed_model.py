@@ -36,7 +36,7 @@ class PackedModel(nn.Module):
 
         Only the workers together know the number of labels of the global batch, which it is divided by.
         """
-        hidden = self._decoder()(
+        hidden = self.decoder(
             inputs_embeds=self._embed(row),
             position_ids=row.position_ids,
             use_cache=False,
@@ -52,7 +52,7 @@ class PackedModel(nn.Module):
     def _embed(self, row: PackedRow) -> Tensor:
         template = self.adapter.template
         slots = row.input_ids == template.image_token_id
-        words: Tensor = self._decoder().get_input_embeddings()(row.input_ids.masked_fill(slots, 0))
+        words: Tensor = self.decoder.get_input_embeddings()(row.input_ids.masked_fill(slots, 0))
         if len(row.pixels):
             features = self.adapter.image_features(self.adapter.normalise(row.pixels))
             if features.shape[0] * features.shape[1] != int(slots.sum()):
@@ -76,7 +76,9 @@ class PackedModel(nn.Module):
     def _piece(self, hidden: Tensor, wanted: Tensor) -> Tensor:
         return nn.functional.cross_entropy(self._head()(hidden).float(), wanted, reduction="sum")
 
-    def _decoder(self) -> LlamaModel:
+    @property
+    def decoder(self) -> LlamaModel:
+        """The language model without its head."""
         lmm = isinstance(self.adapter, LmmAdapter)
         return self.model.model.language_model if lmm else self.model.language_model.model
 

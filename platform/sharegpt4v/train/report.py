@@ -14,6 +14,7 @@ from sharegpt4v.atomic import write_atomic
 from sharegpt4v.errors import UserError
 from sharegpt4v.run.settings import read_settings
 from sharegpt4v.train.evaluation import EVALUATIONS
+from sharegpt4v.train.generations import GENERATIONS
 from sharegpt4v.train.logs import read_metrics
 
 MAX_POINTS = 2000
@@ -48,6 +49,7 @@ class TrainedRun:
     name: str
     lines: list[dict[str, Any]]
     evaluations: list[dict[str, Any]]
+    generations: list[dict[str, Any]]
     settings: Mapping[str, Any]
 
     @classmethod
@@ -56,9 +58,13 @@ class TrainedRun:
         lines = read_metrics(run)
         if not lines:
             raise UserError(f"{run} holds no training step; `sharegpt4v train` makes one")
-        path = run / EVALUATIONS
-        texts = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        return cls(run.resolve().name, lines, [json.loads(text) for text in texts], read_settings(run))
+        evaluations, generations = (_read_lines(run / name) for name in (EVALUATIONS, GENERATIONS))
+        return cls(run.resolve().name, lines, evaluations, generations, read_settings(run))
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    texts = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [json.loads(text) for text in texts]
 
 
 def write_report(runs: Sequence[Path], out: Path) -> None:
@@ -87,8 +93,26 @@ def _page(runs: Sequence[TrainedRun]) -> str:
         f"<title>{title} · training</title><style>{_STYLE}</style></head><body>"
         f"<h1>{title}</h1>{''.join(map(_headline, runs))}"
         f'<div class="charts">{charts}</div>'
-        f"<h2>Recipe</h2>{_recipes(runs)}</body></html>\n"
+        f"{''.join(map(_generations, runs))}<h2>Recipe</h2>{_recipes(runs)}</body></html>\n"
     )
+
+
+def _generations(run: TrainedRun) -> str:
+    """Shows what the model said of each fixed image, at five checkpoints at most, and what it should say."""
+    steps = sorted({line["step"] for line in run.generations})
+    shown = {line["step"] for line in thinned([{"step": step} for step in steps], 4)}
+    parts = []
+    for name in dict.fromkeys(line["id"] for line in run.generations):
+        lines = [line for line in run.generations if line["id"] == name]
+        rows = "".join(
+            f"<tr><th>step {line['step']:,}</th><td>{escape(line['said'])}</td></tr>"
+            for line in lines
+            if line["step"] in shown
+        )
+        wanted = f"<tr><th>data</th><td>{escape(lines[0]['wanted'])}</td></tr>"
+        title = f"{escape(name)}: {escape(lines[0]['question'])}"
+        parts.append(f"<h3>{title}</h3><table><tbody>{rows}{wanted}</tbody></table>")
+    return f"<h2>What {escape(run.name)} says of fixed images</h2>{''.join(parts)}" if parts else ""
 
 
 def _headline(run: TrainedRun) -> str:

@@ -17,6 +17,7 @@ from sharegpt4v.train.deepspeed_backend import DeepSpeedBackend
 from sharegpt4v.train.evaluation import evaluator, held_out_order
 from sharegpt4v.train.feed import Feed, PreparedStep
 from sharegpt4v.train.flops import Work, peak_operations
+from sharegpt4v.train.generations import generator
 from sharegpt4v.train.job import TrainJob
 from sharegpt4v.train.logs import Figures, StepLog
 from sharegpt4v.train.loop import StepLine, Totals, train
@@ -70,6 +71,25 @@ def train_worker(job: TrainJob, report: Report = lambda line, figures: None) -> 
 
 
 def _evaluator(
+    job: TrainJob, model: PackedModel, backend: Backend, stack: ExitStack
+) -> Callable[[int], object]:
+    shown = None
+    if backend.worker == 0 and job.zero != 3:
+        data = job.evaluation or job.records
+        maker = SampleMaker(Records(data), model.adapter.template, job.rules)
+        shown = generator(model, maker, job.run)
+    measure = _held_out(job, model, backend, stack)
+
+    def evaluate(step: int) -> None:
+        measure(step)
+        if shown is not None:
+            shown(step)
+        backend.meet("the step after an evaluation")
+
+    return evaluate
+
+
+def _held_out(
     job: TrainJob, model: PackedModel, backend: Backend, stack: ExitStack
 ) -> Callable[[int], object]:
     if job.evaluation is None:
