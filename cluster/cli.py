@@ -19,6 +19,7 @@ COMMANDS = {
     "compare": "pipelines.compare",
     "export": "pipelines.export",
     "convert": "pipelines.convert",
+    "serve": "serve.app",
 }
 """The module that holds each COMMAND, in data order."""
 

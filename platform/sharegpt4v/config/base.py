@@ -26,7 +26,8 @@ class Group:
 
 INPUT, MODEL, DECODING, GATE = Group("Input"), Group("Model"), Group("Decoding"), Group("Gate")
 OUTPUT, RAY, TESTING = Group("Output"), Group("Ray"), Group("Testing")
-GROUPS = (INPUT, MODEL, DECODING, GATE, OUTPUT, RAY, TESTING)
+SERVER, LIMITS = Group("Server"), Group("Limits")
+GROUPS = (INPUT, MODEL, DECODING, GATE, OUTPUT, SERVER, LIMITS, RAY, TESTING)
 """In the order of their headings."""
 
 

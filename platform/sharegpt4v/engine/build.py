@@ -24,7 +24,7 @@ class EngineSpec:
     """kind: which engine. weights: their folder or URI. model: their id. capacity: requests at once.
 
     room_for: a question about one image and the tokens of its longest answer; each slot then holds exactly
-    these, otherwise the model's whole context.
+    these, otherwise `max_context` tokens, the model's whole context by default.
     """
 
     kind: EngineName
@@ -32,6 +32,7 @@ class EngineSpec:
     weights: str | None = None
     capacity: int = 32
     room_for: tuple[str, int] | None = None
+    max_context: int | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     kv_dtype: Literal["auto", "fp8"] = "auto"
     threads: int = 1
@@ -102,7 +103,7 @@ def _prepare_loading(spec: EngineSpec, threads: int) -> "tuple[Path, torch.dtype
 
 def _context(spec: EngineSpec, adapter: "Adapter") -> int | None:
     if spec.room_for is None:
-        return None
+        return spec.max_context
     question, answer_tokens = spec.room_for
     blank = np.zeros((adapter.image_size, adapter.image_size, 3), np.uint8)
     return adapter.prompt_tokens((Turn("user", question, (blank,)),)) + answer_tokens
