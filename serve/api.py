@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, TypeVar
 
@@ -18,7 +18,7 @@ from serve.chat import admitted, chat_body, note_completion, prepare_call, sse, 
 from serve.errors import ApiError, as_api_error, internal, unavailable
 from serve.gatekeeping import Gatekeeping, api_response
 from serve.limits import Admission, Limits
-from serve.metrics import ApiMetrics
+from serve.metrics import ApiMetrics, Families, metrics_page
 from serve.model import Backend
 from serve.openapi import CAPTION_EXAMPLE, CHAT_EXAMPLE, FORM, describe, error_responses, json_body
 from serve.wire import CaptionRequest, ChatRequest, parse
@@ -27,7 +27,10 @@ T = TypeVar("T")
 
 
 class Api:
-    """The routes. models: by the names that clients give; keys: see serve/keys.py, none lets everybody in."""
+    """The routes. models: by the names that clients give; keys: see serve/keys.py, none lets everybody in.
+
+    of_replicas: returns the metrics of every replica's API, this one's own by default.
+    """
 
     def __init__(
         self,
@@ -35,13 +38,16 @@ class Api:
         limits: Limits | None = None,
         keys: Mapping[str, str] | None = None,
         captions: CaptionRules | None = None,
+        admission: Admission | None = None,
+        of_replicas: Callable[[], Awaitable[Mapping[str, Families]]] | None = None,
     ) -> None:
         self.models = models
         self.limits = limits or Limits()
         self.keys = keys or {}
         self.captions = captions or CaptionRules()
         self.metrics = ApiMetrics()
-        self.admission = Admission(self.limits)
+        self.admission = admission or Admission(self.limits)
+        self._of_replicas = of_replicas
 
     def app(self, at_end: Callable[[], Coroutine[Any, Any, None]] | None = None) -> FastAPI:
         """Makes the ASGI app. at_end: awaited when the server ends."""
@@ -78,6 +84,7 @@ class Api:
             admission=self.admission,
             keys=self.keys,
             metrics=self.metrics,
+            names_requests=self._of_replicas is None,
         )
         describe(app)
         return app
@@ -172,7 +179,9 @@ class Api:
     async def show_metrics(self) -> Response:
         """Shows Prometheus metrics of the API and of every replica."""
         found = await asyncio.gather(*(model.snapshots() for model in self.models.values()))
-        page = self.metrics.page([one for several in found for one in several])
+        own = {"0": list(self.metrics.registry.collect())}
+        families = await self._of_replicas() if self._of_replicas else own
+        page = metrics_page([one for several in found for one in several], families)
         return Response(page, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 

@@ -1,6 +1,5 @@
 """From the body of a chat request to the engine's request: roles checked, images decoded, limits applied."""
 
-import hashlib
 from dataclasses import dataclass
 
 from serve.errors import refused
@@ -27,13 +26,9 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A request for one model. affinity: equal for the rounds of one dialogue, so that they meet one replica.
-
-    given_limit: whether the client itself said how long the answer may be.
-    """
+    """A request for one model. given_limit: whether the client itself said how long the answer may be."""
 
     request: Request
-    affinity: str
     given_limit: bool = False
 
 
@@ -51,7 +46,7 @@ def chat_call(body: ChatRequest, info: ModelInfo, limits: Limits, request_id: st
     sampling = body.sampling(limit or limits.tokens, stop=body.stops)
     turns = tuple(_as_turn(message, number, info, limits) for number, message in enumerate(body.messages))
     request = Request(request_id, turns, sampling, limits.request_seconds, stream=bool(body.stream))
-    return Call(request, _affinity(body), limit is not None)
+    return Call(request, limit is not None)
 
 
 def caption_call(
@@ -59,7 +54,7 @@ def caption_call(
 ) -> Call:
     """Makes the request for one caption; each may go to another replica."""
     request = Request(request_id, (Turn("user", prompt, (image,)),), sampling, limits.request_seconds)
-    return Call(request, request_id, given_limit=True)
+    return Call(request, given_limit=True)
 
 
 def _check_roles(messages: list[Message]) -> None:
@@ -100,13 +95,3 @@ def _as_turn(message: Message, number: int, info: ModelInfo, limits: Limits) -> 
         raise refused("this message is empty", f"messages.{number}.content")
     assert message.role in ("user", "assistant")
     return Turn(message.role, text, tuple(images))
-
-
-def _affinity(body: ChatRequest) -> str:
-    """Hashes the first message: every round of a dialogue repeats it, and clients send no header."""
-    first = hashlib.blake2b(digest_size=16)
-    first.update(body.model.encode("utf-8", "replace"))
-    for part in _parts(body.messages[0]):
-        said = part.text if isinstance(part, TextPart) else part.image_url.url
-        first.update(said.encode("utf-8", "replace") + b"\0")
-    return first.hexdigest()

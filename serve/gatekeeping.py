@@ -9,13 +9,13 @@ import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 from starlette.responses import JSONResponse
 
 from serve.errors import ApiError
-from serve.keys import name_of
+from serve.keys import is_loopback, name_of
 from serve.limits import Admission
 from serve.metrics import ApiMetrics
 
@@ -38,10 +38,21 @@ def api_response(error: ApiError) -> JSONResponse:
 
 
 class Gatekeeping:
-    """Wraps the API. keys: names by hash; with none every request is let in, under the name `anyone`."""
+    """Wraps the API. keys: names by hash; with none every request is let in, under the name `anyone`.
 
-    def __init__(self, app: App, admission: Admission, keys: Mapping[str, str], metrics: ApiMetrics) -> None:
+    names_requests: whether answers get the header x-request-id here; Ray Serve's proxy adds its own.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        admission: Admission,
+        keys: Mapping[str, str],
+        metrics: ApiMetrics,
+        names_requests: bool = True,
+    ) -> None:
         self.app, self.admission, self.keys, self.metrics = app, admission, keys, metrics
+        self._names_requests = names_requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -54,7 +65,9 @@ class Gatekeeping:
         async def send_marked(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
                 line.status = message["status"]
-                marks = [(b"x-request-id", line.id.encode()), (b"x-content-type-options", b"nosniff")]
+                marks = [(b"x-content-type-options", b"nosniff")]
+                if self._names_requests:
+                    marks.append((b"x-request-id", line.id.encode()))
                 message["headers"] = [*message.get("headers", []), *marks]
             await send(message)
 
@@ -68,12 +81,9 @@ class Gatekeeping:
     ) -> None:
         limits = self.admission.limits
         try:
-            line.key = self._key(scope["path"], headers)
+            line.key = self._key(scope, headers)
             works = scope["method"] == "POST" and scope["path"].startswith("/v1/")
-            admitted: AbstractContextManager[None] = (
-                self.admission.admitted(line.key) if works else nullcontext()
-            )
-            with admitted:
+            async with self.admission.admitted(line.key) if works else nullcontext():
                 length = headers.get("content-length", "")
                 if length.isdigit() and int(length) > limits.body_bytes:
                     raise _too_large(limits.body_bytes)
@@ -86,9 +96,16 @@ class Gatekeeping:
         finally:
             self.metrics.in_flight.set(self.admission.in_flight)
 
-    def _key(self, path: str, headers: Mapping[str, str]) -> str:
+    def _key(self, scope: Scope, headers: Mapping[str, str]) -> str:
         """Returns the name of the request's key. Raises ApiError for none or a wrong one."""
-        if not self.keys or path in PUBLIC:
+        if scope["path"] in PUBLIC:
+            return "anyone"
+        if not self.keys:
+            here = scope.get(
+                "server"
+            )  # a file for `serve deploy` may open the port whatever we were started with
+            if here and not is_loopback(here[0]):
+                raise ApiError(403, "without API keys this machine alone is answered", code="keys_required")
             return "anyone"
         name = name_of(headers.get("authorization", ""), self.keys)
         if name is None:

@@ -6,6 +6,7 @@ so that a plain hash is as good as a slow one.
 
 import hashlib
 import hmac
+import ipaddress
 import re
 import secrets
 import sys
@@ -59,6 +60,14 @@ def name_of(authorization: str, keys: Mapping[str, str]) -> str | None:
 
 def digest(key: str) -> str:
     return hashlib.sha256(key.encode("utf-8", "replace")).hexdigest()
+
+
+def is_loopback(host: str) -> bool:
+    """Returns whether only this machine reaches an address; a name but localhost may mean any."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def main(arguments: list[str]) -> int:

@@ -2,8 +2,8 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from serve.errors import ApiError, overloaded, unavailable
@@ -31,6 +31,13 @@ class Limits:
     request_seconds: float = 300.0
 
 
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """A request that is counted."""
+
+    key: str
+
+
 class Admission:
     """Counts requests in progress and lets further ones in, or refuses them with 429 or 503."""
 
@@ -41,9 +48,17 @@ class Admission:
         self._by_key: dict[str, int] = defaultdict(int)
         self._buckets: dict[str, tuple[float, float]] = {}  # requests left, and when that was counted
 
-    @contextmanager
-    def admitted(self, key: str) -> Iterator[None]:
+    @asynccontextmanager
+    async def admitted(self, key: str) -> AsyncIterator[None]:
         """Counts a request of this key while the block lasts. Raises ApiError when it is one too many."""
+        ticket = self.enter(key)
+        try:
+            yield
+        finally:
+            self.leave(ticket)
+
+    def enter(self, key: str) -> Ticket:
+        """Counts a request of this key until `leave`. Raises ApiError when it is one too many."""
         if self.draining:
             raise unavailable()
         if self.in_flight >= self.limits.in_flight:
@@ -58,13 +73,13 @@ class Admission:
         self._take_token(key)
         self.in_flight += 1
         self._by_key[key] += 1
-        try:
-            yield
-        finally:
-            self.in_flight -= 1
-            self._by_key[key] -= 1
-            if not self._by_key[key]:
-                del self._by_key[key]
+        return Ticket(key)
+
+    def leave(self, ticket: Ticket) -> None:
+        self.in_flight -= 1
+        self._by_key[ticket.key] -= 1
+        if not self._by_key[ticket.key]:
+            del self._by_key[ticket.key]
 
     def _take_token(self, key: str) -> None:
         """Takes one request of the key's minute; the bucket fills evenly, so that bursts end in waiting."""

@@ -1,6 +1,6 @@
 """Prometheus metrics: what the API counts itself, and the engines' own counts of every replica."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -54,11 +54,35 @@ class ApiMetrics:
             "sharegpt4v_captions", "captions by the gate's verdict", ["verdict"], registry=self.registry
         )
 
-    def page(self, snapshots: Sequence[Snapshot]) -> bytes:
-        """Returns all metrics in Prometheus' text format."""
-        engines = CollectorRegistry()
-        engines.register(_Engines(snapshots))
-        return bytes(generate_latest(self.registry)) + bytes(generate_latest(engines))
+
+Families = Sequence[Metric]
+"""Metrics as prometheus_client collects them; they can be sent to another process."""
+
+
+def metrics_page(snapshots: Sequence[Snapshot], api: Mapping[str, Families]) -> bytes:
+    """Returns all metrics in Prometheus' text format. api: those of each replica's API, by its name."""
+    registry = CollectorRegistry()
+    registry.register(_Apis(api))
+    registry.register(_Engines(snapshots))
+    return bytes(generate_latest(registry))
+
+
+class _Apis:
+    """Collects what the APIs of all replicas count, each number with the replica it is of."""
+
+    def __init__(self, api: Mapping[str, Families]) -> None:
+        self._api = api
+
+    def collect(self) -> Iterator[Metric]:
+        joined: dict[str, Metric] = {}
+        for replica, families in self._api.items():
+            for family in families:
+                known = joined.setdefault(
+                    family.name, Metric(family.name, family.documentation, family.type, family.unit)
+                )
+                for one in family.samples:
+                    known.samples.append(one._replace(labels={**one.labels, "replica": replica}))
+        yield from joined.values()
 
 
 class _Engines:

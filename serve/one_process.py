@@ -15,6 +15,8 @@ from serve.settings import Settings
 from sharegpt4v.engine.build import build_engine
 from sharegpt4v.errors import UserError
 
+DRAINING = "draining: answers in progress are finished; a second signal ends at once"
+
 
 class _DrainingServer(uvicorn.Server):
     """Listens while it drains, so that probes and late clients are answered; a second signal ends it."""
@@ -34,11 +36,7 @@ class _DrainingServer(uvicorn.Server):
         if self._draining or self._api.admission.draining:
             os._exit(130 if sig == signal.SIGINT else 143)
         self._api.admission.draining = True
-        print(
-            "draining: answers in progress are finished; a second signal ends at once",
-            file=sys.stderr,
-            flush=True,
-        )
+        print(DRAINING, file=sys.stderr, flush=True)
         self._loop.call_soon_threadsafe(self._drain)
 
     def _drain(self) -> None:
@@ -51,7 +49,7 @@ class _DrainingServer(uvicorn.Server):
 
 def serve_here(settings: Settings, host: str, port: int, drain_seconds: float) -> int:
     """Loads the models, serves until SIGTERM or Ctrl-C, and finishes the answers in progress."""
-    listening = _listen(host, port)
+    listening = listen(host, port)
     models = [ServedModel(build_engine(spec), info, settings.hang_seconds) for info, spec in settings.models]
     try:
         api = Api(
@@ -65,7 +63,7 @@ def serve_here(settings: Settings, host: str, port: int, drain_seconds: float) -
     return 0
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
     """Takes the port before minutes are spent on weights. Raises UserError when it is not to be had."""
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET

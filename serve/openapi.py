@@ -48,6 +48,7 @@ _ERROR = {
 ERRORS = {
     400: "the request cannot be answered as it is; param names the field",
     401: "no valid key",
+    403: "without keys this machine alone is answered",
     404: "no such model or path",
     408: "the body did not arrive in time",
     413: "the body is too large",

@@ -1,11 +1,10 @@
 """What a configuration comes to: models, limits, rules and keys; refused here, before anything starts."""
 
-import ipaddress
 from dataclasses import dataclass
 
 from serve.captions import CaptionRules
 from serve.dialogues import ModelInfo
-from serve.keys import read_keys
+from serve.keys import is_loopback, read_keys
 from serve.limits import Limits
 from serve.models import EngineOptions, Kind, plan_model
 from sharegpt4v.config.serve import NONE, ServeConfig
@@ -55,14 +54,6 @@ def make_settings(config: ServeConfig) -> Settings:
     gate = GateRules(config.gate.min_characters, script=config.gate.script)
     rules = CaptionRules(config.captions.max_new_tokens, config.captions.repetition_penalty, gate)
     return Settings(models, _limits(config, len(models)), rules, keys, config.hang_seconds)
-
-
-def is_loopback(host: str) -> bool:
-    """Returns whether only this machine reaches an address; a name but localhost may mean any."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _limits(config: ServeConfig, models: int) -> Limits:

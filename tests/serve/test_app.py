@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from serve.settings import is_loopback
+from serve.keys import is_loopback
 from tests.commands import REPOSITORY, command, environment, sharegpt4v
 from tests.serve.server import user
 

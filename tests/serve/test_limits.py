@@ -16,9 +16,12 @@ import pytest
 
 from serve import keys
 from serve.api import Api
+from serve.board import Board, Report
 from serve.errors import ApiError
 from serve.limits import Admission, Limits
 from serve.logs import JsonLines
+from serve.model import Snapshot
+from sharegpt4v.engine.stats import EngineStats, Latencies, Seconds
 from sharegpt4v.errors import UserError
 from tests.serve.server import data_url, fake_models, png, serving, user
 
@@ -96,36 +99,86 @@ def test_a_body_that_does_not_come_ends_in_408() -> None:
             assert b" 408 " in connection.recv(2000)
 
 
+def _refusal(admission: Admission, key: str) -> ApiError:
+    with pytest.raises(ApiError) as raised:
+        admission.enter(key)
+    return raised.value
+
+
 def test_a_key_has_its_own_rate_and_gets_it_back_with_time(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     admission = Admission(Limits(per_minute=2))
     for _ in range(2):
-        with admission.admitted("alice"):
-            pass
-    with pytest.raises(ApiError) as raised, admission.admitted("alice"):
-        pass
-    assert (raised.value.status, raised.value.code) == (429, "rate_limit_exceeded")
-    assert raised.value.headers() == {"retry-after": "30"}
-    with admission.admitted("bob"):
-        pass
+        admission.leave(admission.enter("alice"))
+    error = _refusal(admission, "alice")
+    assert (error.status, error.code) == (429, "rate_limit_exceeded")
+    assert error.headers() == {"retry-after": "30"}
+    admission.enter("bob")
     now += 30
-    with admission.admitted("alice"):
-        pass
+    admission.enter("alice")
 
 
 def test_a_key_has_its_own_share_of_what_runs_at_once() -> None:
     admission = Admission(Limits(per_key=1, in_flight=2))
-    with admission.admitted("alice"), admission.admitted("bob"):
-        for name, code in (("alice", "overloaded"), ("carol", "overloaded")):
-            with pytest.raises(ApiError) as raised, admission.admitted(name):
-                pass
-            assert raised.value.code == code
-    with admission.admitted("alice"):
-        with pytest.raises(ApiError) as raised, admission.admitted("alice"):
-            pass
-        assert raised.value.code == "concurrency_limit_exceeded"
+    tickets = [admission.enter("alice"), admission.enter("bob")]
+    assert _refusal(admission, "carol").code == "overloaded"
+    admission.leave(tickets[1])
+    assert _refusal(admission, "alice").code == "concurrency_limit_exceeded"
+    admission.leave(tickets[0])
+    admission.leave(admission.enter("alice"))
     assert admission.in_flight == 0
+
+
+def test_the_board_gives_back_what_a_lost_replica_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    stats, latencies = EngineStats(), Latencies(Seconds(), Seconds())
+    reports = [Report(Snapshot("m", name, stats, latencies)) for name in ("lost", "other")]
+
+    async def run() -> None:
+        nonlocal now
+        board = Board(Limits(per_key=1))
+        for report in reports:
+            await board.report(report)
+        assert isinstance(await board.admit("lost", "alice"), int)
+        refused = await board.admit("other", "alice")
+        assert isinstance(refused, ApiError) and refused.code == "concurrency_limit_exceeded"
+        now += 20
+        await board.report(reports[1])
+        number = await board.admit("other", "alice")
+        assert isinstance(number, int)
+        await board.leave("other", number)
+        assert isinstance(await board.admit("other", "alice"), int)
+        assert [report.snapshot.replica for report in await board.reports()] == ["other"]
+
+    asyncio.run(run())
+
+
+def test_without_keys_only_this_machine_is_answered_whatever_the_port_is_open_to() -> None:
+    with fake_models() as models:
+        app = Api(models).app()
+
+        async def ask(server: tuple[str, int]) -> int:
+            transport = _Served(app, server)
+            async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+                return (await client.get("/v1/models")).status_code
+
+        assert [asyncio.run(ask((host, 8000))) for host in ("127.0.0.1", "::1", "10.1.2.3")] == [
+            200,
+            200,
+            403,
+        ]
+
+
+class _Served(httpx.ASGITransport):
+    """Calls an app as a server that listens on a given address does."""
+
+    def __init__(self, app: Any, server: tuple[str, int]) -> None:
+        async def listening(scope: Any, receive: Any, send: Any) -> None:
+            await app({**scope, "server": server}, receive, send)
+
+        super().__init__(listening)
 
 
 def test_overload_is_refused_at_once_and_the_admitted_are_answered() -> None:

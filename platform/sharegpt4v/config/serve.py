@@ -118,9 +118,11 @@ class ServeConfig(CommandConfig):
     )
     fake: Annotated[Fake, TESTING] = Field(default_factory=Fake)
 
-    @field_validator("replicas")
+    @field_validator("replicas", mode="before")
     @classmethod
-    def _replicas(cls, value: str) -> str:
+    def _replicas(cls, value: object) -> str:
+        if not isinstance(value, str):
+            raise ValueError("give it in quotes: YAML reads 1:4 as the number 64")
         parts = value.split(":")
         if not (len(parts) <= 2 and all(p.isdigit() and int(p) > 0 for p in parts)):
             raise ValueError("expected a number such as 2, or MIN:MAX such as 1:8")
