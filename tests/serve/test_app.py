@@ -33,7 +33,7 @@ def running(*arguments: str, wait: float = 30) -> Iterator[tuple["Popen[str]", s
         timer.start()
         line = process.stdout.readline()
         timer.cancel()
-        found = re.match(r"ready: (http://\S+)/v1 ", line)
+        found = re.match(r"ready: (http://[^\s/]+)(?:/v1)? ", line)
         assert found, line + (process.stderr.read() if process.stderr else "")
         yield process, found[1]
     finally:

@@ -32,6 +32,8 @@ def test_the_builder_takes_the_fields_of_the_command_and_names_unknown_ones() ->
     assert build({"preset": "toy", "replicas": "1:3"}).__class__.__name__ == "Application"
     with pytest.raises(UserError, match="did you mean replicas"):
         build({"replica": 2})
+    with pytest.raises(UserError, match="in quotes"):
+        build({"replicas": 64})
     with pytest.raises(UserError, match="preset"):
         build({"preset": "70b"})
     with pytest.raises(UserError, match="from elsewhere"):
