@@ -89,6 +89,7 @@ bench: setup  ## the measurements of benchmarks/README.md (two hours)
 	$(BIN)/python -m benchmarks.slot_use
 	$(BIN)/python -m benchmarks.engine
 	$(BIN)/python -m benchmarks.convert_memory
+	$(BIN)/python -m benchmarks.serve
 
 toy-models: setup  ## train the shipped toy models again (about a quarter of an hour)
 	$(BIN)/python -m sharegpt4v.toy train
