@@ -63,6 +63,7 @@ class ServedModel:
         self.engine, self.info = engine, info
         self._hang_seconds, self._replica = hang_seconds, replica
         self._cached_tokens = self._prompt_tokens = 0
+        self._in_progress = 0
 
     async def answer(self, call: Call) -> AsyncGenerator[Event, None]:
         """Yields events; never raises for a request's own fault. Closing it frees the slot."""
@@ -74,9 +75,10 @@ class ServedModel:
             yield as_api_error(error, request_id)
             return
         async with handle:
-            yield ""
+            self._in_progress += 1
             late = _fail_late(handle)
             try:
+                yield ""
                 if call.request.stream:
                     async for text in handle.chunks():
                         yield text
@@ -85,6 +87,7 @@ class ServedModel:
                 yield as_api_error(error, request_id)
                 return
             finally:
+                self._in_progress -= 1
                 late.cancel()
             self._cached_tokens += completion.cached_tokens
             self._prompt_tokens += tokens
@@ -113,7 +116,8 @@ class ServedModel:
     def hung(self) -> bool:
         """Returns whether requests run and none has got a token for `hang_seconds`."""
         stats = self.engine.stats()
-        busy = stats.running or stats.queued
+        # The engine counts no request that is being prefilled, neither as running nor as queued.
+        busy = self._in_progress or stats.running or stats.queued
         return bool(busy) and time.monotonic() - self.engine.last_progress > self._hang_seconds
 
     async def ready(self) -> bool:

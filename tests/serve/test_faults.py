@@ -61,6 +61,14 @@ def test_a_hung_engine_is_not_ready_and_its_requests_end_at_their_deadline() -> 
         assert httpx.get(f"{address}/healthz").status_code == 200
 
 
+def test_a_lone_request_that_hangs_before_its_first_token_makes_the_engine_not_ready() -> None:
+    """It is in no slot and no queue yet: the engine's own counts show nothing to do."""
+    with fake_models(hang="hang") as models, serving(Api(models, Limits(request_seconds=5))) as address:
+        models["fake-chat"]._hang_seconds = 0.3
+        threading.Thread(target=_post, args=(address, "hang"), daemon=True).start()
+        until(lambda: httpx.get(f"{address}/readyz").status_code == 503, 4)
+
+
 def test_a_closed_engine_is_unavailable() -> None:
     with fake_models() as models, serving(Api(models)) as address:
         models["fake-chat"].engine.close()

@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ def _replicas(of: int, deployment: str) -> list[int]:
 def server() -> Iterator[tuple[Any, str]]:
     arguments = ("serve", "--engine", "fake", "--port", str(_free_port()), "--replicas", "2")
     slow = ("--fake.seconds-per-request", "1.0", "--slots", "32", "--limits.per-key", "40")
+    slow += ("--hang-seconds", "3", "--fake.faults", '{"hang": "^hang"}')
     with running(*arguments, *slow, wait=120) as (process, address):
         yield process, address
 
@@ -138,6 +140,39 @@ def test_a_killed_replica_takes_only_its_own_requests_along_and_comes_back(serve
     failed = [outcome for outcome in outcomes if outcome != "stop"]
     assert len(failed) <= 8 and len(outcomes) > 30, failed
     assert "cut" not in failed, "an answer that was cut must not look like a whole one"
+
+
+@pytest.mark.timeout(200)
+def test_a_hung_replica_is_replaced_while_the_other_one_answers(server: tuple[Any, str]) -> None:
+    process, address = server
+    before = set(_replicas(process.pid, "chat"))
+    hung: list[int | str] = []
+
+    def hang() -> None:
+        try:
+            hung.append(
+                httpx.post(
+                    address + CHAT, json=BODY, headers={"x-request-id": "hang"}, timeout=90
+                ).status_code
+            )
+        except httpx.HTTPError as error:
+            hung.append(type(error).__name__)
+
+    asked = threading.Thread(target=hang)
+    asked.start()
+    time.sleep(1)
+    codes: list[int] = []
+    start = time.monotonic()
+    while len(before & set(_replicas(process.pid, "chat"))) == len(before):
+        assert time.monotonic() - start < 60, "the hung replica is still there"
+        with suppress(httpx.TimeoutException):
+            codes.append(httpx.post(address + CHAT, json=BODY, timeout=3).status_code)
+    assert codes.count(200) >= 2 and set(codes) <= {200, 500, 503}
+    asked.join(60)
+    assert hung[0] != 200
+    while len(_replicas(process.pid, "chat")) < 2:
+        assert time.monotonic() - start < 90
+        time.sleep(0.5)
 
 
 @pytest.mark.timeout(200)
