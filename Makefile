@@ -7,10 +7,11 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 PYTEST := $(BIN)/python -m pytest -q
 SKIPPED := $(VENV)/.skipped
 # These start clusters of their own and watch the clock: one at a time. All others run two at once.
-RAY_TESTS := tests/cluster tests/e2e tests/faults
+RAY_TESTS := tests/cluster tests/e2e tests/faults tests/serve/test_on_ray.py
 
 .DELETE_ON_ERROR:
-.PHONY: help setup quickstart test test-browser test-faults test-fuzz test-kernels test-slow test-workers lint docs bench \
+DEMO_PORT ?= 7860
+.PHONY: help setup quickstart demo test test-browser test-faults test-fuzz test-kernels test-slow test-workers lint docs bench \
 	e2e toy-models vllm clean
 
 help:  ## what there is to make
@@ -31,6 +32,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 quickstart: setup  ## caption 200 toy images with the toy captioner, and show where the report is
 	$(BIN)/python -m sharegpt4v.toy images --out toy-images --count 200
 	$(BIN)/sharegpt4v caption --images toy-images --out $(RUN)
+
+# Ends with Ctrl-C, which ends the server as well.
+demo: setup  ## serve both toy models and open the demo: http://127.0.0.1:7860
+	$(BIN)/sharegpt4v serve --without-ray & server=$$!; trap 'kill $$server' EXIT; \
+	$(BIN)/sharegpt4v demo --port $(DEMO_PORT)
 
 # Both halves run, whatever the first one finds.
 test: setup  ## the tests: five minutes on two cores; at the end a table of what was skipped
@@ -84,6 +90,7 @@ bench: setup  ## the measurements of benchmarks/README.md (two hours)
 	$(BIN)/python -m benchmarks.engine
 	$(BIN)/python -m benchmarks.convert_memory
 	$(BIN)/python -m benchmarks.train
+	$(BIN)/python -m benchmarks.serve
 
 e2e: setup  ## the chain at toy size: captioner, caption run, align, pretrain, sft, then questions of held-out scenes
 	$(BIN)/python -m benchmarks.toy_chain

@@ -20,6 +20,8 @@ COMMANDS = {
     "compare": "pipelines.compare",
     "export": "pipelines.export",
     "convert": "pipelines.convert",
+    "serve": "serve.app",
+    "demo": "serve.demo",
 }
 """The module that holds each COMMAND, in data order."""
 

@@ -1,1 +1,1 @@
-"""Online applications on Ray Serve; they come with the serving issue."""
+"""Online applications: captioner and chat model behind an OpenAI-style API, and the demo on top of it."""

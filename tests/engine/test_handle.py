@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -257,3 +258,34 @@ def test_no_waiter_is_kept_once_it_left() -> None:
 
     asyncio.run(run())
     assert handle._waiters == [] and handle._readers == 0
+
+
+def test_a_piece_that_comes_while_the_pieces_are_looked_at_is_not_lost() -> None:
+    """The reader saw no piece, then that the request had ended, and left without the one between."""
+
+    async def read(chunks: bool) -> str:
+        handle = Handle(Request("a", ()))
+
+        class Looked(list[str]):
+            def __getitem__(self, key: Any) -> Any:
+                seen = super().__getitem__(key)
+                if not self and not handle.done():
+                    handle.push("last")
+                    handle.finish(Completion("last", 1, "stop"))
+                return seen
+
+        handle._pieces = Looked()
+        return "".join([piece async for piece in (handle.chunks() if chunks else handle)])
+
+    assert [asyncio.run(read(chunks)) for chunks in (False, True)] == ["last", "last"]
+
+
+def test_chunks_join_the_pieces_that_are_there() -> None:
+    async def read() -> list[str]:
+        handle = Handle(Request("a", ()))
+        for piece in "abc":
+            handle.push(piece)
+        handle.finish(Completion("abc", 3, "stop"))
+        return [chunk async for chunk in handle.chunks()]
+
+    assert asyncio.run(read()) == ["abc"]

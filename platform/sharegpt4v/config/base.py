@@ -27,7 +27,8 @@ class Group:
 INPUT, MODEL, DECODING, GATE = Group("Input"), Group("Model"), Group("Decoding"), Group("Gate")
 DATA, OPTIMIZER = Group("Data"), Group("Optimizer")
 OUTPUT, RAY, TESTING = Group("Output"), Group("Ray"), Group("Testing")
-GROUPS = (INPUT, DATA, MODEL, OPTIMIZER, DECODING, GATE, OUTPUT, RAY, TESTING)
+SERVER, LIMITS = Group("Server"), Group("Limits")
+GROUPS = (INPUT, DATA, MODEL, OPTIMIZER, DECODING, GATE, OUTPUT, SERVER, LIMITS, RAY, TESTING)
 """In the order of their headings."""
 
 

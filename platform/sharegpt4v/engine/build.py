@@ -25,8 +25,8 @@ class EngineSpec:
     """kind: which engine. weights: their folder or URI. model: their id. capacity: requests at once.
 
     room_for: a question about one image and the tokens of its longest answer; each slot then holds exactly
-    these, otherwise the whole context. max_queue: requests that wait at most. prefixes: dialogues kept for a
-    next round. Both are the torch engine's.
+    these, otherwise `max_context` tokens, the model's whole context by default. max_queue: requests that wait
+    at most. prefixes: dialogues kept for a next round. Both are the torch engine's.
     """
 
     kind: EngineName
@@ -34,6 +34,7 @@ class EngineSpec:
     weights: str | None = None
     capacity: int = 32
     room_for: tuple[str, int] | None = None
+    max_context: int | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     kv_dtype: Literal["auto", "fp8"] = "auto"
     threads: int = 1
@@ -120,7 +121,7 @@ def _prepare_loading(spec: EngineSpec, threads: int) -> "tuple[Path, torch.dtype
 
 def _context(spec: EngineSpec, adapter: "Adapter") -> int | None:
     if spec.room_for is None:
-        return None
+        return spec.max_context
     question, answer_tokens = spec.room_for
     blank = np.zeros((adapter.image_size, adapter.image_size, 3), np.uint8)
     return adapter.prompt_tokens((Turn("user", question, (blank,)),)) + answer_tokens

@@ -9,7 +9,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import aclosing, contextmanager, suppress
 from typing import Any, Literal, Protocol
 
 from sharegpt4v.dialogue import Completion, Request, Turn
@@ -131,16 +131,28 @@ class Handle:
 
     async def __aiter__(self) -> AsyncGenerator[str, None]:
         """Yields as `__iter__` does, without blocking a thread while it waits."""
+        async with aclosing(self._fresh()) as several:
+            async for fresh in several:
+                for piece in fresh:
+                    yield piece
+
+    async def chunks(self) -> AsyncGenerator[str, None]:
+        """Yields as `async for` does, but all pieces that are there already as one text."""
+        async with aclosing(self._fresh()) as several:
+            async for fresh in several:
+                yield "".join(fresh)
+
+    async def _fresh(self) -> AsyncGenerator[list[str], None]:
+        """Yields the pieces since the last time, whenever there are any."""
         seen = 0
         with self._reading(), self._woken() as changed:
             while True:
                 changed.clear()
-                fresh = self._pieces[seen:]
-                if fresh:
-                    for piece in fresh:
-                        yield piece
+                ended = self.done()  # asked first: a piece may be pushed after the pieces were looked at
+                if fresh := self._pieces[seen:]:
+                    yield fresh
                     seen += len(fresh)
-                elif self.done():
+                elif ended:
                     self.result(0)
                     return
                 else:

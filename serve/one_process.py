@@ -1,0 +1,72 @@
+"""The server without Ray: API and models in this process, under uvicorn."""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from types import FrameType
+
+import uvicorn
+
+from serve.api import Api
+from serve.model import ServedModel
+from serve.settings import Settings
+from sharegpt4v.engine.build import build_engine
+from sharegpt4v.errors import UserError
+
+DRAINING = "draining: answers in progress are finished; a second signal ends at once"
+
+
+class _DrainingServer(uvicorn.Server):
+    """Listens while it drains, so that probes and late clients are answered; a second signal ends it."""
+
+    def __init__(self, config: uvicorn.Config, api: Api, drain_seconds: float) -> None:
+        super().__init__(config)
+        self._api, self._drain_seconds = api, drain_seconds
+        self._draining: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        print(f"ready: http://{host}:{port}/v1 (models: {', '.join(self._api.models)})", flush=True)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._draining or self._api.admission.draining:
+            os._exit(130 if sig == signal.SIGINT else 143)
+        self._api.admission.draining = True
+        print(DRAINING, file=sys.stderr, flush=True)
+        self._loop.call_soon_threadsafe(self._drain)
+
+    def _drain(self) -> None:
+        async def drain() -> None:
+            await self._api.drain(self._drain_seconds)
+            self.should_exit = True
+
+        self._draining = asyncio.ensure_future(drain())
+
+
+def serve_here(settings: Settings, host: str, port: int, drain_seconds: float) -> int:
+    """Loads the models, serves until SIGTERM or Ctrl-C, and finishes the answers in progress."""
+    listening = listen(host, port)
+    models = [ServedModel(build_engine(spec), info, settings.hang_seconds) for info, spec in settings.models]
+    try:
+        api = Api(
+            {model.info.id: model for model in models}, settings.limits, settings.keys, settings.captions
+        )
+        config = uvicorn.Config(api.app(), log_config=None, access_log=False, timeout_graceful_shutdown=2)
+        asyncio.run(_DrainingServer(config, api, drain_seconds).serve([listening]))
+    finally:
+        for model in models:
+            model.engine.close()
+    return 0
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Takes the port before minutes are spent on weights. Raises UserError when it is not to be had."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise UserError(f"cannot listen on {host}:{port}: {error.strerror}", field="port") from None

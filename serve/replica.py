@@ -1,0 +1,199 @@
+"""Runs models on a cluster: plain classes that Ray Serve makes deployments of.
+
+The replicas of the chat model answer HTTP themselves, so that their tokens cross one process less; they call
+those of the other model. All report to the board every second, for metrics, limits and draining.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing, suppress
+from typing import Any
+
+import ray.exceptions
+from ray import serve
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+
+from serve.api import Api
+from serve.board import Report
+from serve.dialogues import Call, ModelInfo
+from serve.errors import internal, overloaded, unavailable
+from serve.logs import log_json
+from serve.metrics import Families
+from serve.model import Backend, Event, ServedModel, Snapshot
+from serve.settings import Settings
+from serve.shared_limits import SharedAdmission
+from sharegpt4v.engine.build import EngineSpec, build_engine
+
+log = logging.getLogger("serve.replica")
+
+REPORT_SECONDS = 1.0
+
+_LOST = (ray.exceptions.RayActorError, DeploymentUnavailableError)
+
+
+class ModelReplica:
+    """Loads a model and answers calls. Serve replaces it when its engine hangs or its process ends."""
+
+    def __init__(self, info: ModelInfo, spec: EngineSpec, settings: Settings, board: Any) -> None:
+        log_json()
+        self.name: str = serve.get_replica_context().replica_id.unique_id
+        self.board = board
+        self.model = ServedModel(build_engine(spec), info, settings.hang_seconds, self.name)
+        self._reports: asyncio.Task[None] | None = None
+
+    async def answer(self, call: Call) -> AsyncGenerator[Event, None]:
+        """Yields the events of a call; cancelled when its client has left."""
+        async with aclosing(self.model.answer(call)) as events:
+            async for event in events:
+                yield event
+
+    async def ready(self) -> bool:
+        return await self.model.ready()
+
+    async def check_health(self) -> None:
+        """Raises when the engine hangs, so that Serve starts another replica. Called every few seconds."""
+        if self._reports is None:  # the constructor runs outside the loop
+            self._reports = asyncio.ensure_future(self._report())
+        if self.model.hung():
+            raise RuntimeError("the engine made no token for too long")
+
+    def report(self) -> Report:
+        return Report(self.model.snapshot())
+
+    def heard(self, draining: bool) -> None:
+        """Takes what the board answers to a report."""
+
+    async def _report(self) -> None:
+        while True:
+            with suppress(Exception):  # the board may be starting; the next second tries again
+                self.heard(await self.board.report.remote(self.report()))
+            await asyncio.sleep(REPORT_SECONDS)
+
+    def __del__(self) -> None:
+        if model := getattr(self, "model", None):
+            model.engine.close()
+
+
+class FrontReplica(ModelReplica):
+    """A replica that answers HTTP as well. others: the handles of the other models, each with what it is."""
+
+    def __init__(
+        self,
+        info: ModelInfo,
+        spec: EngineSpec,
+        settings: Settings,
+        board: Any,
+        others: "list[tuple[ModelInfo, Any]]",
+    ) -> None:
+        super().__init__(info, spec, settings, board)
+        remote = [RemoteModel(other, handle, board) for other, handle in others]
+        own = OwnReplicas(self.model, board)
+        models: list[Backend] = sorted([own, *remote], key=lambda one: one.info.kind)
+        self.api = Api(
+            {one.info.id: one for one in models},
+            settings.limits,
+            settings.keys,
+            settings.captions,
+            SharedAdmission(settings.limits, board, self.name),
+            self._api_metrics,
+        )
+
+    def __serve_build_asgi_app__(self) -> Callable[..., Any]:
+        return self.api.app()
+
+    def report(self) -> Report:
+        families = list(self.api.metrics.registry.collect())
+        return Report(self.model.snapshot(), self.api.admission.in_flight, families)
+
+    def heard(self, draining: bool) -> None:
+        """Takes what the board answers to a report."""
+        self.api.admission.draining = draining
+
+    async def _api_metrics(self) -> dict[str, Families]:
+        """Returns the metrics of every replica's API; this one's are of now."""
+        own = self.report()
+        return {self.name: own.api} | {
+            one.snapshot.replica: one.api
+            for one in await reports(self.board)
+            if one.api and one.snapshot.replica != self.name
+        }
+
+
+class OwnReplicas:
+    """The model in this process as a Backend, with the snapshots of its other replicas."""
+
+    def __init__(self, model: ServedModel, board: Any) -> None:
+        self.info, self._model, self._board = model.info, model, board
+
+    def answer(self, call: Call) -> AsyncGenerator[Event, None]:
+        """Yields the events of a call."""
+        return self._model.answer(call)
+
+    async def ready(self) -> bool:
+        return await self._model.ready()
+
+    async def snapshots(self) -> list[Snapshot]:
+        """Returns this replica's state of now, and what the others reported last."""
+        own = self._model.snapshot()
+        others = await _snapshots(self._board, self.info.id)
+        return [own, *(one for one in others if one.replica != own.replica)]
+
+
+class RemoteModel:
+    """A model's replicas as a Backend.
+
+    Serve's own router chooses among them: its ConsistentHashRouter never answers the second of two calls
+    that are made for one request (ray 2.60), as for a batch of images.
+    """
+
+    def __init__(self, info: ModelInfo, replicas: Any, board: Any) -> None:
+        self.info = info
+        self._replicas, self._board = replicas, board
+        self._streaming = replicas.options(stream=True)
+
+    async def answer(self, call: Call) -> AsyncGenerator[Event, None]:
+        """Yields events; never raises for a request's own fault. Closing it frees the slot."""
+        events = self._streaming.answer.remote(call)
+        ended = False
+        try:
+            async for event in events:
+                ended = not isinstance(event, str)
+                yield event
+            ended = True
+        except (BackPressureError, *_LOST, ray.exceptions.RayError) as error:
+            ended = True
+            log.error("a call failed", exc_info=error, extra={"request_id": call.request.id})
+            busy, lost = isinstance(error, BackPressureError), isinstance(error, _LOST)
+            yield overloaded() if busy else unavailable() if lost else internal()
+        finally:
+            if not ended:
+                events.cancel()
+
+    async def ready(self) -> bool:
+        """Returns whether a replica answers within a second."""
+        return bool(await _within_a_second(self._replicas.ready.remote(), False))
+
+    async def snapshots(self) -> list[Snapshot]:
+        """Returns what this model's replicas reported last."""
+        return await _snapshots(self._board, self.info.id)
+
+
+async def reports(board: Any) -> list[Report]:
+    """Returns the last report of every replica, none while the board is being started again."""
+    found: list[Report] = await _within_a_second(board.reports.remote(), [])
+    return found
+
+
+async def _snapshots(board: Any, model: str) -> list[Snapshot]:
+    return [one.snapshot for one in await reports(board) if one.snapshot.model == model]
+
+
+async def _within_a_second(response: Any, otherwise: Any) -> Any:
+    async def result() -> Any:
+        return await response
+
+    try:
+        return await asyncio.wait_for(result(), 1.0)
+    except (TimeoutError, BackPressureError, *_LOST, ray.exceptions.RayError):
+        return otherwise
