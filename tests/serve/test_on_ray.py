@@ -152,7 +152,7 @@ def test_a_hung_replica_is_replaced_while_the_other_one_answers(server: tuple[An
         try:
             hung.append(
                 httpx.post(
-                    address + CHAT, json=BODY, headers={"x-request-id": "hang"}, timeout=90
+                    address + CHAT, json=BODY, headers={"x-request-id": "hang"}, timeout=20
                 ).status_code
             )
         except httpx.HTTPError as error:
@@ -163,16 +163,13 @@ def test_a_hung_replica_is_replaced_while_the_other_one_answers(server: tuple[An
     time.sleep(1)
     codes: list[int] = []
     start = time.monotonic()
-    while len(before & set(_replicas(process.pid, "chat"))) == len(before):
-        assert time.monotonic() - start < 60, "the hung replica is still there"
+    while not set(_replicas(process.pid, "chat")) - before:
+        assert time.monotonic() - start < 60, "no other replica was started"
         with suppress(httpx.TimeoutException):
             codes.append(httpx.post(address + CHAT, json=BODY, timeout=3).status_code)
-    assert codes.count(200) >= 2 and set(codes) <= {200, 500, 503}
-    asked.join(60)
-    assert hung[0] != 200
-    while len(_replicas(process.pid, "chat")) < 2:
-        assert time.monotonic() - start < 90
-        time.sleep(0.5)
+    assert codes.count(200) >= 2 and set(codes) <= {200, 503}
+    asked.join(40)
+    assert hung and hung[0] != 200
 
 
 @pytest.mark.timeout(200)
@@ -192,4 +189,4 @@ def test_sigterm_cuts_no_answer(server: tuple[Any, str]) -> None:
     for thread in threads:
         thread.join(30)
     assert [answer.text[-14:] for answer in answers] == ["data: [DONE]\n\n"] * 10
-    assert process.wait(60) == 0
+    assert process.wait(100) == 0
