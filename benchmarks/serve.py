@@ -35,7 +35,7 @@ _LOOP_TOKENS = 280  # of the fake engine's longest answer, which it paces
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Timing:
     """status: of HTTP. first, whole: seconds to the first text and to the end. gaps: between chunks."""
 
     status: int
@@ -44,13 +44,13 @@ class Answer:
     gaps: tuple[float, ...] = ()
 
 
-Ask = Callable[[], Awaitable[Answer]]
+Ask = Callable[[], Awaitable[Timing]]
 
 
-async def load(ask: Ask, clients: int, rounds: int) -> tuple[list[Answer], float]:
+async def load(ask: Ask, clients: int, rounds: int) -> tuple[list[Timing], float]:
     """Has clients ask at the same time, each so many times; returns the answers and the seconds."""
 
-    async def ask_on() -> list[Answer]:
+    async def ask_on() -> list[Timing]:
         return [await ask() for _ in range(rounds)]
 
     start = time.perf_counter()
@@ -67,7 +67,7 @@ def over_http(address: str, model: str) -> Ask:
     head = "POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\nconnection: close\r\n"
     head += f"content-length: {len(content)}\r\n\r\n"
 
-    async def ask() -> Answer:
+    async def ask() -> Timing:
         start = time.perf_counter()
         reader, writer = await asyncio.open_connection(there.hostname, there.port)
         writer.write(head.encode() + content)
@@ -79,7 +79,7 @@ def over_http(address: str, model: str) -> Ask:
         writer.close()
         end = time.perf_counter()
         gaps = tuple(b - a for a, b in zip(times, times[1:], strict=False))
-        return Answer(status, (times[0] if times else end) - start, end - start, gaps)
+        return Timing(status, (times[0] if times else end) - start, end - start, gaps)
 
     return ask
 
@@ -91,7 +91,7 @@ def bare(step: float) -> tuple[FakeEngine, Ask]:
     model = ServedModel(engine, ModelInfo("fake", "chat", 96, "pad"))
     request = Request("a", (Turn("user", "hello"),), SamplingParams(max_new_tokens=TOKENS), stream=True)
 
-    async def ask() -> Answer:
+    async def ask() -> Timing:
         start = time.perf_counter()
         times = [
             time.perf_counter()
@@ -99,7 +99,7 @@ def bare(step: float) -> tuple[FakeEngine, Ask]:
             if isinstance(event, str) and event
         ]
         gaps = tuple(b - a for a, b in zip(times, times[1:], strict=False))
-        return Answer(200, times[0] - start, time.perf_counter() - start, gaps)
+        return Timing(200, times[0] - start, time.perf_counter() - start, gaps)
 
     return engine, ask
 
@@ -158,7 +158,7 @@ def overload(name: str, ask: Ask, admitted: int, seconds: float, pid: int) -> No
     async def run() -> None:
         calm, _ = await load(ask, admitted, 2)
         before, end = _memory(pid), time.perf_counter() + seconds
-        answers: list[Answer] = []
+        answers: list[Timing] = []
 
         async def ask_on() -> None:
             while time.perf_counter() < end:

@@ -71,4 +71,5 @@ def test_a_caption_that_the_gate_refuses_is_shown_with_the_reason() -> None:
             answer = _caption(address, json={"image": URLS[0]}, headers={"x-request-id": name})
             (row,) = answer.json()["data"]
             assert row["verdict"]["reason"] == reason and row["caption"]
-        assert 'sharegpt4v_captions_total{verdict="refusal"} 1.0' in httpx.get(f"{address}/metrics").text
+        page = httpx.get(f"{address}/metrics").text
+        assert 'sharegpt4v_captions_total{replica="0",verdict="refusal"} 1.0' in page
