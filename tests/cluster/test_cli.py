@@ -1,6 +1,5 @@
 """The command line as a user meets it: its help, its mistakes, its dry run, and where its code goes."""
 
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -53,7 +52,7 @@ def test_help_with_a_command_is_that_commands_help(name: str, capsys: pytest.Cap
     assert main(["help", name]) == 0
     said = capsys.readouterr().out
     assert main([name, "--help"]) == 0
-    assert capsys.readouterr().out == said and re.match(rf"Usage: sharegpt4v {name} (--|COMMAND)", said)
+    assert capsys.readouterr().out == said and said.startswith(f"Usage: sharegpt4v {name} ")
 
 
 HEAVY = {"ray", "torch", "transformers", "pyarrow", "numpy"}
@@ -78,7 +77,7 @@ def test_help_and_mistakes_need_none_of_the_heavy_imports(argv: list[str]) -> No
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_run_as_a_module_has_its_help_as_fast(name: str) -> None:
     said, imported = _imported("-m", COMMANDS[name], "--help")
-    assert re.match(rf"Usage: sharegpt4v {name} (--|COMMAND)", said)
+    assert said.startswith(f"Usage: sharegpt4v {name} ")
     assert "cyclopts" in imported and not imported & HEAVY
 
 

@@ -62,8 +62,8 @@ def test_folder_without_images_says_what_it_holds(tmp_path: Path) -> None:
 def test_remote_folder_reads_as_a_local_one(out: Path) -> None:
     memory = fsspec.filesystem("memory")
     for name in ["coco/2.jpg", "coco/1.jpg", ".hidden/3.jpg", "notes.txt"]:
-        memory.pipe_file(f"/photos/{name}", b"image")
-    manifest = normalise("memory://photos", None, out)
+        memory.pipe_file(f"/remote-folder/{name}", b"image")
+    manifest = normalise("memory://remote-folder", None, out)
     assert [batch.to_pylist() for batch in manifest.ids()] == [["coco/1.jpg", "coco/2.jpg"]]
     assert manifest.ignored == {".txt": 1}
     with fsspec.open(f"{manifest.root}/coco/1.jpg") as file:
