@@ -7,11 +7,11 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 PYTEST := $(BIN)/python -m pytest -q
 SKIPPED := $(VENV)/.skipped
 # These start clusters of their own and watch the clock: one at a time. All others run two at once.
-RAY_TESTS := tests/cluster tests/e2e tests/faults tests/serve/test_on_ray.py
+RAY_TESTS := tests/cluster tests/e2e tests/faults
 
 .DELETE_ON_ERROR:
 DEMO_PORT ?= 7860
-.PHONY: help setup quickstart demo test test-browser test-faults test-fuzz test-kernels test-slow test-workers lint docs bench \
+.PHONY: help setup quickstart demo test test-browser test-faults test-fuzz test-kernels test-long test-slow test-workers lint docs bench \
 	e2e toy-models vllm clean
 
 help:  ## what there is to make
@@ -39,7 +39,7 @@ demo: setup  ## serve both toy models and open the demo: http://127.0.0.1:7860
 	$(BIN)/sharegpt4v demo --port $(DEMO_PORT)
 
 # Both halves run, whatever the first one finds.
-test: setup  ## the tests: five minutes on two cores; at the end a table of what was skipped
+test: setup  ## the tests: nine minutes on two cores; at the end a table of what was skipped
 	rm -f $(SKIPPED); trap 'exit 130' INT; failed=0; \
 	$(PYTEST) --skipped-to $(SKIPPED) -n 2 --dist loadfile $(RAY_TESTS:%=--ignore=%) || failed=1; \
 	$(PYTEST) --skipped-to $(SKIPPED) $(RAY_TESTS) || failed=1; \
@@ -56,6 +56,9 @@ test-workers: setup  ## clusters of several nodes
 
 test-faults: setup  ## kill drivers, actors, nodes and heads, and compare the output with an undisturbed run's
 	$(PYTEST) -rs -m faults
+
+test-long: setup  ## kills of training, and benchmarks of minutes: not in .ci/run
+	$(PYTEST) -rs -m long
 
 test-fuzz: setup  ## 100,000 damaged image files, from photographs and every odd format
 	$(PYTEST) -rs -m fuzz -n 2

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 from rich.table import Column, Table
 
-SUITES = ("browser", "slow", "workers", "faults", "fuzz")
+SUITES = ("browser", "slow", "workers", "faults", "fuzz", "long")
 """Markers of tests that `make test` skips; `make test-NAME` runs each."""
 
 

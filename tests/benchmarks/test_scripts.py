@@ -44,14 +44,6 @@ def test_each_kernel_of_attention_is_measured_or_says_why_not() -> None:
     assert re.search(r"^CUDNN_ATTENTION: \w+", said, re.MULTILINE)
 
 
-def test_training_is_measured_against_padded_rows_and_a_trainer() -> None:
-    said = printed("-m", "benchmarks.train", "--steps", "2", "--batch", "16", "--images", "64")
-    rates = dict(re.findall(r"^(\w+): ([\d.]+) samples/s, packed is", said, re.MULTILINE))
-    assert rates.keys() >= {"packed", "random", "grouped"}
-    assert float(rates["packed"]) > float(rates["random"])
-    assert re.search(r"^data side: \d+ samples/s on \d+ cores", said, re.MULTILINE)
-
-
 def test_training_on_a_gpu_is_measured_at_toy_size() -> None:
     said = printed("benchmarks/gpu_train.py", "--toy", "--batch", "4", "--steps", "1")
     assert re.findall(r"^(\w+): [\d,]+ tokens/s", said, re.MULTILINE) == ["pretrain", "sft"]
@@ -67,20 +59,6 @@ def test_the_engine_is_measured_with_a_model_and_without() -> None:
     for side in ("in order, batches of 4", "sorted, batches of 4", "continuous"):
         assert re.search(rf"^    generate {side}: [\d,]+ tokens/s, ratio [\d.]+", said, re.MULTILINE)
     assert re.search(r"^toy, one by one: [\d.,]+ tokens/s over 6 requests", said, re.MULTILINE)
-
-
-def test_a_run_is_killed_in_the_middle_and_resumed() -> None:
-    said = printed("-m", "benchmarks.resume_size", "--rows", "20000")
-    assert "20,000 rows, 313 commits of 64 rows" in said
-    assert re.search(r"^killed +[\d.]+ s +[\d.]+ s +\d+ MB$", said, re.MULTILINE)
-    assert re.search(r"^resumed +[\d.]+ s +[\d.]+ s +\d+ MB$", said, re.MULTILINE)
-
-
-def test_latencies_are_measured_with_and_without_kept_dialogues() -> None:
-    said = printed("-m", "benchmarks.engine_latency", "--dialogues", "1", "--arrivals", "2", "--threads", "1")
-    for kept in (4, 0):
-        assert re.search(rf"^rounds, {kept} dialogues kept: .* ratio [\d.]+ ", said, re.MULTILINE)
-    assert re.search(r"^a stream while 2 prompts with images arrive: .* ratio [\d.]+ ", said, re.MULTILINE)
 
 
 def test_checks_of_a_gpu_run_on_a_cpu() -> None:

@@ -11,6 +11,8 @@ from sharegpt4v.train.logs import read_metrics
 from tests.commands import sharegpt4v, start
 from tests.train.data import write_conversations
 
+pytestmark = pytest.mark.workers
+
 
 def arguments(folder: Path, run: Path, *more: str) -> list[str]:
     """Not by Muon, whose steps in bfloat16 enlarge the rounding of a sum in another order to 1e-4."""

@@ -67,6 +67,7 @@ def _list(path: Path, names: list[str], port: int) -> Path:
     return path
 
 
+@pytest.mark.faults
 def test_one_dead_url_blocks_no_other_image(caption_there: Caption, web: _Web, tmp_path: Path) -> None:
     names = ["dead.jpg", "late.jpg", *(f"{number}.jpg" for number in range(18))]
     run = CaptionRun(tmp_path / "run")

@@ -12,7 +12,7 @@ from tests.cluster.processes import kill_one
 from tests.commands import kill, sharegpt4v, start
 from tests.train.data import write_conversations
 
-pytestmark = pytest.mark.faults
+pytestmark = pytest.mark.long
 
 STEPS = 60
 

@@ -19,6 +19,8 @@ import pytest
 from tests.serve.server import data_url, png, user
 from tests.serve.test_app import running
 
+pytestmark = pytest.mark.workers
+
 BODY: dict[str, Any] = {"model": "fake-chat", "messages": [user("What is this?", data_url(png()))]}
 CHAT = "/v1/chat/completions"
 
