@@ -6,6 +6,7 @@ Killed anywhere, the same command goes on from the last checkpoint.
 """
 
 import json
+import os
 import sys
 import threading
 from concurrent.futures import Future
@@ -69,8 +70,9 @@ def run_train(config: TrainConfig) -> int:
             return _begin_or_resume(config, run, phases)
         except KeyboardInterrupt:
             phases.end()
-            print(f"\n{_interrupted(run, config.out)}", file=sys.stderr)
-            return EXIT_INTERRUPTED
+            print(f"\n{_interrupted(run, config.out)}", file=sys.stderr, flush=True)
+    # The trainer's thread is still inside Ray's C++ code, which Python's own end would take down under it.
+    os._exit(EXIT_INTERRUPTED)
 
 
 def describe(config: TrainConfig) -> str:
