@@ -11,7 +11,7 @@ from sharegpt4v.train.logs import read_metrics
 from tests.commands import sharegpt4v, start
 from tests.train.data import write_conversations
 
-pytestmark = pytest.mark.workers
+pytestmark = pytest.mark.long
 
 
 def arguments(folder: Path, run: Path, *more: str) -> list[str]:
