@@ -21,6 +21,7 @@ import torch
 from benchmarks.llava_100m import save_llava_100m
 from benchmarks.machine import describe_machine
 from sharegpt4v.dialogue import Request, SamplingParams, Turn
+from sharegpt4v.engine.handle import Handle
 from sharegpt4v.engine.torch_engine import PREFILL_TOKENS, TorchEngine
 from sharegpt4v.models.adapter import Adapter
 from sharegpt4v.models.load import load_adapter
@@ -63,7 +64,7 @@ def gaps(adapter: Adapter, arrivals: int, threads: int) -> tuple[float, float, f
         part = (after.prefill_seconds - before.prefill_seconds) / parts
         stream = engine.submit(replace(ask("stream", (Turn("user", "Hi"),), 600), stream=True))
         times: list[float] = []
-        crowd: list[object] = []
+        crowd: list[Handle] = []
         for _ in stream:
             times.append(time.perf_counter())
             if len(times) == 20:
@@ -71,7 +72,7 @@ def gaps(adapter: Adapter, arrivals: int, threads: int) -> tuple[float, float, f
                     image = pixels.integers(0, 256, size, dtype=np.uint8)
                     turns = (Turn("user", "What is in this picture?", (image,)),)
                     crowd.append(engine.submit(ask(f"c{number}", turns, 1)))
-            if crowd and all(handle.done() for handle in crowd):  # type: ignore[attr-defined]
+            if crowd and all(handle.done() for handle in crowd):
                 break
         waits = [after - before for before, after in zip(times, times[1:], strict=False)]
     return max(waits[20:]), median(waits[:19]), part

@@ -2,11 +2,13 @@
 
 from contextlib import closing
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from sharegpt4v.dialogue import Request, SamplingParams, Turn
+from sharegpt4v.engine.decoder import Decoder
 from sharegpt4v.engine.handle import EngineError
 from sharegpt4v.engine.torch_engine import TorchEngine
 from sharegpt4v.errors import UserError
@@ -74,6 +76,26 @@ def test_options_are_scored_as_transformers_does(lmm: Adapter) -> None:
             assert score.logprob == pytest.approx(expected, abs=1e-4)
         best = max(range(len(options)), key=lambda number: answer.options[number].logprob)
         assert (answer.text, answer.tokens, answer.finish_reason) == (options[best], 0, "stop")
+
+
+def test_options_whose_logits_are_no_numbers_fail_their_request_alone(
+    lmm: Adapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefill = Decoder.prefill
+
+    def poisoned(self: Decoder, prompts: Any) -> torch.Tensor:
+        logits = prefill(self, prompts)
+        logits[[row for row, (_, part) in enumerate(prompts) if len(part) == bad]] = torch.nan
+        return logits
+
+    asked = [Request(q, (Turn("user", q),), options=("yes", "no")) for q in ("Which of them?", "Which?")]
+    bad = lmm.prompt_tokens(asked[0].turns)
+    monkeypatch.setattr(Decoder, "prefill", poisoned)
+    with closing(TorchEngine(lmm, "toy@0", capacity=4)) as engine:
+        handles = [engine.submit(request) for request in asked]
+        with pytest.raises(EngineError, match="options are not numbers"):
+            handles[0].result(60)
+        assert len(handles[1].result(60).options) == 2
 
 
 def test_an_option_is_encoded_as_training_encodes_an_answer(lmm: Adapter) -> None:

@@ -9,6 +9,7 @@ On a GPU the host is one step behind: it starts a step, and takes the tokens of 
 
 import gc
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
@@ -152,6 +153,9 @@ class TorchEngine(ScheduledEngine):
             if slot in self._scheduler.running or slot in self._scheduler.beginning
         ]
         self._feed.drop(shared)
+        if self._at_fault and not shared:
+            log.error("a step failed whose requests have all ended", exc_info=error)
+            return
         self._scheduler.suspect(error, shared)
 
     def _prefill_some(self) -> None:
@@ -182,6 +186,10 @@ class TorchEngine(ScheduledEngine):
             scores = score_options(
                 self._decoder, self._llama, slot, prompt.done, logits[row], ids, self._budget
             )
+            if any(math.isnan(score.logprob) for score in scores):
+                self._decoder.cache.clear(slot)
+                self._scheduler.fail(slot, EngineError("the model's logits of the options are not numbers"))
+                continue
             completion = choose_option(handle, prompt.done, scores)
             handle.push(completion.text)
             self._scheduler.finish(slot, completion)
