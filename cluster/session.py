@@ -15,6 +15,7 @@ from ray.exceptions import AuthenticationError
 
 from cluster.access import refused_token, require_access, token_file
 from cluster.env import runtime_env
+from cluster.lean_data import lean_data
 from cluster.lean_head import lean_head
 from cluster.watchdog import Service, Watchdog, prompt_interrupts
 from sharegpt4v.errors import UserError
@@ -59,17 +60,24 @@ def ray_session(address: str | None) -> Iterator[None]:
     with _quiet_native_stderr():
         _connect(there, None if local or inside_job() else runtime_env())
         try:
-            if threading.current_thread() is not threading.main_thread():
-                yield  # only the main thread can be interrupted
-                return
-            with prompt_interrupts() as leave:
-                try:
-                    with Watchdog(_services(local), leave):
-                        yield
-                finally:
-                    _leave()  # here too, where a slow shutdown is cut short
+            with lean_data() if local else nullcontext(), _guarded(local):
+                yield
         finally:
             _leave()
+
+
+@contextmanager
+def _guarded(local: bool) -> Iterator[None]:
+    """Ends the block at Ctrl-C or when Ray dies, in the main thread: no other can be interrupted."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    with prompt_interrupts() as leave:
+        try:
+            with Watchdog(_services(local), leave):
+                yield
+        finally:
+            _leave()  # here too, where a slow shutdown is cut short
 
 
 def cluster_address(address: str | None) -> str | None:

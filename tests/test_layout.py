@@ -11,7 +11,10 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 LIBRARY = REPOSITORY / "platform" / "sharegpt4v"
-NEEDS_AN_EXTRA = (("sharegpt4v.engine.triton_attention", "triton"), ("sharegpt4v.engine.triton_llama", "triton"))
+NEEDS_AN_EXTRA = (
+    ("sharegpt4v.engine.triton_attention", "triton"),
+    ("sharegpt4v.engine.triton_llama", "triton"),
+)
 """Modules that import at their top what `make setup` does not install everywhere, and what that is."""
 FORBIDDEN = ["ray", "serve", "pipelines", "cluster", "gradio", "fastapi"]
 NARROW = ("models", "engine", "templates", "train/packing", "train/collate", "train/loop")
