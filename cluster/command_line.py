@@ -14,7 +14,8 @@ from cyclopts import App, CycloptsError
 
 from cluster.errors import EXIT_INTERRUPTED, EXIT_PROBLEM, EXIT_USAGE
 from cluster.parameters import bare_values, field_name, flags, help_formatter, signature, usage, with_flags
-from sharegpt4v.config.base import CommandConfig, flat_values, load_yaml, resolve
+from sharegpt4v.config.base import CommandConfig, flat_values, resolve
+from sharegpt4v.config.yaml_file import load_yaml
 from sharegpt4v.credentials import all_without_credentials, without_credentials
 from sharegpt4v.errors import RunFailed, UserError
 

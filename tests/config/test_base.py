@@ -1,12 +1,11 @@
 """Configurations: layers, unknown keys, and one-line errors."""
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sharegpt4v.config.base import flat_fields, load_yaml, resolve
+from sharegpt4v.config.base import flat_fields, resolve
 from sharegpt4v.config.caption import CaptionConfig, Decoding
 from sharegpt4v.dialogue import SAMPLING_BOUNDS, SamplingParams
 from sharegpt4v.errors import UserError
@@ -89,16 +88,3 @@ def test_a_configuration_is_frozen() -> None:
     config = resolve(CaptionConfig, NEEDED)
     with pytest.raises(ValueError, match="frozen"):
         config.images = "other"  # type: ignore[misc]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [("- a\n- b\n", "holds list"), ("a: [1", "is not YAML"), (None, "^config: cannot read")],
-)
-def test_a_broken_file_is_one_line(tmp_path: Path, text: str | None, message: str) -> None:
-    path = tmp_path / "c.yaml"
-    if text is not None:
-        path.write_text(text)
-    with pytest.raises(UserError, match=message) as caught:
-        load_yaml(path)
-    assert "\n" not in str(caught.value)

@@ -7,10 +7,8 @@ unknown key is an error that names the nearest valid one.
 import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
@@ -106,19 +104,6 @@ def resolve(config_class: type[C], *layers: Mapping[str, Any]) -> C:
     first = found[0]
     reason = first["msg"].removeprefix("Value error, ").replace("Input should", "it should", 1)
     raise UserError(f"{first['input']!r} is refused: {reason}", field=_dotted(first["loc"]))
-
-
-def load_yaml(path: Path) -> dict[str, Any]:
-    """Reads a configuration file. Raises UserError when it is missing, not YAML, or not a mapping."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}", field="config") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}", field="config") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds {type(content).__name__}, expected keys and values", field="config")
-    return content
 
 
 def _dotted(loc: tuple[int | str, ...]) -> str:
