@@ -6,6 +6,7 @@ from typing import Any
 
 from serve.dialogues import ModelInfo
 from serve.errors import ApiError
+from serve.logprobs import Entry, Piece, choice_logprobs
 from sharegpt4v.dialogue import Completion
 
 DONE = b"data: [DONE]\n\n"
@@ -21,10 +22,17 @@ def usage(completion: Completion) -> dict[str, Any]:
     }
 
 
-def chat_completion(request_id: str, model: str, completion: Completion) -> dict[str, Any]:
-    """Returns the body of an answer that is not streamed."""
+def chat_completion(
+    request_id: str, model: str, completion: Completion, logprobs: list[Entry] | None
+) -> dict[str, Any]:
+    """Returns the body of an answer that is not streamed. logprobs: of its tokens, None if not asked for."""
     message = {"role": "assistant", "content": completion.text, "refusal": None}
-    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": completion.finish_reason}
+    choice = {
+        "index": 0,
+        "message": message,
+        "logprobs": choice_logprobs(logprobs),
+        "finish_reason": completion.finish_reason,
+    }
     return {
         "id": request_id,
         "object": "chat.completion",
@@ -49,8 +57,15 @@ class ChatChunks:
         before, after = self._chunk({"content": "\0"}).decode().split('"\\u0000"')
         self._before, self._after = before.encode(), after.encode()
 
-    def _chunk(self, delta: dict[str, Any], finish_reason: str | None = None) -> bytes:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+    def _chunk(
+        self, delta: dict[str, Any], finish_reason: str | None = None, logprobs: list[Entry] | None = None
+    ) -> bytes:
+        choice = {
+            "index": 0,
+            "delta": delta,
+            "logprobs": choice_logprobs(logprobs),
+            "finish_reason": finish_reason,
+        }
         extra = {"usage": None} if self._with_usage else {}
         return _event({**self._head, "choices": [choice], **extra})
 
@@ -60,6 +75,10 @@ class ChatChunks:
 
     def text(self, text: str) -> bytes:
         return self._before + json.dumps(text).encode() + self._after
+
+    def piece(self, piece: Piece) -> bytes:
+        """Returns the event of a text with its tokens' log probabilities."""
+        return self._chunk({"content": piece.text}, logprobs=piece.logprobs)
 
     def end(self, completion: Completion) -> bytes:
         """Returns the last events: why the answer ended, the usage if it was asked for, and DONE."""

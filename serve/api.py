@@ -121,10 +121,12 @@ class Api:
         call = await unless_gone(request, prepare_call(body, backend, self.limits, line.id))
         events = backend.answer(call)
         if not body.stream:
-            completion = await unless_gone(request, whole_answer(events))
+            completion, logprobs = await unless_gone(request, whole_answer(events))
             note_completion(line, completion)
             self.metrics.first_token.labels(body.model).observe(completion.first_token_seconds)
-            return Response(chat_body(line.id, body.model, completion), media_type="application/json")
+            return Response(
+                chat_body(line.id, body.model, completion, logprobs), media_type="application/json"
+            )
         await unless_gone(request, admitted(events))
         options = body.stream_options
         chunks = ChatChunks(line.id, body.model, bool(options and options.include_usage))

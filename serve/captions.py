@@ -150,7 +150,7 @@ async def _caption(
     call = caption_call(image, prompt, sampling, limits, call_id)
     if body.max_tokens is None:
         call = replace(call, given_limit=False)
-    completion = await whole_answer(backend.answer(call))
+    completion, _ = await whole_answer(backend.answer(call))
     return {"index": number, "filename": picture.name, **_row(completion, rules.gate)}
 
 

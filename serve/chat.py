@@ -11,6 +11,7 @@ from serve.answers import ChatChunks, chat_completion, error_event
 from serve.dialogues import Call, chat_call
 from serve.errors import ApiError, internal
 from serve.limits import Limits
+from serve.logprobs import Entry, Piece
 from serve.metrics import ApiMetrics
 from serve.model import Backend, Event
 from serve.wire import ChatRequest
@@ -25,14 +26,20 @@ async def prepare_call(body: ChatRequest, backend: Backend, limits: Limits, requ
     return await asyncio.to_thread(chat_call, body, backend.info, limits, request_id)
 
 
-async def whole_answer(events: AsyncGenerator[Event, None]) -> Completion:
-    """Returns the completion at the end of a call's events. Raises the ApiError that is there instead."""
+async def whole_answer(events: AsyncGenerator[Event, None]) -> tuple[Completion, list[Entry] | None]:
+    """Returns the completion at the end of a call's events, with log probabilities if it has any.
+
+    Raises the ApiError that is there instead.
+    """
+    logprobs: list[Entry] | None = None
     async with aclosing(events):
         async for event in events:
             if isinstance(event, ApiError):
                 raise event
+            if isinstance(event, Piece):
+                logprobs = (logprobs or []) + event.logprobs
             if isinstance(event, Completion):
-                return event
+                return event, logprobs
     raise internal()
 
 
@@ -56,11 +63,13 @@ async def sse(
     async with aclosing(events):
         yield chunks.role()
         async for event in events:
-            if isinstance(event, str):
+            if isinstance(event, str | Piece):
                 if first and event:
                     note_first_token(line, metrics)
                     first = False
-                if event:
+                if isinstance(event, Piece):
+                    yield chunks.piece(event)
+                elif event:
                     yield chunks.text(event)
             elif isinstance(event, Completion):
                 note_completion(line, event)
@@ -88,5 +97,5 @@ def note_completion(line: Any, completion: Completion) -> None:
     }
 
 
-def chat_body(request_id: str, model: str, completion: Completion) -> bytes:
-    return json.dumps(chat_completion(request_id, model, completion)).encode()
+def chat_body(request_id: str, model: str, completion: Completion, logprobs: list[Entry] | None) -> bytes:
+    return json.dumps(chat_completion(request_id, model, completion, logprobs)).encode()

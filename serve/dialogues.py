@@ -8,6 +8,9 @@ from serve.limits import Limits
 from serve.wire import ChatRequest, ImagePart, Message, TextPart
 from sharegpt4v.dialogue import Image, ImageProtocol, Request, SamplingParams, Turn
 
+INSTRUCTIONS = ("system", "developer")
+"""Roles of the message that may come first, the newer name too: it takes the place of the template's own."""
+
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
@@ -34,7 +37,7 @@ class Call:
 
 def chat_call(body: ChatRequest, info: ModelInfo, limits: Limits, request_id: str) -> Call:
     """Decodes a dialogue. Raises ApiError that names the message at fault. Takes milliseconds an image."""
-    _check_roles(body.messages)
+    _check_roles(body.messages, info)
     images = [part for message in body.messages for part in _parts(message) if isinstance(part, ImagePart)]
     if len(images) > limits.images:
         raise refused(
@@ -43,7 +46,7 @@ def chat_call(body: ChatRequest, info: ModelInfo, limits: Limits, request_id: st
     limit = body.token_limit
     if limit is not None and limit > limits.tokens:
         raise refused(f"{limit} tokens are too many, {limits.tokens} at most", "max_tokens")
-    sampling = body.sampling(limit or limits.tokens, stop=body.stops)
+    sampling = body.sampling(limit or limits.tokens, stop=body.stops, logprobs=body.alternatives)
     turns = tuple(_as_turn(message, number, info, limits) for number, message in enumerate(body.messages))
     request = Request(request_id, turns, sampling, limits.request_seconds, stream=bool(body.stream))
     return Call(request, limit is not None)
@@ -57,18 +60,24 @@ def caption_call(
     return Call(request, given_limit=True)
 
 
-def _check_roles(messages: list[Message]) -> None:
-    for number, message in enumerate(messages):
-        if message.role in ("system", "developer"):
+def _check_roles(messages: list[Message], info: ModelInfo) -> None:
+    first = 1 if messages[0].role in INSTRUCTIONS else 0
+    if first and info.kind == "captioner":
+        raise refused(
+            f"a captioner's template has no place for a message of the role {messages[0].role}",
+            "messages.0.role",
+            "unsupported_value",
+        )
+    for number, message in enumerate(messages[first:], first):
+        if message.role in INSTRUCTIONS:
             raise refused(
-                f"messages of the role {message.role} are not supported by this model",
+                f"a message of the role {message.role} comes first, and there is one at most",
                 f"messages.{number}.role",
-                "unsupported_value",
             )
-        expected = "user" if number % 2 == 0 else "assistant"
+        expected = "user" if (number - first) % 2 == 0 else "assistant"
         if message.role != expected:
             raise refused(
-                f"a dialogue begins with the user and alternates: message {number} must be the {expected}'s",
+                f"the user begins and the assistant alternates: message {number} must be the {expected}'s",
                 f"messages.{number}.role",
             )
     if messages[-1].role != "user":
@@ -86,12 +95,12 @@ def _as_turn(message: Message, number: int, info: ModelInfo, limits: Limits) -> 
     for place, part in enumerate(parts):
         if isinstance(part, ImagePart):
             where = f"messages.{number}.content.{place}.image_url"
-            if message.role == "assistant":
-                raise refused("an assistant's message has no images", where)
+            if message.role != "user":
+                raise refused(f"only a user's message has images, not the {message.role}'s", where)
             data = data_of(part.image_url.url, where)
             images.append(pixels(data, info.image_size, info.protocol, limits, where))
     text = "\n".join(part.text for part in parts if isinstance(part, TextPart))
     if not text and not images:
         raise refused("this message is empty", f"messages.{number}.content")
-    assert message.role in ("user", "assistant")
-    return Turn(message.role, text, tuple(images))
+    role = "system" if message.role == "developer" else message.role
+    return Turn(role, text, tuple(images))

@@ -9,14 +9,18 @@ from typing import Protocol
 
 from serve.dialogues import Call, ModelInfo
 from serve.errors import ApiError, as_api_error, refused
+from serve.logprobs import Piece, entries
 from sharegpt4v.dialogue import Completion, Request
 from sharegpt4v.engine.handle import Engine, EngineError, Handle
 from sharegpt4v.engine.stats import EngineStats, Latencies
 
 log = logging.getLogger("serve.model")
 
-Event = str | Completion | ApiError
-"""What a call yields: an empty text once it is admitted, texts, and at the end the completion or an error."""
+Event = str | Piece | Completion | ApiError
+"""What a call yields: an empty text once it is admitted, texts, and at the end the completion or an error.
+
+Pieces where log probabilities were asked for, in place of texts; without a stream one with them all.
+"""
 
 _SHORT = 4_000
 """Characters of a dialogue that are counted at once; longer ones would hold up other streams."""
@@ -69,6 +73,8 @@ class ServedModel:
         """Yields events; never raises for a request's own fault. Closing it frees the slot."""
         request_id = call.request.id
         try:
+            if call.request.sampling.logprobs is not None and not self.engine.computes_logprobs:
+                raise refused("this model's engine computes no log probabilities", "logprobs")
             request, tokens = await self._fitted(call)
             handle = self.engine.submit(request)
         except Exception as error:
@@ -79,7 +85,10 @@ class ServedModel:
             late = _fail_late(handle)
             try:
                 yield ""
-                if call.request.stream:
+                if call.request.sampling.logprobs is not None:
+                    async for piece in self._pieces(handle):
+                        yield piece
+                elif call.request.stream:
                     async for text in handle.chunks():
                         yield text
                 completion = await handle
@@ -92,6 +101,19 @@ class ServedModel:
             self._cached_tokens += completion.cached_tokens
             self._prompt_tokens += tokens
             yield replace(completion, prompt_tokens=tokens)
+
+    async def _pieces(self, handle: Handle) -> AsyncGenerator[Piece, None]:
+        """Yields the texts with what the tokens since the last are; one piece for a whole answer."""
+        seen = 0
+        if handle.request.stream:
+            async for text in handle.chunks():
+                fresh = handle.logprobs[seen:]
+                seen += len(fresh)
+                yield Piece(text, entries(fresh, self.engine.token_bytes))
+        completion = await handle
+        rest = completion.logprobs[seen:]
+        if rest or not handle.request.stream:
+            yield Piece("", entries(rest, self.engine.token_bytes))
 
     async def _fitted(self, call: Call) -> tuple[Request, int]:
         """Returns the engine's request and the prompt's tokens. Raises ApiError beyond the context."""

@@ -17,12 +17,13 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from serve.api import Api
 from serve.board import Report
 from serve.dialogues import Call, ModelInfo
-from serve.errors import internal, overloaded, unavailable
+from serve.errors import ApiError, internal, overloaded, unavailable
 from serve.logs import log_json
 from serve.metrics import Families
 from serve.model import Backend, Event, ServedModel, Snapshot
 from serve.settings import Settings
 from serve.shared_limits import SharedAdmission
+from sharegpt4v.dialogue import Completion
 from sharegpt4v.engine.build import EngineSpec, build_engine
 
 log = logging.getLogger("serve.replica")
@@ -158,7 +159,7 @@ class RemoteModel:
         ended = False
         try:
             async for event in events:
-                ended = not isinstance(event, str)
+                ended = isinstance(event, Completion | ApiError)
                 yield event
             ended = True
         except (BackPressureError, *_LOST, ray.exceptions.RayError) as error:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 
 from serve.errors import ApiError, refused
-from sharegpt4v.dialogue import SamplingParams
+from sharegpt4v.dialogue import MOST_LOGPROBS, SamplingParams
 
 NO_EFFECT = (
     *("user", "store", "metadata", "service_tier", "safety_identifier", "prompt_cache_key"),
@@ -25,8 +25,6 @@ UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "function_call": (None, "none", "auto"),
     "response_format": (None, {"type": "text"}),
     "n": (None, 1),
-    "logprobs": (None, False),
-    "top_logprobs": (None, 0),
     "logit_bias": (None, {}),
     "frequency_penalty": (None, 0),
     "presence_penalty": (None, 0),
@@ -116,6 +114,8 @@ class ChatRequest(_Sampling):
     messages: list[Message] = Field(min_length=1, max_length=1000)
     max_completion_tokens: int | None = Field(None, ge=1)
     stop: str | list[str] | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
@@ -126,6 +126,16 @@ class ChatRequest(_Sampling):
         if len(stops) > 4 or not all(0 < len(stop) <= 1000 for stop in stops):
             raise refused("give at most 4 texts, of 1 to 1000 letters each", "stop")
         return tuple(stops)
+
+    @property
+    def alternatives(self) -> int | None:
+        """The number of likeliest tokens to give with each token, None for no log probabilities.
+
+        Raises ApiError for alternatives without log probabilities.
+        """
+        if self.top_logprobs and not self.logprobs:
+            raise refused("needs logprobs: true", "top_logprobs")
+        return (self.top_logprobs or 0) if self.logprobs else None
 
     @property
     def token_limit(self) -> int | None:

@@ -205,11 +205,43 @@ def test_bad_requests_raise_the_clients_own_errors(case: str, mode: str, client:
 
 
 @pytest.mark.parametrize("role", ["system", "developer"])
-def test_roles_of_instructions_are_refused_until_templates_have_them(
-    role: str, client: openai.OpenAI
+def test_instructions_come_first_and_once(role: str, client: openai.OpenAI) -> None:
+    brief = {"role": role, "content": "Be brief."}
+    parts = {"role": role, "content": [{"type": "text", "text": "Be brief."}]}
+    for first in (brief, parts):
+        assert ask("sync", client, QUESTION | _messages(first, user("?")))[0]
+    for messages, place in (
+        ([user("?"), brief], "messages.1.role"),
+        ([brief, brief, user("?")], "messages.1.role"),
+        ([brief], "messages"),
+        ([brief, {"role": "assistant", "content": "a"}, user("?")], "messages.1.role"),
+        ([{"role": role, "content": [_part_of_an_image()]}, user("?")], "messages.0.content.0.image_url"),
+    ):
+        with pytest.raises(openai.BadRequestError) as raised:
+            ask("sync", client, QUESTION | _messages(*messages))
+        assert raised.value.param == place
+
+
+def _part_of_an_image() -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": PHOTO}}
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"logprobs": True}, "logprobs"),  # the fake engine computes none
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"logprobs": 1}, "logprobs"),
+    ],
+)
+@pytest.mark.parametrize("mode", ["sync", "stream"])
+def test_log_probabilities_that_cannot_be_had_are_refused(
+    mode: str, change: dict[str, Any], param: str, client: openai.OpenAI
 ) -> None:
-    with pytest.raises(openai.BadRequestError, match=role):
-        ask("sync", client, QUESTION | _messages({"role": role, "content": "Be brief."}, user("?")))
+    with pytest.raises(openai.BadRequestError) as raised:
+        ask(mode, client, QUESTION | change)
+    assert raised.value.param == param
 
 
 def test_the_client_lists_and_finds_models(client: openai.OpenAI) -> None:

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
 from contextlib import aclosing, contextmanager, suppress
 from typing import Any, Literal, Protocol
 
-from sharegpt4v.dialogue import Completion, Request, Turn
+from sharegpt4v.dialogue import Completion, Request, TokenLogprob, Turn
 from sharegpt4v.engine.stats import EngineStats, Latencies
 from sharegpt4v.errors import UserError
 
@@ -72,6 +72,7 @@ class Handle:
         self.last_token = 0.0
         self.suspicions = 0  # steps that failed with it and others
         self.cancelled = False
+        self.logprobs: list[TokenLogprob] = []  # so far, where asked for: before the text that a token ends
         self._pieces: list[str] = []
         self._completion: Completion | None = None
         self._error: EngineError | None = None
@@ -240,6 +241,7 @@ class Engine(Protocol):
     model: str  # name@digest, stored beside every caption
     capacity: int  # requests in progress at once; more wait in its queue
     context: int  # tokens of prompt and answer together
+    computes_logprobs: bool  # otherwise requests for log probabilities or options fail
 
     @property
     def last_progress(self) -> float:
@@ -253,6 +255,12 @@ class Engine(Protocol):
 
     def count(self, turns: Sequence[Turn]) -> int:
         """Returns the tokens of a prompt, images included. Raises UserError for roles out of order."""
+
+    def token_bytes(self, token: int) -> bytes:
+        """Returns what a token of `Completion.logprobs` adds to the text; nothing for a control token.
+
+        Raises UserError from an engine that computes no log probabilities.
+        """
 
     def stats(self) -> EngineStats: ...
 

@@ -29,6 +29,7 @@ class RunningRequest:
         self.handle = handle
         self.tokens: list[int] = []
         self.logprobs: list[TokenLogprob] = []  # of the tokens, where wanted
+        handle.logprobs = self.logprobs
         self.in_flight = 0  # tokens that a step or prefill computes, and the host has not taken yet
         self._prompt_tokens = prompt_tokens
         self._cached_tokens = cached_tokens

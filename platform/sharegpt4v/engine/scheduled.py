@@ -24,6 +24,7 @@ class ScheduledEngine(ABC):
     model: str
     capacity: int
     context: int
+    computes_logprobs = False
     _scheduler: Scheduler[Any]
     _thread: threading.Thread
 
@@ -37,6 +38,10 @@ class ScheduledEngine(ABC):
     @abstractmethod
     def count(self, turns: Sequence[Turn]) -> int:
         """Returns the tokens of a prompt, images included. Raises UserError for roles out of order."""
+
+    def token_bytes(self, token: int) -> bytes:
+        """Returns what a token adds to the text. Raises UserError: most engines have no log probabilities."""
+        raise UserError(f"token {token}: this engine computes no log probabilities, the torch engine does")
 
     def stats(self) -> EngineStats:
         return self._scheduler.stats()

@@ -31,6 +31,7 @@ from sharegpt4v.engine.sampling import TokenSampler
 from sharegpt4v.engine.scheduled import ScheduledEngine
 from sharegpt4v.engine.scheduler import Scheduler
 from sharegpt4v.engine.slots import bytes_per_slot, free_bytes, padded_context, slots_that_fit
+from sharegpt4v.engine.token_bytes import TokenBytes
 from sharegpt4v.engine.worker import run_until_closed, start_thread
 from sharegpt4v.models.adapter import Adapter
 
@@ -56,6 +57,8 @@ class TorchEngine(ScheduledEngine):
     prefixes: dialogues whose keys and values are kept after their end, for a next round or the same image.
     Raises UserError when memory holds no slot, ValueError for less than one thread, slot or token.
     """
+
+    computes_logprobs = True
 
     def __init__(
         self,
@@ -99,11 +102,16 @@ class TorchEngine(ScheduledEngine):
         )
         self._feed = PromptFeed(adapter, self._llama, self._scheduler, context, budget, prefixes)
         self._open_slots(self.capacity)
+        self._token_bytes = TokenBytes(adapter.tokenizer)
         self._thread = start_thread("torch-engine", self._work)
 
     def count(self, turns: Sequence[Turn]) -> int:
         """Returns the tokens of a prompt, images included. Raises UserError for roles out of order."""
         return self.adapter.prompt_tokens(turns)
+
+    def token_bytes(self, token: int) -> bytes:
+        """Returns what a token adds to the text, as UTF-8; nothing for a control token."""
+        return self._token_bytes(token)
 
     def _open_slots(self, count: int) -> None:
         adapter, context = self.adapter, padded_context(self.context)
