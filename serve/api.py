@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, TypeVar
 
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -59,8 +60,13 @@ class Api:
                 await at_end()
 
         life: Callable[[FastAPI], AbstractAsyncContextManager[None]] = lifespan
-        app = FastAPI(
-            title="ShareGPT4V", version="1", summary="Captions and chats", lifespan=life, redoc_url=None
+        app = FastAPIOffline(  # scripts and styles of /docs come from here, not from a server elsewhere
+            title="ShareGPT4V",
+            version="1",
+            summary="Captions and chats",
+            lifespan=life,
+            redoc_url=None,
+            static_url="/docs/static",
         )
         chat, captions = json_body(ChatRequest, CHAT_EXAMPLE), json_body(CaptionRequest, CAPTION_EXAMPLE)
         security: list[dict[str, list[str]]] = [{"key": []}] if self.keys else []

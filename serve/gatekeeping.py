@@ -26,8 +26,10 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-PUBLIC = frozenset({"/healthz", "/readyz", "/metrics"})
-ROUTES = PUBLIC | {"/v1/chat/completions", "/v1/captions", "/v1/models", "/docs", "/openapi.json"}
+PUBLIC = frozenset({"/healthz", "/readyz", "/metrics", "/docs", "/openapi.json"})
+"""Paths that need no key, as what is below /docs: a browser could not send it."""
+
+ROUTES = PUBLIC | {"/v1/chat/completions", "/v1/captions", "/v1/models"}
 """Paths that metrics and logs name; another one may hold anything."""
 
 _OWN_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
@@ -98,7 +100,7 @@ class Gatekeeping:
 
     def _key(self, scope: Scope, headers: Mapping[str, str]) -> str:
         """Returns the name of the request's key. Raises ApiError for none or a wrong one."""
-        if scope["path"] in PUBLIC:
+        if scope["path"] in PUBLIC or scope["path"].startswith("/docs/"):
             return "anyone"
         if not self.keys:
             here = scope.get(

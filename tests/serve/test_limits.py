@@ -65,10 +65,17 @@ def test_a_wrong_line_is_named_by_its_number_and_not_repeated(tmp_path: Path) ->
 def test_every_route_but_health_and_metrics_wants_a_key(key: tuple[str, Path]) -> None:
     bob, file = key
     with fake_models() as models, serving(Api(models, keys=keys.read_keys(file))) as address:
-        for path in ("/healthz", "/readyz", "/metrics"):
+        for path in (
+            "/healthz",
+            "/readyz",
+            "/metrics",
+            "/docs",
+            "/docs/static/swagger-ui.css",
+            "/openapi.json",
+        ):
             assert httpx.get(address + path).status_code == 200
         for method, path in (
-            *(("GET", "/v1/models"), ("GET", "/openapi.json"), ("GET", "/docs"), ("GET", "/nowhere")),
+            *(("GET", "/v1/models"), ("GET", "/docs2"), ("GET", "/nowhere")),
             *(("POST", CHAT), ("POST", "/v1/captions"), ("GET", "//metrics"), ("GET", "/metrics/")),
         ):
             assert httpx.request(method, address + path).status_code == 401, path
