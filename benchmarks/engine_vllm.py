@@ -37,9 +37,7 @@ def run(question: dict[str, Any]) -> float:
         enable_prefix_caching=False,  # no two prompts are alike
     )
     inputs = [{"prompt_token_ids": ids} for ids in prompts]
-    params = [
-        SamplingParams(temperature=0, max_tokens=n, ignore_eos=True, detokenize=False) for n in lengths
-    ]
+    params = [SamplingParams(temperature=0, max_tokens=n, ignore_eos=True, detokenize=False) for n in lengths]
     few = min(len(inputs), question["slots"])
     short = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True, detokenize=False)
     llm.generate(inputs[:few], [short] * few, use_tqdm=False)

@@ -65,7 +65,7 @@ def test_steps_copy_logits_only_while_a_request_wants_log_probabilities(adapter:
 
         for cancel in (False, True):
             length = 400 if cancel else 40
-            sampling = {"max_new_tokens": length, "min_new_tokens": length, "logprobs": 2}
+            sampling: dict[str, Any] = {"max_new_tokens": length, "min_new_tokens": length, "logprobs": 2}
             asked = engine.submit(replace(make_request(adapter, 1, **sampling), stream=True))
             next(iter(asked))
             assert are_copied()

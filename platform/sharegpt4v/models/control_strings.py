@@ -1,5 +1,6 @@
-"""Strings that a tokenizer encodes as one token of its own, such as `<image>` and `<|im_end|>`, in users' texts."""
+"""Strings in users' texts that a tokenizer would encode as tokens of their own: `<image>`, `<|im_end|>`."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -10,7 +11,7 @@ from sharegpt4v.errors import UserError
 
 
 class ControlStrings:
-    """Those of one tokenizer: all tokens that were added to its vocabulary. name: of the model, for errors."""
+    """Those of one tokenizer: all tokens added to its vocabulary. name: of the model, for errors."""
 
     def __init__(self, name: str, tokenizer: PreTrainedTokenizerFast) -> None:
         self._name = name
@@ -18,6 +19,7 @@ class ControlStrings:
         # The longest first, so that of two that begin alike the whole one is found.
         self.strings = sorted(added, key=lambda string: (-len(string), string))
         self._ids = set(added.values())
+        self._pattern = re.compile("|".join(map(re.escape, self.strings)) or "(?!)")
 
     def are_in(self, turns: Sequence[Turn]) -> bool:
         return any(string in turn.text for turn in turns for string in self.strings)
@@ -31,6 +33,16 @@ class ControlStrings:
             text = text.replace(string, " ")
         return text
 
+    def hide(self, text: str, key: str) -> str:
+        """Replaces each by a word made of `key`, which no text holds; `split` finds them again."""
+        return self._pattern.sub(lambda match: f"{key}{self.strings.index(match[0])};", text)
+
+    def split(self, text: str, key: str) -> list[str]:
+        """Splits a text at hidden strings: every second part is one of them, as it was."""
+        parts = re.split(f"{key}([0-9]+);", text)
+        parts[1::2] = [self.strings[int(number)] for number in parts[1::2]]
+        return parts
+
     def count(self, ids: Iterable[int]) -> Counter[int]:
         """Counts the tokens among ids that these strings are encoded to."""
         return Counter(token for token in ids if token in self._ids)
@@ -39,6 +51,6 @@ class ControlStrings:
         """Makes the error that names the string which cannot be kept as plain text."""
         found = next(string for string in self.strings for turn in turns if string in turn.text)
         return UserError(
-            f"the text holds {found}, which the processor of {self._name} cannot keep as plain text: leave it "
-            "out"
+            f"the text holds {found}, which the processor of {self._name} cannot keep as plain text: leave "
+            "it out"
         )

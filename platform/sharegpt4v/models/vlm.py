@@ -110,7 +110,7 @@ def check_ends_with_question(turns: Sequence[Turn]) -> None:
 def end_tokens(
     folder: Path, settings: GenerationConfig, tokenizer: PreTrainedTokenizerFast
 ) -> frozenset[int]:
-    """Returns the tokens that end an answer. Raises UserError when neither settings nor tokenizer name any."""
+    """Returns the tokens that end an answer. Raises UserError when neither names any."""
     ids = settings.eos_token_id if settings.eos_token_id is not None else tokenizer.eos_token_id
     if ids is None:
         raise UserError(f"{folder} names no token that ends an answer: add eos_token_id to its files")
