@@ -95,7 +95,7 @@ vllm:  ## vLLM in .venv-vllm, beside the ordinary environment: for NVIDIA GPUs, 
 	$(VLLM_PYTHON) -c "import torchvision"
 
 test-vllm:  ## the tests of the vllm engine, in the environment that `make vllm` makes
-	PYTHONPATH=platform:. .venv-vllm/bin/python -m pytest -q -rs tests/engine -k vllm
+	PYTHONPATH=platform:. .venv-vllm/bin/python -m pytest -q -rs tests/engine tests/e2e -k vllm
 
 bench: setup  ## the measurements of benchmarks/README.md (two hours)
 	$(BIN)/python -m benchmarks.startup
