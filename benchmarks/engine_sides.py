@@ -1,8 +1,12 @@
-"""The ways of generating that benchmarks/engine.py sets the engine beside: transformers' own."""
+"""The ways of generating that benchmarks/engine.py sets the engine beside: transformers' own, and vLLM."""
 
+import json
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -54,7 +58,46 @@ def continuous(model: Any, requests: Sequence[Request], size: int) -> float:
         return time.perf_counter() - start
 
 
-SIDES: dict[str, Side] = {"in order": in_order, "sorted": by_length, "continuous": continuous}
+@dataclass(frozen=True)
+class Vllm:
+    """vLLM on the same prompts and lengths, with as many requests at once.
+
+    python: the interpreter of an environment that has it. folder: where models are saved for it. eager:
+    without torch.compile.
+    """
+
+    python: Path
+    folder: Path
+    eager: bool
+    threads: int
+
+    def __call__(self, model: Any, requests: Sequence[Request], size: int) -> float:
+        """Returns the seconds that vLLM measures itself; loading and compiling come before them."""
+        folder = self.folder / f"{sum(p.numel() for p in model.parameters())}"
+        if not folder.exists():
+            model.save_pretrained(folder)
+        question = {
+            "model": str(folder),
+            "slots": size,
+            "threads": self.threads,
+            "eager": self.eager,
+            "prompts": [prompt_ids(request, model.config.vocab_size).tolist() for request in requests],
+            "lengths": [request.sampling.max_new_tokens for request in requests],
+        }
+        script = Path(__file__).with_name("engine_vllm.py")
+        done = subprocess.run(
+            [self.python, script], input=json.dumps(question), capture_output=True, text=True
+        )
+        if done.returncode:
+            raise RuntimeError(f"vLLM ended with {done.returncode}: {done.stderr.strip()[-300:]}")
+        return float(done.stdout.split()[-1])
+
+
+SIDES: dict[str, Side] = {
+    "generate in order": in_order,
+    "generate sorted": by_length,
+    "generate continuous": continuous,
+}
 
 
 def rate(side: Side, model: Any, requests: Sequence[Request], size: int, threads: int) -> float:

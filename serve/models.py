@@ -9,6 +9,7 @@ from serve.model import ServedModel
 from sharegpt4v.checkpoints.card import TOY_CAPTIONER, TOY_CHAT, read_card
 from sharegpt4v.dialogue import EngineName, SquareImages
 from sharegpt4v.engine.build import EngineSpec, build_engine
+from sharegpt4v.engine.dtype import Dtype, resolve_dtype
 from sharegpt4v.engine.fake import FakeOptions
 from sharegpt4v.errors import UserError
 
@@ -22,7 +23,7 @@ class EngineOptions:
     """How the engines of a server run; see ServeConfig."""
 
     engine: EngineName = "torch"
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Literal["auto"] | Dtype = "auto"
     slots: int = 8
     max_context: int | None = None
     threads: int = 1
@@ -36,7 +37,6 @@ def plan_model(
 ) -> tuple[ModelInfo, EngineSpec]:
     """Reads a model's card, without a weight. Raises UserError naming the field, if there is none."""
     now = int(time.time())
-    dtype = options.dtype if options.dtype != "auto" else "bfloat16" if options.use_gpu else "float32"
     if options.engine == "fake":
         info = ModelInfo(name or f"fake-{kind}", kind, options.fake.image_side, "pad", created=now)
         return info, EngineSpec("fake", "fake@0", capacity=options.slots, fake=options.fake)
@@ -45,7 +45,11 @@ def plan_model(
     except UserError as error:
         raise UserError(error.text, field=kind) from None
     if not isinstance(card.images, SquareImages):
-        raise UserError(f"the {options.engine} engine is not served yet: take torch", field="engine")
+        raise UserError(
+            f"{model} takes images of any shape on the {options.engine} engine, which is not served yet: "
+            "take torch, or a model of its families",
+            field="engine",
+        )
     info = ModelInfo(name or card.name, kind, card.images.side, card.images.protocol, card.digest, now)
     spec = EngineSpec(
         options.engine,
@@ -53,7 +57,7 @@ def plan_model(
         weights=str(card.folder) if model == "toy" else card.weights,
         capacity=options.slots,
         max_context=options.max_context,
-        dtype=dtype,
+        dtype=resolve_dtype(options.dtype, card.weight_bytes, options.use_gpu),
         threads=options.threads,
         use_gpu=options.use_gpu,
         # A next round of as many dialogues as run at once prefills only what is new.

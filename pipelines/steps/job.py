@@ -1,21 +1,25 @@
 """From a configuration of captioning to the job: the engine, what it is asked, what may not change."""
 
+import os
 from dataclasses import dataclass, replace
 from typing import Any
 
 from cluster.session import refuse_relative_paths
 from pipelines.steps.captioning import CaptionRules
-from sharegpt4v.checkpoints.card import read_card
+from sharegpt4v.checkpoints.card import ModelCard, read_card
 from sharegpt4v.checkpoints.hub import hub_name
 from sharegpt4v.config.caption import CaptionConfig, Decoding
 from sharegpt4v.credentials import without_credentials
 from sharegpt4v.dialogue import ImageShape, SamplingParams, SquareImages, WholeImages
 from sharegpt4v.engine.build import EngineSpec
+from sharegpt4v.engine.dtype import Dtype, resolve_dtype
 from sharegpt4v.engine.fake import FakeOptions
 from sharegpt4v.engine.vllm_install import require_vllm
 from sharegpt4v.errors import UserError
 from sharegpt4v.gate import GateRules
 from sharegpt4v.prompts import UNIFIED_CAPTION, Prompt
+from sharegpt4v.run.folder import RunFolder
+from sharegpt4v.run.settings import read_settings
 from sharegpt4v.toy.truth import is_toy_world
 
 
@@ -65,9 +69,11 @@ def make_job(config: CaptionConfig) -> CaptionJob:
         _refuse_for_vllm(config)
     if config.kv_dtype == "fp8" and (config.engine != "torch" or not config.gpus_per_actor):
         raise UserError("fp8 needs the torch engine on GPUs: give `gpus_per_actor`", field="kv_dtype")
-    model, weights, images = _model(config)
+    card = None if config.engine == "fake" else read_card(config.model, engine=config.engine)
+    model, weights = (card.id, card.weights) if card else ("fake@0", None)
+    images = _image_shape(config, card)
     prompt = UNIFIED_CAPTION if config.prompt is None else Prompt.of_user(config.prompt)
-    dtype = config.dtype if config.dtype != "auto" else "bfloat16" if config.gpus_per_actor else "float32"
+    dtype = _dtype(config, card)
     spec = EngineSpec(
         kind=config.engine,
         model=model,
@@ -97,17 +103,25 @@ def make_job(config: CaptionConfig) -> CaptionJob:
     return CaptionJob(config, spec, rules, images, fingerprint)
 
 
-def _model(config: CaptionConfig) -> tuple[str, str | None, ImageShape]:
-    """Returns the model's id, where its weights are, and the shape of its images."""
-    if config.engine == "fake":
-        return "fake@0", None, SquareImages(config.fake.image_side, config.protocol or "squash")
-    if config.max_pixels and config.engine != "transformers":
+def _dtype(config: CaptionConfig, card: ModelCard | None) -> Dtype:
+    """Resolves the dtype. A run that has begun keeps what `auto` was there, on any machine."""
+    if config.dtype == "auto" and os.path.isfile(RunFolder(config.out).settings):
+        kept: Dtype | None = read_settings(config.out).get("fingerprint", {}).get("dtype")
+        if kept:
+            return kept
+    return resolve_dtype(config.dtype, card.weight_bytes if card else 0, config.gpus_per_actor > 0)
+
+
+def _image_shape(config: CaptionConfig, card: ModelCard | None) -> ImageShape:
+    """Returns the shape of the images that the engine takes. card: none for the fake engine."""
+    if config.max_pixels and not (card and isinstance(card.images, WholeImages)):
         raise UserError(
             f"{config.max_pixels:,} is refused: the {config.engine} engine takes squares of its model, "
             f"leave `max_pixels` out",
             field="max_pixels",
         )
-    card = read_card(config.model, engine=config.engine)
+    if card is None:
+        return SquareImages(config.fake.image_side, config.protocol or "squash")
     if isinstance(card.images, WholeImages):
         if config.protocol:
             raise UserError(
@@ -115,10 +129,8 @@ def _model(config: CaptionConfig) -> tuple[str, str | None, ImageShape]:
                 f"{config.engine} engine takes, leave `protocol` out",
                 field="protocol",
             )
-        images: ImageShape = WholeImages(config.max_pixels or card.images.max_pixels)
-    else:
-        images = replace(card.images, protocol=config.protocol or card.images.protocol)
-    return card.id, card.weights, images
+        return WholeImages(config.max_pixels or card.images.max_pixels)
+    return replace(card.images, protocol=config.protocol or card.images.protocol)
 
 
 def _shape_fields(images: ImageShape) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from sharegpt4v.checkpoints.card import TOY_CAPTIONER, TOY_CHAT, ModelCard, read
 from sharegpt4v.dialogue import Image, SamplingParams, SquareImages, Turn
 from sharegpt4v.dialogue import Request as EngineRequest
 from sharegpt4v.engine.build import EngineSpec, build_engine
+from sharegpt4v.engine.dtype import Dtype, resolve_dtype
 from sharegpt4v.engine.handle import Handle
 from sharegpt4v.engine.openmp import limit_spinning
 from sharegpt4v.errors import Rejected, UserError
@@ -51,14 +52,15 @@ class _Model:
         model: str | Path = "toy",
         *,
         device: Device = "auto",
-        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+        dtype: Literal["auto"] | Dtype = "auto",
         slots: int = 8,
         threads: int | None = None,
     ) -> Self:
         """Loads a transformers folder, a name of the Hugging Face Hub, a URI, or the shipped `toy`.
 
         slots: requests that run at once. threads: CPU threads, all cores by default. dtype auto:
-        bfloat16 on a GPU, float32 on a CPU. Raises UserError for a missing model or GPU.
+        bfloat16 on a GPU and on a CPU with matrix units for it (AMX), otherwise, and for toy models on a
+        CPU, float32. Raises UserError for a missing model or GPU.
         """
         card = read_card(str(model), toy=cls._toy)
         threads = threads or len(os.sched_getaffinity(0))
@@ -68,7 +70,6 @@ class _Model:
         use_gpu = torch.cuda.is_available() if device == "auto" else device == "cuda"
         if use_gpu and not torch.cuda.is_available():
             raise UserError("torch sees no GPU: give 'cpu' or 'auto'", field="device")
-        chosen = dtype if dtype != "auto" else "bfloat16" if use_gpu else "float32"
         return cls(
             card,
             EngineSpec(
@@ -76,7 +77,7 @@ class _Model:
                 model=card.id,
                 weights=str(card.folder),
                 capacity=slots,
-                dtype=chosen,
+                dtype=resolve_dtype(dtype, card.weight_bytes, use_gpu),
                 threads=threads,
                 use_gpu=use_gpu,
                 prefixes=cls._prefixes,

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from benchmarks.engine import VLLM_PYTHON
 from tests.commands import REPOSITORY, environment
 
 pytestmark = pytest.mark.slow
@@ -58,6 +59,11 @@ def test_the_engine_is_measured_with_a_model_and_without() -> None:
     assert re.search(r"^toy, decode, 6 requests: engine [\d,]+ tokens/s \(4 slots", said, re.MULTILINE)
     for side in ("in order, batches of 4", "sorted, batches of 4", "continuous"):
         assert re.search(rf"^    generate {side}: [\d,]+ tokens/s, ratio [\d.]+", said, re.MULTILINE)
+    assert "of the best of generate sorted, target 1.1" in said
+    for side in ("eager", "compiled") if VLLM_PYTHON.exists() else ():
+        assert re.search(
+            rf"^    vllm {side}, batches of 4: [\d,]+ tokens/s, ratio [\d.]+", said, re.MULTILINE
+        )
     assert re.search(r"^toy, one by one: [\d.,]+ tokens/s over 6 requests", said, re.MULTILINE)
 
 

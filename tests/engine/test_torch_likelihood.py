@@ -56,6 +56,25 @@ def test_log_probabilities_of_tokens_are_transformers(
         assert entry.top[0][0] == int(best.indices[0])
 
 
+def test_steps_copy_logits_only_while_a_request_wants_log_probabilities(adapter: Adapter) -> None:
+    logits = torch.zeros(1, 8)
+    with closing(TorchEngine(adapter, "toy@0", capacity=4)) as engine:
+
+        def are_copied() -> bool:
+            return engine._sampler.unchanged(logits) is not logits
+
+        for cancel in (False, True):
+            length = 400 if cancel else 40
+            sampling: dict[str, Any] = {"max_new_tokens": length, "min_new_tokens": length, "logprobs": 2}
+            asked = engine.submit(replace(make_request(adapter, 1, **sampling), stream=True))
+            next(iter(asked))
+            assert are_copied()
+            if cancel:
+                asked.cancel()
+            asked.result(60)
+            assert not are_copied()
+
+
 def test_options_are_scored_as_transformers_does(lmm: Adapter) -> None:
     options = ("yes", "no, it is a tall green tree", "A", "a red square above two blue circles")
     requests = [

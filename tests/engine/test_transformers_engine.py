@@ -1,6 +1,8 @@
 """The transformers engine with families whose processors make their tensors in different ways."""
 
 import contextlib
+import inspect
+import re
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image as PillowImage
-from transformers import GenerationConfig
+from transformers import GenerationConfig, ProcessorMixin
 
 from sharegpt4v.dialogue import Completion, Image, Request, SamplingParams, Turn
 from sharegpt4v.engine.handle import EngineClosed, EngineError
@@ -20,6 +22,7 @@ from sharegpt4v.engine.transformers_engine import TransformersEngine
 from sharegpt4v.models.load import load_adapter
 from sharegpt4v.models.vlm import Vlm, load_vlm
 from sharegpt4v.toy.images import write_images
+from tests.engine.vlm_requests import GREEDY, mixed, picture
 from tests.models.tiny_vlms import save_idefics, save_qwen, save_toy_llava
 
 FAMILIES: dict[str, Callable[[Path], Path]] = {
@@ -27,7 +30,6 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
     "idefics": save_idefics,
     "llava": save_toy_llava,
 }
-GREEDY = SamplingParams(max_new_tokens=24)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -46,33 +48,6 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> Vlm:
 def running(vlm: Vlm, capacity: int = 8) -> Iterator[TransformersEngine]:
     with closing(TransformersEngine(vlm, "tiny@0", capacity, threads=1)) as engine:
         yield engine
-
-
-def picture(seed: int, height: int = 48, width: int = 48) -> Image:
-    noise = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), np.uint8)
-    return np.asarray(PillowImage.fromarray(noise).resize((width, height), PillowImage.Resampling.BICUBIC))
-
-
-SHAPES = [(48, 48), (60, 120), (112, 57), (30, 31), (3, 40), (90, 90)]
-
-
-def mixed(count: int, sampling: SamplingParams = GREEDY) -> list[Request]:
-    """Requests with images of many shapes, some with two, some with none, some of several rounds."""
-    requests = []
-    for number in range(count):
-        images = tuple(
-            picture(number + k, *SHAPES[(number + k) % len(SHAPES)]) for k in range(1 + number % 2)
-        )
-        turns: tuple[Turn, ...] = (
-            Turn("user", f"Describe {'this image ' * (number % 4)}in detail.", images),
-        )
-        if number % 5 == 3:
-            turns = (Turn("user", "A red square?"), Turn("assistant", "A green tree."), *turns)
-        if number % 5 == 4:
-            turns = (Turn("user", "A red square stands beside a green tree."),)
-        length = sampling.max_new_tokens - number % 3
-        requests.append(Request(f"r{number}", turns, replace(sampling, max_new_tokens=length)))
-    return requests
 
 
 def alone(vlm: Vlm, request: Request) -> list[int]:
@@ -287,14 +262,20 @@ def test_a_request_without_memory_for_it_alone_fails_alone(
 
 
 def test_control_strings_stay_text_or_are_refused_by_name(vlm: Vlm) -> None:
-    control = {"qwen": "<|im_end|>", "idefics": "<image>", "toy": "</s>"}.get(vlm.name, "</s>")
-    turns = (Turn("user", f"Describe {control} it.", (picture(0),)),)
+    """All of the model's tokenizer. Idefics3's processor writes images into the text before it is encoded."""
+    controls = vlm.tokenizer.get_added_vocab()
+    knows = "sanitize_control_tokens" in inspect.signature(ProcessorMixin.apply_chat_template).parameters
+    refused = set(controls) if vlm.name == "idefics" or not knows else set()  # transformers < 5.20
     plain = vlm.encode((Turn("user", "Describe it.", (picture(0),)),))["input_ids"][0].tolist()
-    if vlm.name == "idefics":
-        with pytest.raises(ValueError, match="the text holds <image>, which the processor of idefics cannot"):
-            vlm.encode(turns)
-        return
-    ids = vlm.encode(turns)["input_ids"][0].tolist()
-    index = vlm.tokenizer.convert_tokens_to_ids(control)
-    assert ids.count(index) == plain.count(index) and len(ids) > len(plain) + 1
-    assert control in vlm.tokenizer.decode(ids[-40:])
+    assert len(controls) > 4 or vlm.name == "llava"
+    for control, index in controls.items():
+        turns = (Turn("user", f"Describe {control} it.", (picture(0),)),)
+        if control in refused:
+            with pytest.raises(
+                ValueError, match=f"the text holds {re.escape(control)}, which the processor of"
+            ):
+                vlm.encode(turns)
+            continue
+        ids = vlm.encode(turns)["input_ids"][0].tolist()
+        assert ids.count(index) == plain.count(index) and len(ids) > len(plain) + 1, control
+        assert control in vlm.tokenizer.decode(ids[-40:])

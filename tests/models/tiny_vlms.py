@@ -27,8 +27,8 @@ _DECODER: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 128,
     "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
+    "num_attention_heads": 2,  # of 32: vLLM has no smaller ones for CPUs
+    "num_key_value_heads": 1,
     "max_position_embeddings": 1024,
     "initializer_range": 0.3,  # so that answers depend on what they are asked
 }
@@ -64,7 +64,7 @@ def save_qwen(folder: Path) -> Path:
     )
     config = Qwen2_5_VLConfig(
         text_config=_decoder(tokenizer)
-        | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}},
+        | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]}},
         vision_config=_TOWER
         | {
             "depth": 2,

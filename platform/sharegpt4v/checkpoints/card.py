@@ -41,6 +41,7 @@ class ModelCard:
 
     name: for people. digest: 12 hex digits over configuration, tokenizer and weight bytes.
     images: the shape of images that the engine takes for this model. weights: where every node finds them.
+    weight_bytes: of all tensors as they are stored.
     """
 
     folder: Path
@@ -48,6 +49,7 @@ class ModelCard:
     digest: str
     images: ImageShape
     weights: str
+    weight_bytes: int
 
     @property
     def id(self) -> str:
@@ -61,8 +63,9 @@ def read_card(model: str, toy: Path = TOY_CAPTIONER, engine: EngineName = "torch
     """
     folder = model_folder(model, toy)
     config = _read_config(folder, model)
-    if engine == "transformers":
-        images: ImageShape = _whole_images(folder, config, model)
+    # vLLM runs our own families on squares, as the torch engine does, and any other by its own processor.
+    if engine == "transformers" or (engine == "vllm" and config.get("model_type") not in _PROTOCOLS):
+        images: ImageShape = _whole_images(folder, config, model, engine)
     else:
         images = _square_images(config, model)
     shipped = {TOY_CAPTIONER: "toy-captioner", TOY_CHAT: "toy-chat"}
@@ -70,13 +73,13 @@ def read_card(model: str, toy: Path = TOY_CAPTIONER, engine: EngineName = "torch
     name = shipped.get(folder) or (hub[0] if hub else model.rstrip("/")).rsplit("/", 1)[-1]
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"{model} holds no *.safetensors: copy or convert the weights again", field="model")
-    stored_weights(folder)  # a cut copy is refused here, not by every actor
+    weight_bytes, _ = stored_weights(folder)  # a cut copy is refused here, not by every actor
     # A URI goes to the nodes as it is, and each fetches it once into its own cache. So does `toy`, which the
     # library brings along and which has another path on every node.
     as_given = model == "toy" or "://" in model
     weights = pinned(model, folder) if hub else model if as_given else str(folder.absolute())
-    template = engine == "transformers"  # of our engines the one that reads the folder's chat template
-    return ModelCard(folder, name, _digest(folder, template), images, weights)
+    template = isinstance(images, WholeImages)  # it is asked by the folder's chat template
+    return ModelCard(folder, name, _digest(folder, template), images, weights, weight_bytes)
 
 
 def _square_images(config: Mapping[str, Any], model: str) -> SquareImages:
@@ -84,7 +87,7 @@ def _square_images(config: Mapping[str, Any], model: str) -> SquareImages:
     if kind not in _PROTOCOLS:
         raise UserError(
             f"{model} holds a {kind!r} model; known captioners: {', '.join(_PROTOCOLS)}; "
-            f"`engine` transformers runs others",
+            f"`engine` transformers or vllm runs others",
             field="model",
         )
     # A checkpoint trained in another way than its family names its protocol itself.
@@ -92,8 +95,8 @@ def _square_images(config: Mapping[str, Any], model: str) -> SquareImages:
     return SquareImages(int(config["vision_config"]["image_size"]), protocol)
 
 
-def _whole_images(folder: Path, config: Mapping[str, Any], model: str) -> WholeImages:
-    """Raises UserError for a folder from which transformers cannot make prompts or a model."""
+def _whole_images(folder: Path, config: Mapping[str, Any], model: str, engine: EngineName) -> WholeImages:
+    """Raises UserError for a folder from which the engine cannot make prompts or a model."""
     kind = config.get("model_type")
     if kind == "share_captioner":
         raise UserError(
@@ -108,7 +111,7 @@ def _whole_images(folder: Path, config: Mapping[str, Any], model: str) -> WholeI
         )
     if not _has_chat_template(folder):
         raise UserError(
-            f"{model} has no chat template, by which the transformers engine makes prompts: add its "
+            f"{model} has no chat template, by which the {engine} engine makes prompts: add its "
             f"chat_template.jinja, or give the model's instruction-tuned version",
             field="model",
         )

@@ -107,20 +107,26 @@ class CaptionConfig(ImagesConfig):
     engine: Annotated[EngineName, MODEL] = Field(
         "torch",
         description="what runs the model; transformers: any vision-language model that it knows, slower; "
-        "vllm: an extra to install; fake: no model at all",
+        "vllm: any that vLLM knows, an extra to install; fake: no model at all",
     )
     prompt: Annotated[str | None, MODEL] = Field(None, description="another prompt than the captioner's own")
     protocol: Annotated[ImageProtocol | None, MODEL] = Field(
         None, description="how images become square; default: the model's own"
     )
     max_pixels: Annotated[int | None, MODEL] = Field(
-        None, ge=1, description="larger images are scaled down to so many pixels (engine transformers)"
+        None,
+        ge=1,
+        description="larger images are scaled down to so many pixels (models that take images of any shape: "
+        "engine transformers, and vllm for other families than LLaVA and Share-Captioner)",
     )
     fast_decode: Annotated[bool, MODEL] = Field(
         False, description="JPEG scaled decoding: faster, slightly different pixels"
     )
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], MODEL] = Field(
-        "auto", description="of the weights in memory; auto: float32 on CPU, bfloat16 on GPU"
+        "auto",
+        description="of the weights in memory; auto: bfloat16 on GPUs and on CPUs with matrix units for it "
+        "(AMX, of the driver's machine), float32 on others and for toy models on CPUs; a resumed run keeps "
+        "its own",
     )
     kv_dtype: Annotated[Literal["auto", "fp8"], MODEL] = Field(
         "auto",

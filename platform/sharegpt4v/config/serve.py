@@ -80,7 +80,9 @@ class ServeConfig(CommandConfig):
     )
     engine: Annotated[EngineName, MODEL] = Field("torch", description="what runs the models")
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], MODEL] = Field(
-        "auto", description="of the weights in memory; auto: float32 on CPU, bfloat16 on GPU"
+        "auto",
+        description="of the weights in memory; auto: bfloat16 on GPUs and on CPUs with matrix units for it "
+        "(AMX), float32 on others and for toy models on CPUs",
     )
     slots: Annotated[int, MODEL] = Field(8, ge=1, description="requests that one replica computes at once")
     max_context: Annotated[int | None, MODEL] = Field(

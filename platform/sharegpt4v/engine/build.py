@@ -10,6 +10,7 @@ import numpy as np
 from sharegpt4v.checkpoints.card import model_folder
 from sharegpt4v.collector import collector_paused
 from sharegpt4v.dialogue import EngineName, Turn
+from sharegpt4v.engine.dtype import Dtype
 from sharegpt4v.engine.fake import FakeEngine, FakeOptions
 from sharegpt4v.engine.handle import Engine
 from sharegpt4v.engine.openmp import limit_spinning
@@ -35,7 +36,7 @@ class EngineSpec:
     capacity: int = 32
     room_for: tuple[str, int] | None = None
     max_context: int | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Dtype = "float32"
     kv_dtype: Literal["auto", "fp8"] = "auto"
     threads: int = 1
     use_gpu: bool = False
@@ -80,10 +81,13 @@ def _build_torch(spec: EngineSpec) -> Engine:
 def _build_vllm(spec: EngineSpec) -> Engine:
     folder, dtype = _prepare_loading(spec, threads=spec.threads)
     from sharegpt4v.engine.vllm_engine import VllmEngine
+    from sharegpt4v.engine.vllm_frontend import AdapterFrontend
     from sharegpt4v.engine.vllm_setup import load_frontend
 
-    adapter = load_frontend(folder, dtype, spec.use_gpu)
-    return VllmEngine(adapter, spec.model, spec.capacity, max_context=_context(spec, adapter))
+    frontend = load_frontend(folder, dtype, spec.use_gpu)
+    # What an image of any shape takes of the context is known to its processor alone.
+    context = _context(spec, frontend.adapter) if isinstance(frontend, AdapterFrontend) else spec.max_context
+    return VllmEngine(frontend, spec.model, spec.capacity, max_context=context)
 
 
 def _build_transformers(spec: EngineSpec) -> Engine:

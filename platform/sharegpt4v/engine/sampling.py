@@ -63,12 +63,18 @@ class TokenSampler:
             if tokens:
                 self._seen[slot, send(tokens, self._device)] = True
 
+    def release(self, slot: int) -> None:
+        """Forgets what the request wanted that has left this slot: every step would pay for it."""
+        self._params[slot] = _GREEDY
+        self._logprobs.pop(slot, None)
+
     def move(self, source: int, target: int) -> None:
         self._params[target] = self._params[source]
         self._random[target] = self._random[source]
         self._logprobs.pop(target, None)
         if source in self._logprobs:
-            self._logprobs[target] = self._logprobs.pop(source)
+            self._logprobs[target] = self._logprobs[source]
+        self.release(source)
         for tensor in (self._penalty, self._early, self._seen):
             if tensor is not None:
                 tensor[target] = tensor[source]

@@ -58,7 +58,7 @@ class Scheduler(Generic[R]):
     slots are free, or enough for all that wait, so that they are prefilled together. concerns_all: returns
     whether no single request is at fault for an error. max_queue: most requests that wait. pauses: whether
     steps compute only the requests in `live`, so that suspects are tried while the others pause; otherwise
-    they are tried once nothing else runs.
+    they are tried once nothing else runs. released: called with each slot that a request leaves.
     """
 
     def __init__(
@@ -68,12 +68,14 @@ class Scheduler(Generic[R]):
         concerns_all: Callable[[Exception], bool] = _short_of_memory,
         max_queue: int | None = None,
         pauses: bool = False,
+        released: Callable[[int], None] | None = None,
     ) -> None:
         self.beginning: dict[int, Handle] = {}  # by slot; admitted, not yet placed
         self.running: dict[int, R] = {}  # by slot
         self._slots, self._group = slots, group
         self._concerns_all = concerns_all
         self._max_queue = max_queue
+        self._released = released
         self._intake = Intake()
         self._submitting = threading.Lock()
         self._waiting: deque[Handle] = deque()
@@ -302,6 +304,8 @@ class Scheduler(Generic[R]):
         running = self.running.pop(slot, None)
         handle = running.handle if running else self.beginning.pop(slot)
         self._trials.ended(handle)
+        if self._released is not None:
+            self._released(slot)
         return handle
 
     # Failures of a step

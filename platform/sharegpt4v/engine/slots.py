@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig
+from transformers import LlamaConfig, PreTrainedConfig
 
 from sharegpt4v.engine.memory import free_memory
 from sharegpt4v.errors import UserError
@@ -20,9 +20,10 @@ _BYTES_OF_A_CALL = 400_000
 """Bytes of padding that two cores read in the time of one more attention call, about 40 microseconds."""
 
 
-def bytes_per_slot(config: LlamaConfig, context: int, dtype: torch.dtype) -> int:
+def bytes_per_slot(config: PreTrainedConfig, context: int, dtype: torch.dtype) -> int:
     """Computes the bytes of keys and values in all layers for a dialogue of `context` tokens."""
-    width: int = config.num_key_value_heads * head_width(config)
+    heads: int = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = heads * head_width(config)
     return 2 * int(config.num_hidden_layers) * width * context * dtype.itemsize
 
 
@@ -129,6 +130,6 @@ def _attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None 
     )
 
 
-def head_width(config: LlamaConfig) -> int:
+def head_width(config: PreTrainedConfig) -> int:
     """Returns the width of one attention head."""
-    return int(config.head_dim or config.hidden_size // config.num_attention_heads)
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)

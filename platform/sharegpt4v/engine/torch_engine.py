@@ -98,7 +98,7 @@ class TorchEngine(ScheduledEngine):
         self.context = context
         self._halved = False
         self._scheduler: Scheduler[RunningRequest] = Scheduler(
-            self.capacity, _group(self.capacity), concerns_all, max_queue, pauses=True
+            self.capacity, _group(self.capacity), concerns_all, max_queue, pauses=True, released=self._release
         )
         self._feed = PromptFeed(adapter, self._llama, self._scheduler, context, budget, prefixes)
         self._open_slots(self.capacity)
@@ -120,6 +120,9 @@ class TorchEngine(ScheduledEngine):
         self._decoder = Decoder(
             self._llama, self._sampler, count, context, adapter.dtype, adapter.device, self._stored
         )
+
+    def _release(self, slot: int) -> None:
+        self._sampler.release(slot)
 
     def _work(self) -> None:
         torch.set_num_threads(self._threads)

@@ -48,7 +48,9 @@ class TransformersEngine(ScheduledEngine):
         self.context = vlm.context
         self._sampler = TokenSampler(capacity, vlm.vocabulary, vlm.eos_token_ids, vlm.device)
         self._prompts: dict[int, Prompt] = {}  # by slot, in the order of their arrival; those that wait
-        self._scheduler: Scheduler[RunningRequest] = Scheduler(capacity, concerns_all=_has_lost_the_device)
+        self._scheduler: Scheduler[RunningRequest] = Scheduler(
+            capacity, concerns_all=_has_lost_the_device, released=self._sampler.release
+        )
         self._thread = start_thread("transformers-engine", self._work)
 
     def count(self, turns: Sequence[Turn]) -> int:

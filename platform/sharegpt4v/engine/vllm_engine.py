@@ -1,8 +1,8 @@
 """The vllm engine: vLLM's scheduler and kernels behind our interface, stepped by our thread in this process.
 
 LLaVA-shaped models run in vLLM unchanged. Of a Share-Captioner vLLM runs only the decoder, on prompt
-embeddings from our own vision tower and sampler. Prompts are made from our token ids in both cases: vLLM's
-chat templates are not used.
+embeddings from our own vision tower and sampler. Prompts of both are made from our token ids; any other model
+of images and text that vLLM knows is asked by the chat template and processor of its folder.
 """
 
 import logging
@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from itertools import count
 from typing import Any
 
-from PIL import Image
-
 from sharegpt4v.dialogue import Request, Turn, sampling_seed
 from sharegpt4v.engine.failures import concerns_all
 from sharegpt4v.engine.handle import EngineError, Handle
@@ -21,10 +19,10 @@ from sharegpt4v.engine.running_request import RunningRequest, answer_limit
 from sharegpt4v.engine.scheduled import ScheduledEngine, refuse_likelihoods
 from sharegpt4v.engine.scheduler import Scheduler
 from sharegpt4v.engine.vllm_folder import vllm_folder
+from sharegpt4v.engine.vllm_frontend import Frontend
 from sharegpt4v.engine.vllm_penalty import PENALTY
 from sharegpt4v.engine.vllm_setup import import_vllm, open_vllm
 from sharegpt4v.engine.worker import run_until_closed, start_thread
-from sharegpt4v.models.adapter import Adapter, CaptionerAdapter
 
 log = logging.getLogger(__name__)
 
@@ -35,34 +33,35 @@ _process = threading.Lock()
 class VllmEngine(ScheduledEngine):
     """Runs one model on one device; at most `capacity` requests are in vLLM at once, one engine a process.
 
-    adapter: from `load_frontend`. model: name@digest of its weights. max_context: tokens of prompt and answer
-    together; the model's own by default. Greedy answers equal the torch engine's except for ties; sampled
-    ones are as repeatable, from other random numbers. One step of vLLM may prefill and decode: the
-    statistics divide its seconds in proportion to the tokens of prompts and of answers.
+    frontend: from `load_frontend`. model: name@digest of its weights. max_context: tokens of prompt and
+    answer together; the model's own by default. Greedy answers equal the torch engine's, or the transformers
+    engine's, except for ties; sampled ones are as repeatable, from other random numbers. One step of vLLM may
+    prefill and decode: the statistics divide its seconds in proportion to the tokens of prompts and of
+    answers.
 
     vLLM allocates its memory once: it cannot continue with half of it as the torch engine does, so running
     out of memory in a step ends the engine.
 
-    Raises UserError when memory holds no request, and EngineError when this process has an engine already.
+    Raises UserError when memory holds no request or vLLM does not know the model, and EngineError when this
+    process has an engine already.
     """
 
-    def __init__(self, adapter: Adapter, model: str, capacity: int, max_context: int | None = None) -> None:
+    def __init__(self, frontend: Frontend, model: str, capacity: int, max_context: int | None = None) -> None:
         self.model = model
-        longest = adapter.language_model.config.max_position_embeddings
-        context = min(max_context or longest, longest)
+        context = min(max_context or frontend.context, frontend.context)
         self._vllm = import_vllm()
         if not _process.acquire(blocking=False):
             raise EngineError("this process has a vllm engine already, and vLLM allows one: close it first")
         try:
-            folder = vllm_folder(adapter.folder, model)
-            self._core, self.capacity = open_vllm(folder, adapter, context, capacity)
+            folder = vllm_folder(frontend.folder, model)
+            self._core, self.capacity = open_vllm(folder, frontend, context, capacity)
         except BaseException:
             _process.release()
             raise
         if self.capacity < capacity:
             log.warning("memory has room for %d of %d requests at once", self.capacity, capacity)
-        self.adapter = adapter
-        self.image_size = adapter.image_size
+        self.frontend = frontend
+        self._renderer = self._core.renderer
         self.context = context
         # Never more than `capacity` at once: requests queued in vLLM could not be counted or tried alone.
         self._scheduler: Scheduler[Any] = Scheduler(self.capacity, concerns_all=concerns_all)
@@ -71,8 +70,8 @@ class VllmEngine(ScheduledEngine):
         self._thread = start_thread("vllm-engine", self._work)
 
     def count(self, turns: Sequence[Turn]) -> int:
-        """Returns the tokens of a prompt, images included. Raises UserError for roles out of order."""
-        return self.adapter.prompt_tokens(turns)
+        """Returns the tokens of a prompt, images included. Raises as Frontend.prompt does."""
+        return self.frontend.count(turns, self._renderer)
 
     def _work(self) -> None:
         try:
@@ -110,52 +109,35 @@ class VllmEngine(ScheduledEngine):
     def _begin(self, slot: int, handle: Handle) -> None:
         """Adds one request to vLLM, or fails it."""
         start = time.perf_counter()
-        adapter, request = self.adapter, handle.request
+        frontend, request = self.frontend, handle.request
         try:
             refuse_likelihoods(request, "vllm")
-            tokens = adapter.prompt_tokens(request.turns)
+            prompt, tokens = frontend.prompt(request, self._renderer)
             limit = answer_limit(request, tokens, self.context)
             name = str(next(self._numbers))
-            self._core.add_request(name, self._prompt(request), self._params(request, limit))
+            self._core.add_request(name, prompt, self._params(request, limit))
         except Exception as error:
             self._scheduler.fail(slot, error)
             return
         self._slots[name] = slot
         self._scheduler.place(
-            slot, RunningRequest(handle, tokens, limit, adapter.tokenizer, adapter.eos_token_ids)
+            slot, RunningRequest(handle, tokens, limit, frontend.tokenizer, frontend.eos_token_ids)
         )
         self._scheduler.count(prompt_tokens=tokens, prefill_seconds=time.perf_counter() - start)
-
-    def _prompt(self, request: Request) -> dict[str, Any]:
-        adapter = self.adapter
-        if isinstance(adapter, CaptionerAdapter):
-            # One at a time: requests begin as others end, and a bad image then fails its request alone.
-            [embeddings] = adapter.embed([request])
-            return {"prompt_embeds": embeddings.cpu()}
-        for image in request.images:
-            adapter.check_image(image)
-        template = adapter.template
-        first, *rest = template.segments(request.turns)
-        # vLLM replaces each image token by all of an image's; text of a turn is never encoded to it.
-        ids = first + [token for segment in rest for token in (template.image_token_id, *segment)]
-        if not request.images:
-            return {"prompt_token_ids": ids}
-        # The checkpoint's processor only normalises images that already have the model's size.
-        images = [Image.fromarray(image) for image in request.images]
-        return {"prompt_token_ids": ids, "multi_modal_data": {"image": images}}
 
     def _params(self, request: Request, limit: int) -> Any:
         """Converts sampling parameters to vLLM's. RunningRequest makes text and checks stop strings."""
         asked = request.sampling
+        seed = sampling_seed(request.id, 0) if asked.seed is None else asked.seed
         return self._vllm.SamplingParams(
             max_tokens=limit,
             min_tokens=min(asked.min_new_tokens, limit),
             temperature=asked.temperature,
             top_p=asked.top_p,
             top_k=asked.top_k,
-            seed=sampling_seed(request.id, 0) if asked.seed is None else asked.seed,
+            seed=seed % 2**63,  # vLLM's generator takes no more
             extra_args={PENALTY: asked.repetition_penalty},
-            stop_token_ids=sorted(self.adapter.eos_token_ids),
+            stop_token_ids=sorted(self.frontend.eos_token_ids),
             ignore_eos=True,  # the end tokens are those above and no others
             detokenize=False,
             output_kind=self._vllm.sampling_params.RequestOutputKind.DELTA,

@@ -13,6 +13,7 @@ from sharegpt4v.checkpoints.convert import convert, plan_conversion
 from sharegpt4v.checkpoints.metadata import write_json
 from sharegpt4v.checkpoints.reader import Checkpoint, TensorRef, read_json
 from sharegpt4v.checkpoints.rules import renamed, write
+from sharegpt4v.models.load import FAMILIES
 
 log = logging.getLogger(__name__)
 
@@ -39,11 +40,13 @@ _BESIDE_WEIGHTS = (
 def vllm_folder(folder: Path, model: str) -> Path:
     """Returns `folder` if vLLM reads it (LLaVA with the older names and a processor), else a copy for it.
 
-    The copy of LLaVA is what `sharegpt4v convert` writes; that of a Share-Captioner is only the decoder, a
-    plain Llama. model: name@digest of what the folder holds; the copy is kept under the digest.
+    Folders of families other than ours are vLLM's to read. The copy of LLaVA is what `sharegpt4v convert`
+    writes; that of a Share-Captioner is only the decoder, a plain Llama. model: name@digest of what the
+    folder holds; the copy is kept under the digest.
     """
-    captioner = read_json(folder / "config.json").get("model_type") == "share_captioner"
-    if not captioner and _is_readable(folder):
+    kind = read_json(folder / "config.json").get("model_type")
+    captioner = kind == "share_captioner"
+    if kind not in FAMILIES or (not captioner and _is_readable(folder)):
         return folder
     name = f"vllm/{model.rpartition('@')[2]}-{_LAYOUT}"
     return cached(name, partial(_write_decoder if captioner else _write_llava, folder))

@@ -29,6 +29,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 from sharegpt4v.dialogue import Image, Turn
 from sharegpt4v.errors import UserError
+from sharegpt4v.models.control_strings import ControlStrings
 from sharegpt4v.models.load import load_strictly
 
 _KEPT = (
@@ -55,16 +56,13 @@ class Vlm:
         self.vocabulary = int(model.get_output_embeddings().weight.shape[0])
         self.context: int = getattr(text, "max_position_embeddings", None) or self.tokenizer.model_max_length
         settings = model.generation_config
-        ids = settings.eos_token_id if settings.eos_token_id is not None else self.tokenizer.eos_token_id
-        if ids is None:
-            raise UserError(f"{folder} names no token that ends an answer: add eos_token_id to its files")
-        self.eos_token_ids = frozenset(ids if isinstance(ids, Sequence) else [ids])
+        self.eos_token_ids = end_tokens(folder, settings, self.tokenizer)
         pad = settings.pad_token_id if settings.pad_token_id is not None else self.tokenizer.pad_token_id
         self.pad_token_id: int = min(self.eos_token_ids) if pad is None else pad
         kept = {name: getattr(settings, name, None) for name in _KEPT}
         model.generation_config = GenerationConfig(**kept | {"pad_token_id": self.pad_token_id})
         self._processor = processor
-        self._controls = sorted(self.tokenizer.get_added_vocab())
+        self._controls = ControlStrings(self.name, self.tokenizer)
 
     def encode(self, turns: Sequence[Turn]) -> dict[str, Tensor]:
         """Encodes a dialogue: the model's inputs by name, input_ids (1, T) among them, on the CPU.
@@ -72,17 +70,16 @@ class Vlm:
         Control strings in texts stay plain text. Raises UserError where the processor cannot do that, and for
         a dialogue that does not end with the user; besides whatever chat template and processor raise.
         """
-        if not turns or turns[-1].role != "user":
-            raise UserError("a dialogue ends with the user's question")
-        if not any(token in turn.text for turn in turns for token in self._controls):
+        check_ends_with_question(turns)
+        if not self._controls.are_in(turns):
             return self._encode(turns, {})
         try:
             encoded = self._encode(turns, {"sanitize_control_tokens": True})
         except Exception as error:  # processors that know nothing of it fail in their own ways
-            raise self._refused(turns) from error
-        harmless = tuple(Turn(turn.role, self._without_controls(turn.text), turn.images) for turn in turns)
-        if self._count_controls(encoded) != self._count_controls(self._encode(harmless, {})):
-            raise self._refused(turns)
+            raise self._controls.refused(turns) from error
+        harmless = self._encode(self._controls.removed(turns), {})
+        if self._count_controls(encoded) != self._count_controls(harmless):
+            raise self._controls.refused(turns)
         return encoded
 
     def _encode(self, turns: Sequence[Turn], options: dict[str, Any]) -> dict[str, Tensor]:
@@ -100,21 +97,24 @@ class Vlm:
             for name, value in tensors.items()
         }
 
-    def _without_controls(self, text: str) -> str:
-        for token in self._controls:
-            text = text.replace(token, " ")
-        return text
-
     def _count_controls(self, encoded: dict[str, Tensor]) -> Counter[int]:
-        controls = set(self.tokenizer.get_added_vocab().values())
-        return Counter(token for token in encoded["input_ids"][0].tolist() if token in controls)
+        return self._controls.count(encoded["input_ids"][0].tolist())
 
-    def _refused(self, turns: Sequence[Turn]) -> UserError:
-        found = next(token for token in self._controls for turn in turns if token in turn.text)
-        return UserError(
-            f"the text holds {found}, which the processor of {self.name} cannot keep as plain text: leave it "
-            "out"
-        )
+
+def check_ends_with_question(turns: Sequence[Turn]) -> None:
+    """Raises UserError for a dialogue that does not end with the user."""
+    if not turns or turns[-1].role != "user":
+        raise UserError("a dialogue ends with the user's question")
+
+
+def end_tokens(
+    folder: Path, settings: GenerationConfig, tokenizer: PreTrainedTokenizerFast
+) -> frozenset[int]:
+    """Returns the tokens that end an answer. Raises UserError when neither names any."""
+    ids = settings.eos_token_id if settings.eos_token_id is not None else tokenizer.eos_token_id
+    if ids is None:
+        raise UserError(f"{folder} names no token that ends an answer: add eos_token_id to its files")
+    return frozenset(ids if isinstance(ids, Sequence) else [ids])
 
 
 def load_vlm(folder: Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Vlm:
@@ -157,9 +157,7 @@ def _make_processor(folder: Path, config: PreTrainedConfig) -> Any:
         if "torchvision" in str(error).lower():
             why = "only torchvision can process their images, and it is not installed here"
         raise UserError(f"{folder} holds a {config.model_type!r} model: {why}", field="model") from error
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise UserError(f"{folder} has no tokenizer.json, from which text can be streamed", field="model")
+    tokenizer = load_tokenizer(folder)
     parts = {"image_processor": images, "tokenizer": tokenizer}
     settings, _ = family.get_processor_dict(folder)
     kind = _for_images_alone(family)
@@ -167,6 +165,14 @@ def _make_processor(folder: Path, config: PreTrainedConfig) -> Any:
         return kind.from_args_and_dict([parts.get(name) for name in kind.get_attributes()], settings)
     except ImportError as error:  # SmolVLM's needs num2words
         raise UserError(f"{folder}: {_one_line(error)}", field="model") from error
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """Loads a folder's tokenizer. Raises UserError for one that is not of tokenizers' kind."""
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise UserError(f"{folder} has no tokenizer.json, from which text can be streamed", field="model")
+    return tokenizer
 
 
 def _for_images_alone(family: type[ProcessorMixin]) -> type[ProcessorMixin]:
@@ -180,12 +186,17 @@ def _for_images_alone(family: type[ProcessorMixin]) -> type[ProcessorMixin]:
 
 def _message(turn: Turn) -> dict[str, Any]:
     # Pillow images: of an array of three rows a processor could not tell rows from colours.
-    images = [{"type": "image", "image": _to_pillow(image)} for image in turn.images]
-    text = turn.text.encode("utf-8", "replace").decode()  # tokenizers refuses lone surrogates
-    return {"role": turn.role, "content": [*images, {"type": "text", "text": text}]}
+    images = [{"type": "image", "image": to_pillow(image)} for image in turn.images]
+    return {"role": turn.role, "content": [*images, {"type": "text", "text": without_surrogates(turn.text)}]}
 
 
-def _to_pillow(image: Image) -> PillowImage.Image:
+def without_surrogates(text: str) -> str:
+    """Replaces lone surrogates, which tokenizers refuses."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def to_pillow(image: Image) -> PillowImage.Image:
+    """Converts pixels (H, W, 3) uint8. Raises UserError for others."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise UserError(f"pixels are {image.dtype} {image.shape}; expected uint8 (height, width, 3)")
     return PillowImage.fromarray(image)

@@ -12,7 +12,10 @@ from pipelines.steps.job import CaptionJob, make_job
 from sharegpt4v.checkpoints.card import TOY_CAPTIONER, read_card
 from sharegpt4v.config.caption import CaptionConfig, Decoding
 from sharegpt4v.dialogue import WholeImages
+from sharegpt4v.engine import dtype
 from sharegpt4v.errors import UserError
+from sharegpt4v.run.folder import RunFolder
+from sharegpt4v.run.settings import write_settings
 from sharegpt4v.toy.images import write_images
 from tests.models.tiny_vlms import save_toy_llava
 
@@ -59,6 +62,26 @@ def test_a_real_captioner_is_not_warned_of(tmp_path: Path) -> None:
 
 def test_the_toy_is_sent_by_its_name_because_each_node_has_it_elsewhere(tmp_path: Path) -> None:
     assert make_job(CaptionConfig(images="x", out=tmp_path / "run")).spec.weights == "toy"
+
+
+def test_auto_is_resolved_by_the_driver_and_kept_by_a_resumed_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dtype, "_TOY_BYTES", 1_000_000)  # the shipped model is no toy
+    config = CaptionConfig(images="x", out=tmp_path / "run")
+
+    def made(flags: str, **changed: Any) -> tuple[str, str]:
+        (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n")
+        monkeypatch.setattr(dtype, "CPUINFO", tmp_path / "cpuinfo")
+        job = make_job(config.model_copy(update=changed))
+        return job.spec.dtype, job.fingerprint["dtype"]
+
+    assert made("avx512f") == ("float32", "float32")
+    assert made("amx_tile amx_bf16") == ("bfloat16", "bfloat16")
+    run = RunFolder.open(tmp_path / "run")
+    write_settings(run, {}, make_job(config).fingerprint, {})
+    assert made("avx512f") == ("bfloat16", "bfloat16")
+    assert made("avx512f", dtype="float32") == ("float32", "float32")  # which the resume then refuses
 
 
 @pytest.fixture
