@@ -27,7 +27,7 @@ from urllib.parse import urlsplit
 from benchmarks.machine import describe_machine
 from serve.dialogues import Call, ModelInfo
 from serve.model import ServedModel
-from sharegpt4v.dialogue import Request, SamplingParams, Turn
+from sharegpt4v.dialogue import Request, SamplingParams, SquareImages, Turn
 from sharegpt4v.engine.fake import FakeEngine, FakeOptions
 
 TOKENS, SLOTS = 128, 64
@@ -88,7 +88,7 @@ def bare(step: float) -> tuple[FakeEngine, Ask]:
     engine = FakeEngine(
         FakeOptions(requests_at_once=SLOTS, seconds_per_request=step * _LOOP_TOKENS, faults={"loop": "."})
     )
-    model = ServedModel(engine, ModelInfo("fake", "chat", 96, "pad"))
+    model = ServedModel(engine, ModelInfo("fake", "chat", SquareImages(96, "pad")))
     request = Request("a", (Turn("user", "hello"),), SamplingParams(max_new_tokens=TOKENS), stream=True)
 
     async def ask() -> Timing:

@@ -7,7 +7,7 @@ from typing import Any
 from serve.dialogues import ModelInfo
 from serve.errors import ApiError
 from serve.logprobs import Entry, Piece, choice_logprobs
-from sharegpt4v.dialogue import Completion
+from sharegpt4v.dialogue import Completion, SquareImages
 
 DONE = b"data: [DONE]\n\n"
 
@@ -98,13 +98,18 @@ def _event(content: dict[str, Any]) -> bytes:
 
 
 def model_object(info: ModelInfo) -> dict[str, Any]:
-    """Returns a model as GET /v1/models lists it; kind, image_size and digest are ours."""
+    """Returns a model as GET /v1/models lists it; kind, digest and the size of images are ours."""
+    shape = info.images
+    if isinstance(shape, SquareImages):
+        size = {"image_size": shape.side}
+    else:
+        size = {"max_pixels": shape.max_pixels}
     return {
         "id": info.id,
         "object": "model",
         "created": info.created,
         "owned_by": "sharegpt4v",
         "kind": info.kind,
-        "image_size": info.image_size,
         "digest": info.digest,
+        **size,
     }

@@ -139,7 +139,7 @@ async def _caption(
 
     def decode() -> Any:
         data = data_of(picture.data, picture.where) if isinstance(picture.data, str) else picture.data
-        return pixels(data, info.image_size, info.protocol, limits, picture.where)
+        return pixels(data, info.images, limits, picture.where)
 
     image = await asyncio.to_thread(decode)
     sampling = body.sampling(

@@ -6,7 +6,7 @@ from serve.errors import refused
 from serve.images import data_of, pixels
 from serve.limits import Limits
 from serve.wire import ChatRequest, ImagePart, Message, TextPart
-from sharegpt4v.dialogue import Image, ImageProtocol, Request, SamplingParams, Turn
+from sharegpt4v.dialogue import Image, ImageShape, Request, SamplingParams, Turn
 
 INSTRUCTIONS = ("system", "developer")
 """Roles of the message that may come first, the newer name too: it takes the place of the template's own."""
@@ -16,13 +16,13 @@ INSTRUCTIONS = ("system", "developer")
 class ModelInfo:
     """What the API must know of a model. id: the name clients give. kind: what it was made for.
 
-    image_size: pixels a side. digest: of its weights. created: seconds since 1970 when it was started.
+    images: the shape that its engine takes. digest: of its weights. created: when it was started, seconds
+    since 1970.
     """
 
     id: str
     kind: str
-    image_size: int
-    protocol: ImageProtocol
+    images: ImageShape
     digest: str = ""
     created: int = 0
 
@@ -98,7 +98,7 @@ def _as_turn(message: Message, number: int, info: ModelInfo, limits: Limits) -> 
             if message.role != "user":
                 raise refused(f"only a user's message has images, not the {message.role}'s", where)
             data = data_of(part.image_url.url, where)
-            images.append(pixels(data, info.image_size, info.protocol, limits, where))
+            images.append(pixels(data, info.images, limits, where))
     text = "\n".join(part.text for part in parts if isinstance(part, TextPart))
     if not text and not images:
         raise refused("this message is empty", f"messages.{number}.content")

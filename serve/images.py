@@ -1,4 +1,4 @@
-"""Images of requests: data URLs and files, decoded to the model's square within the server's limits."""
+"""Images of requests: data URLs and files, decoded to the engine's shape within the server's limits."""
 
 import base64
 import binascii
@@ -6,9 +6,9 @@ import re
 
 from serve.errors import ApiError, as_api_error, refused
 from serve.limits import Limits
-from sharegpt4v.dialogue import Image, ImageProtocol
+from sharegpt4v.dialogue import Image, ImageShape
 from sharegpt4v.errors import Rejected
-from sharegpt4v.images import ImageLimits, prepare
+from sharegpt4v.images import ImageLimits, prepare_shape
 
 _DATA_URL = re.compile(
     r"data:(?P<type>[\w.+-]{1,40}/[\w.+-]{1,80})?(?P<options>(?:;[\w.=+-]{1,80}){0,4}),", re.ASCII
@@ -36,11 +36,11 @@ def data_of(url: str, where: str) -> bytes:
         raise refused("the base64 of this data URL is damaged", where, "invalid_image_url") from None
 
 
-def pixels(data: bytes, size: int, protocol: ImageProtocol, limits: Limits, where: str) -> Image:
-    """Brings an image's bytes to size x size pixels, as in training. Raises ApiError for unusable ones."""
+def pixels(data: bytes, shape: ImageShape, limits: Limits, where: str) -> Image:
+    """Brings an image's bytes to the shape of the model's engine. Raises ApiError for unusable ones."""
     most = ImageLimits(max_pixels=limits.pixels)
     try:
-        return prepare(data, size, protocol, limits=most).pixels
+        return prepare_shape(data, shape, limits=most).pixels
     except Rejected as rejected:
         error = as_api_error(rejected, "")
         raise ApiError(error.status, error.message, code=error.code, param=where) from None

@@ -10,7 +10,7 @@ from typing import Protocol
 from serve.dialogues import Call, ModelInfo
 from serve.errors import ApiError, as_api_error, refused
 from serve.logprobs import Piece, entries
-from sharegpt4v.dialogue import Completion, Request
+from sharegpt4v.dialogue import Completion, Request, SquareImages
 from sharegpt4v.engine.handle import Engine, EngineError, Handle
 from sharegpt4v.engine.stats import EngineStats, Latencies
 
@@ -23,7 +23,8 @@ Pieces where log probabilities were asked for, in place of texts; without a stre
 """
 
 _SHORT = 4_000
-"""Characters of a dialogue that are counted at once; longer ones would hold up other streams."""
+"""Characters of a dialogue that are counted at once; longer ones would hold up other streams, as images do
+whose tokens depend on their shape."""
 
 
 _GRACE_SECONDS = 1.0
@@ -118,7 +119,8 @@ class ServedModel:
     async def _fitted(self, call: Call) -> tuple[Request, int]:
         """Returns the engine's request and the prompt's tokens. Raises ApiError beyond the context."""
         request, engine = call.request, self.engine
-        if sum(len(turn.text) for turn in request.turns) <= _SHORT:
+        short = sum(len(turn.text) for turn in request.turns) <= _SHORT
+        if short and isinstance(self.info.images, SquareImages):
             tokens = engine.count(request.turns)
         else:
             tokens = await asyncio.to_thread(engine.count, request.turns)

@@ -38,19 +38,15 @@ def plan_model(
     """Reads a model's card, without a weight. Raises UserError naming the field, if there is none."""
     now = int(time.time())
     if options.engine == "fake":
-        info = ModelInfo(name or f"fake-{kind}", kind, options.fake.image_side, "pad", created=now)
+        info = ModelInfo(
+            name or f"fake-{kind}", kind, SquareImages(options.fake.image_side, "pad"), created=now
+        )
         return info, EngineSpec("fake", "fake@0", capacity=options.slots, fake=options.fake)
     try:
         card = read_card(model, toy=_TOYS[kind], engine=options.engine)
     except UserError as error:
         raise UserError(error.text, field=kind) from None
-    if not isinstance(card.images, SquareImages):
-        raise UserError(
-            f"{model} takes images of any shape on the {options.engine} engine, which is not served yet: "
-            "take torch, or a model of its families",
-            field="engine",
-        )
-    info = ModelInfo(name or card.name, kind, card.images.side, card.images.protocol, card.digest, now)
+    info = ModelInfo(name or card.name, kind, card.images, card.digest, now)
     spec = EngineSpec(
         options.engine,
         card.id,

@@ -15,6 +15,7 @@ from PIL import Image
 from serve.api import Api
 from serve.dialogues import ModelInfo
 from serve.model import ServedModel
+from sharegpt4v.dialogue import SquareImages
 from sharegpt4v.engine.fake import FakeEngine, FakeOptions
 
 
@@ -39,10 +40,11 @@ def fake_models(seconds: float = 0.0, slots: int = 64, **faults: str) -> Iterato
     """A fake chat model and a fake captioner on one engine. faults: see FakeOptions, over request ids."""
     options = FakeOptions(seconds_per_request=seconds, requests_at_once=slots, faults=faults)
     engine = FakeEngine(options)
+    pad, squash = SquareImages(96, "pad"), SquareImages(96, "squash")
     try:
         yield {
-            "fake-chat": ServedModel(engine, ModelInfo("fake-chat", "chat", 96, "pad")),
-            "fake-captioner": ServedModel(engine, ModelInfo("fake-captioner", "captioner", 96, "squash")),
+            "fake-chat": ServedModel(engine, ModelInfo("fake-chat", "chat", pad)),
+            "fake-captioner": ServedModel(engine, ModelInfo("fake-captioner", "captioner", squash)),
         }
     finally:
         engine.close()

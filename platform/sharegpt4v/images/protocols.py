@@ -78,11 +78,13 @@ def prepare(
         return _square(image, size, protocol, scale, (width, height))
 
 
-def prepare_shape(data: bytes, shape: ImageShape, *, fast: bool = False) -> Prepared:
+def prepare_shape(
+    data: bytes, shape: ImageShape, *, fast: bool = False, limits: ImageLimits = _LIMITS
+) -> Prepared:
     """Decodes `data` to the shape that an engine takes. Raises Rejected as `prepare` does."""
     if isinstance(shape, SquareImages):
-        return prepare(data, shape.side, shape.protocol, fast=fast)
-    return prepare_whole(data, shape.max_pixels, fast=fast)
+        return prepare(data, shape.side, shape.protocol, fast=fast, limits=limits)
+    return prepare_whole(data, shape.max_pixels, fast=fast, limits=limits)
 
 
 def prepare_whole(

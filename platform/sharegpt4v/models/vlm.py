@@ -4,6 +4,7 @@ Images are processed by the backends of Pillow and numpy: the tensors are then t
 torchvision, which not every environment can load. A processor for videos, which needs it, is left out.
 """
 
+import threading
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 from PIL import Image as PillowImage
 from torch import Tensor
 from transformers import (
@@ -62,15 +64,25 @@ class Vlm:
         kept = {name: getattr(settings, name, None) for name in _KEPT}
         model.generation_config = GenerationConfig(**kept | {"pad_token_id": self.pad_token_id})
         self._processor = processor
+        # A processor sets padding on its tokenizer, which another thread must not use meanwhile.
+        self._one_at_a_time = threading.Lock()
         self._controls = ControlStrings(self.name, self.tokenizer)
 
     def encode(self, turns: Sequence[Turn]) -> dict[str, Tensor]:
         """Encodes a dialogue: the model's inputs by name, input_ids (1, T) among them, on the CPU.
 
-        Control strings in texts stay plain text. Raises UserError where the processor cannot do that, and for
-        a dialogue that does not end with the user; besides whatever chat template and processor raise.
+        Control strings in texts stay plain text. Raises UserError where the processor cannot do that, for a
+        dialogue that does not end with the user, and for one that the chat template refuses; besides whatever
+        the processor raises. May be called by several threads.
         """
         check_ends_with_question(turns)
+        with self._one_at_a_time:
+            try:
+                return self._encode_safely(turns)
+            except TemplateError as error:
+                raise UserError(f"the chat template refuses this dialogue: {error}") from error
+
+    def _encode_safely(self, turns: Sequence[Turn]) -> dict[str, Tensor]:
         if not self._controls.are_in(turns):
             return self._encode(turns, {})
         try:
