@@ -25,7 +25,7 @@ BODY: dict[str, Any] = {"model": "fake-chat", "messages": [user("What is this?",
 CHAT = "/v1/chat/completions"
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         return int(taken.getsockname()[1])
 
@@ -52,7 +52,7 @@ def _replicas(of: int, deployment: str) -> list[int]:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[tuple[Any, str]]:
-    arguments = ("serve", "--engine", "fake", "--port", str(_free_port()), "--replicas", "2")
+    arguments = ("serve", "--engine", "fake", "--port", str(free_port()), "--replicas", "2")
     slow: tuple[str, ...] = ("--fake.seconds-per-request", "1.0", "--slots", "32", "--limits.per-key", "40")
     slow += ("--hang-seconds", "3", "--fake.faults", '{"hang": "^hang"}')
     with running(*arguments, *slow, wait=120) as (process, address):
