@@ -22,7 +22,7 @@ from ray.serve.deployment import Application, Deployment
 
 from cluster.session import cluster_address, inside_job, ray_session
 from serve.board import Board, Report
-from serve.one_process import DRAINING, listen
+from serve.one_process import DRAINING, KEEP_ALIVE_SECONDS, listen
 from serve.replica import FrontReplica, ModelReplica
 from serve.settings import Settings, make_settings
 from sharegpt4v.config.base import resolve
@@ -99,7 +99,7 @@ def serve_on_ray(config: ServeConfig, settings: Settings) -> int:
     _refuse_port_in_use(config)
     with ray_session(config.address):
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
-        options = HTTPOptions(host=config.host, port=config.port, keep_alive_timeout_s=75)
+        options = HTTPOptions(host=config.host, port=config.port, keep_alive_timeout_s=KEEP_ALIVE_SECONDS)
         serve.start(http_options=options, proxy_location="HeadOnly")
         try:
             serve.run(application(config, settings), name=APP, route_prefix="/")

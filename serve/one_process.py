@@ -2,12 +2,14 @@
 
 import asyncio
 import os
+import resource
 import signal
 import socket
 import sys
 from types import FrameType
 
 import uvicorn
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from serve.api import Api
 from serve.model import ServedModel
@@ -16,6 +18,25 @@ from sharegpt4v.engine.build import build_engine
 from sharegpt4v.errors import UserError
 
 DRAINING = "draining: answers in progress are finished; a second signal ends at once"
+
+
+KEEP_ALIVE_SECONDS = 75
+"""How long a connection without a request is kept, here and on Ray: longer than a load balancer keeps it."""
+
+
+class _Protocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
+    """Closes a connection whose first request has not come, or not to the end of its headers, in time.
+
+    uvicorn itself waits for it without limit, and closes connections between two requests alone.
+    """
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        super().connection_made(transport)
+        self.loop.call_later(KEEP_ALIVE_SECONDS, self._close_silent)
+
+    def _close_silent(self) -> None:
+        if self.cycle is None and not self.transport.is_closing():
+            self.transport.close()
 
 
 class _DrainingServer(uvicorn.Server):
@@ -55,12 +76,26 @@ def serve_here(settings: Settings, host: str, port: int, drain_seconds: float) -
         api = Api(
             {model.info.id: model for model in models}, settings.limits, settings.keys, settings.captions
         )
-        config = uvicorn.Config(api.app(), log_config=None, access_log=False, timeout_graceful_shutdown=2)
+        _raise_open_files()
+        config = uvicorn.Config(
+            api.app(),
+            http=_Protocol,
+            log_config=None,
+            access_log=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=2,
+        )
         asyncio.run(_DrainingServer(config, api, drain_seconds).serve([listening]))
     finally:
         for model in models:
             model.engine.close()
     return 0
+
+
+def _raise_open_files() -> None:
+    """Raises the limit of open files to the most this process may have: each connection is one."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -2,6 +2,7 @@
 
 import re
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -22,11 +23,10 @@ BODY: dict[str, Any] = {"model": "fake-chat", "messages": [user("Hello?")]}
 
 
 @contextmanager
-def running(*arguments: str, wait: float = 30) -> Iterator[tuple["Popen[str]", str]]:
-    """A server in a process of its own, and its address."""
-    process = Popen(
-        command(*arguments), cwd=REPOSITORY, env=environment(), stdout=PIPE, stderr=PIPE, text=True
-    )
+def running(*arguments: str, wait: float = 30, code: str = "") -> Iterator[tuple["Popen[str]", str]]:
+    """A server in a process of its own, and its address. code: Python in place of the command's own."""
+    words = [sys.executable, "-c", code, *arguments] if code else command(*arguments)
+    process = Popen(words, cwd=REPOSITORY, env=environment(), stdout=PIPE, stderr=PIPE, text=True)
     try:
         assert process.stdout is not None
         timer = threading.Timer(wait, process.kill)
