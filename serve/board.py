@@ -1,10 +1,11 @@
-"""The board: where replicas report, keys are counted over all of them, and draining is announced.."""
+"""The board: where replicas report, keys are counted over all of them, and news are passed on."""
 
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
+from serve.affinity import News, Places
 from serve.errors import ApiError
 from serve.limits import Admission, Limits, Ticket
 from serve.model import Snapshot
@@ -15,11 +16,15 @@ FORGET_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a replica says of itself. in_flight: requests in its API. api: what its API counts."""
+    """What a replica says of itself. in_flight: requests in its API. api: what its API counts.
+
+    dialogues: those it has answered since its last report, see serve/affinity.py.
+    """
 
     snapshot: Snapshot
     in_flight: int = 0
     api: list[Any] = field(default_factory=list)
+    dialogues: tuple[str, ...] = ()
 
 
 class Board:
@@ -31,11 +36,14 @@ class Board:
         self._keys = Admission(Limits(in_flight=2**31, per_key=limits.per_key, per_minute=limits.per_minute))
         self._held: dict[str, dict[int, Ticket]] = defaultdict(dict)  # by replica and number
         self._number = 0
+        self._places = Places()
 
-    async def report(self, report: Report) -> bool:
-        """Takes a report; returns whether requests are to be refused from now on."""
-        self._last[report.snapshot.replica] = (time.monotonic(), report)
-        return self._draining
+    async def report(self, report: Report) -> News:
+        """Takes a report; returns what is new for this replica."""
+        replica = report.snapshot.replica
+        self._last[replica] = (time.monotonic(), report)
+        queued = {name: one.snapshot.stats.queued for name, (_, one) in self._last.items()}
+        return News(self._draining, self._places.exchange(replica, report.dialogues), queued)
 
     async def reports(self) -> list[Report]:
         """Returns the reports of replicas that still report, and gives back what the others held."""
@@ -43,6 +51,7 @@ class Board:
         for replica, (at, _) in list(self._last.items()):
             if at < oldest:
                 del self._last[replica]
+                self._places.forget(replica)
                 for ticket in self._held.pop(replica, {}).values():
                     self._keys.leave(ticket)
         return [report for _, report in self._last.values()]

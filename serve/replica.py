@@ -8,12 +8,14 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
+from dataclasses import replace
 from typing import Any
 
 import ray.exceptions
 from ray import serve
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
+from serve.affinity import Dialogues, News
 from serve.api import Api
 from serve.board import Report
 from serve.dialogues import Call, ModelInfo
@@ -62,13 +64,13 @@ class ModelReplica:
     def report(self) -> Report:
         return Report(self.model.snapshot())
 
-    def heard(self, draining: bool) -> None:
+    def hear(self, news: News) -> None:
         """Takes what the board answers to a report."""
 
     async def _report(self) -> None:
         while True:
             with suppress(Exception):  # the board may be starting; the next second tries again
-                self.heard(await self.board.report.remote(self.report()))
+                self.hear(await self.board.report.remote(self.report()))
             await asyncio.sleep(REPORT_SECONDS)
 
     def __del__(self) -> None:
@@ -88,8 +90,10 @@ class FrontReplica(ModelReplica):
         others: "list[tuple[ModelInfo, Any]]",
     ) -> None:
         super().__init__(info, spec, settings, board)
+        self._reachable = False
         remote = [RemoteModel(other, handle, board) for other, handle in others]
-        own = OwnReplicas(self.model, board)
+        self.dialogues = Dialogues(self.name)
+        own = OwnReplicas(self.model, board, self.dialogues)
         models: list[Backend] = sorted([own, *remote], key=lambda one: one.info.kind)
         self.api = Api(
             {one.info.id: one for one in models},
@@ -100,20 +104,43 @@ class FrontReplica(ModelReplica):
             self._api_metrics,
         )
 
+    async def answer(self, call: Call) -> AsyncGenerator[Event, None]:
+        """Yields the events of a call that another replica has forwarded."""
+        self.dialogues.note(call.request)
+        async with aclosing(super().answer(call)) as events:
+            async for event in events:
+                yield event
+
+    async def check_health(self) -> None:
+        """Raises when the engine hangs; the first time, tells Serve by which id this replica is reached."""
+        if not self._reachable:
+            self._reachable = True
+            await self.reached_by(self.name)
+        await super().check_health()
+
+    @serve.multiplexed(max_num_models_per_replica=1)  # type: ignore[untyped-decorator]
+    async def reached_by(self, name: str) -> str:
+        """Makes calls with the model id `name` come here: Serve's only way to address one replica."""
+        return name
+
     def __serve_build_asgi_app__(self) -> Callable[..., Any]:
         return self.api.app()
 
     def report(self) -> Report:
+        return replace(self._state(), dialogues=self.dialogues.take_fresh())
+
+    def _state(self) -> Report:
         families = list(self.api.metrics.registry.collect())
         return Report(self.model.snapshot(), self.api.admission.in_flight, families)
 
-    def heard(self, draining: bool) -> None:
+    def hear(self, news: News) -> None:
         """Takes what the board answers to a report."""
-        self.api.admission.draining = draining
+        self.api.admission.draining = news.draining
+        self.dialogues.hear(news)
 
     async def _api_metrics(self) -> dict[str, Families]:
         """Returns the metrics of every replica's API; this one's are of now."""
-        own = self.report()
+        own = self._state()
         return {self.name: own.api} | {
             one.snapshot.replica: one.api
             for one in await reports(self.board)
@@ -122,13 +149,22 @@ class FrontReplica(ModelReplica):
 
 
 class OwnReplicas:
-    """The model in this process as a Backend, with the snapshots of its other replicas."""
+    """The model in this process as a Backend, and its other replicas for dialogues that they have begun."""
 
-    def __init__(self, model: ServedModel, board: Any) -> None:
+    def __init__(self, model: ServedModel, board: Any, dialogues: Dialogues) -> None:
         self.info, self._model, self._board = model.info, model, board
+        self._dialogues = dialogues
+        self._others: Any = None
 
     def answer(self, call: Call) -> AsyncGenerator[Event, None]:
-        """Yields the events of a call."""
+        """Yields the events of a call, from the replica that has its earlier rounds."""
+        if replica := self._dialogues.better_replica(call.request):
+            if self._others is None:  # in the constructor this deployment is not there yet
+                context = serve.get_replica_context()
+                self._others = serve.get_deployment_handle(context.deployment, context.app_name)
+            handle = self._others.options(multiplexed_model_id=replica)
+            return RemoteModel(self.info, handle, self._board).answer(call)
+        self._dialogues.note(call.request)
         return self._model.answer(call)
 
     async def ready(self) -> bool:
