@@ -3,15 +3,14 @@
 import html
 import json
 import tempfile
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from serve.demo.chat import Chat
 from serve.demo.client import ApiClient, Failed
-from serve.demo.dialogue import answer, api_messages, append_feedback, failure, parts, question
 from sharegpt4v.prompts import UNIFIED_CAPTION
 
 IMAGE_TYPES = [".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".avif"]
@@ -23,8 +22,6 @@ button[aria-label*="hare" i], button[title*="hare" i] { display: none !important
 #captions th, #captions td { text-align: left; padding: 6px; vertical-align: top; overflow-wrap: anywhere; }
 @media (max-width: 600px) { .gradio-container { padding: 4px !important; } button { min-height: 44px; } }
 """
-
-History = list[dict[str, Any]]
 
 
 def build_page(api: ApiClient, examples: Sequence[Path], feedback: Path) -> Any:
@@ -53,26 +50,7 @@ def build_page(api: ApiClient, examples: Sequence[Path], feedback: Path) -> Any:
 
 
 def _chat_tab(api: ApiClient, examples: Sequence[Path], feedback: Path) -> gr.Dropdown:
-    chat = gr.Chatbot(
-        label="Dialogue",
-        height=420,
-        editable="user",
-        render_markdown=False,
-        allow_tags=False,
-        buttons=["copy"],
-        elem_id="chat",
-        placeholder="Upload or paste an image and ask about it.",
-    )
-    box = gr.MultimodalTextbox(
-        label="Your question, with images",
-        placeholder="Ask about an image",
-        file_types=IMAGE_TYPES,
-        file_count="multiple",
-        sources=["upload"],
-        stop_btn=True,
-        max_plain_text_length=20_000,
-        elem_id="question",
-    )
+    dialogue, box = _dialogue_box(), _question_box()
     with gr.Row():
         retry, clear = gr.Button("Retry", elem_id="retry"), gr.Button("Clear", elem_id="clear")
     if examples:
@@ -82,70 +60,46 @@ def _chat_tab(api: ApiClient, examples: Sequence[Path], feedback: Path) -> gr.Dr
         model = gr.Dropdown([], label="Model", allow_custom_value=True)
         temperature = gr.Slider(0, 2, 0, step=0.05, label="Temperature (0: the most likely words)")
         length = gr.Slider(1, 1024, 256, step=1, label="Longest answer, in tokens")
-
-    async def reply(history: History, name: str, warmth: float, most: int) -> AsyncGenerator[History, None]:
-        """Streams the answer. A failure is a message: an error raised here would leave the box dead."""
-        shown = ""
-        try:
-            async with aclosing(api.stream(name, api_messages(history), warmth, int(most))) as pieces:
-                async for piece in pieces:
-                    shown += piece
-                    yield [*history, answer(shown)]
-        except Failed as error:
-            gr.Warning(str(error))
-            yield [*history, failure(str(error))]
-            return
-        if not shown:
-            yield [*history, failure("the model said nothing")]
-
-    def ask(given: dict[str, Any], history: History) -> tuple[Any, History]:
-        if not given["text"].strip() and not given["files"]:
-            return gr.skip(), history
-        files = [file if isinstance(file, str) else file["path"] for file in given["files"]]
-        return {"text": "", "files": []}, [*history, question(given["text"].strip(), files)]
-
-    def undo(history: History) -> History:
-        """Returns the dialogue up to its last question."""
-        last = max((n for n, one in enumerate(history) if one["role"] == "user"), default=-1)
-        return history[: last + 1]
-
-    def edited(history: History, event: gr.EditData) -> History:
-        place = event.index[0] if isinstance(event.index, list | tuple) else event.index
-        _, files = parts(history[place])
-        text, _ = parts({"content": event.value})
-        return [*history[:place], question(text, files)]
-
-    def liked(history: History, event: gr.LikeData) -> None:
-        place = event.index[0] if isinstance(event.index, list | tuple) else event.index
-        append_feedback(feedback, history, place, event.liked)
-
-    settings = [chat, model, temperature, length]
-    running = []
-    for begin in (
-        box.submit(ask, [box, chat], [box, chat]),
-        retry.click(undo, chat, chat),
-        chat.retry(undo, chat, chat),
-        chat.edit(edited, chat, chat),
-    ):
-        running.append(begin.then(_unless_idle(reply), settings, chat))
+    chat = Chat(api, feedback)
+    running = [
+        begin.then(chat.reply, [dialogue, model, temperature, length], dialogue)
+        for begin in (
+            box.submit(chat.ask, [box, dialogue], [box, dialogue]),
+            retry.click(chat.undo, dialogue, dialogue),
+            dialogue.retry(chat.undo, dialogue, dialogue),
+            dialogue.edit(chat.edit, dialogue, dialogue),
+        )
+    ]
     box.stop(None, cancels=running)
-    clear.click(lambda: [], None, chat, cancels=running)
-    chat.like(liked, chat, None)
+    clear.click(lambda: [], None, dialogue, cancels=running)
+    dialogue.like(chat.like, dialogue, None)
     return model
 
 
-def _unless_idle(reply: Any) -> Any:
-    """Answers only a dialogue whose last message is a question: an empty one was not sent."""
+def _dialogue_box() -> gr.Chatbot:
+    return gr.Chatbot(
+        label="Dialogue",
+        height=420,
+        editable="user",
+        render_markdown=False,
+        allow_tags=False,
+        buttons=["copy"],
+        elem_id="chat",
+        placeholder="Upload or paste an image and ask about it.",
+    )
 
-    async def run(history: History, name: str, warmth: float, most: int) -> AsyncGenerator[History, None]:
-        if not history or history[-1]["role"] != "user":
-            yield history
-            return
-        async with aclosing(reply(history, name, warmth, most)) as shown:
-            async for one in shown:
-                yield one
 
-    return run
+def _question_box() -> gr.MultimodalTextbox:
+    return gr.MultimodalTextbox(
+        label="Your question, with images",
+        placeholder="Ask about an image",
+        file_types=IMAGE_TYPES,
+        file_count="multiple",
+        sources=["upload"],
+        stop_btn=True,
+        max_plain_text_length=20_000,
+        elem_id="question",
+    )
 
 
 def _caption_tab(api: ApiClient) -> gr.Dropdown:
