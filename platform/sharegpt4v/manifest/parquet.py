@@ -43,7 +43,7 @@ def stream_columns(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
     """
     try:
         with pq.ParquetFile(path, buffer_size=COLUMN_BUFFER, pre_buffer=False) as parquet:
-            # Threads would each keep an arena of freed buffers: 100 MB more for a million rows, and no faster.
+            # Threads would each keep an arena of freed buffers: 100 MB more for a million rows, no faster.
             yield from parquet.iter_batches(BATCH_ROWS, columns=columns, use_threads=False)
     except (pa.ArrowException, OSError) as error:
         if getattr(error, "errno", None):
