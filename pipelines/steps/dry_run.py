@@ -13,7 +13,13 @@ import pyarrow.parquet as pq
 
 from cluster.session import cluster_address, local_cpus
 from pipelines.steps.clock import command_started
-from pipelines.steps.intake import describe_passed_over, input_before, read_manifest, refuse_changes
+from pipelines.steps.intake import (
+    describe_passed_over,
+    input_before,
+    read_manifest,
+    refuse_changes,
+    refuse_other_jobs,
+)
 from pipelines.steps.job import CaptionJob, make_job
 from pipelines.steps.phases import Phases
 from pipelines.steps.pool import describe_size, pool_size, refuse_impossible
@@ -29,7 +35,6 @@ from sharegpt4v.manifest import Manifest
 from sharegpt4v.manifest.writer import shards
 from sharegpt4v.records import LOCATION_COLUMNS
 from sharegpt4v.run.folder import refuse_other_files
-from sharegpt4v.run.settings import check_version
 
 _TRIED = 3
 """Images of each source that are read and decoded."""
@@ -47,7 +52,7 @@ def describe_job(config: CaptionConfig) -> str:
     job = make_job(config)
     refuse_other_files(config.out)
     run = CaptionRun(config.out.absolute())
-    check_version(run)
+    refuse_other_jobs(run)
     resumes = has_outcomes(run)
     scratch = tempfile.TemporaryDirectory(prefix="sharegpt4v-dry-run-")
     with scratch as place, Phases(command_started()) as phases:

@@ -45,7 +45,7 @@ def take_in(job: CaptionJob, run: CaptionRun, phases: Phases) -> Manifest:
 
     Raises UserError for a job that does not go with the outcomes that the run has.
     """
-    check_version(run)
+    refuse_other_jobs(run)
     roll_forward(run)
     joins = None
     if has_outcomes(run):
@@ -88,11 +88,24 @@ def read_manifest(
     )
 
 
+def refuse_other_jobs(run: CaptionRun) -> None:
+    """Raises UserError for a folder that another version or another command began: it would be cleared."""
+    check_version(run)
+    if run.settings.exists() and "images" not in read_settings(run.path)["config"]:
+        raise UserError(
+            f"{run.path} holds a run of another command: give an empty or new folder", field="out"
+        )
+
+
 def refuse_changes(job: CaptionJob, run: CaptionRun) -> None:
     """Raises UserError for a job that does not go with the outcomes that the run has."""
+    if not run.settings.exists():  # it precedes every outcome
+        raise UserError(
+            f"{run.path} has captions or rejects, but no run.yaml that says how they came about: restore "
+            f"that file, or give another folder",
+            field="out",
+        )
     check_fingerprint(run, job.fingerprint)
-    if not run.settings.exists():
-        return
     _refuse_less(job, run)
     before, now = read_settings(run.path)["config"].get("dedupe_image", False), job.config.dedupe_image
     if before != now:  # it decides the ids
@@ -126,8 +139,6 @@ def input_before(job: CaptionJob, run: CaptionRun) -> str | None:
 
     The first images of a manifest and a sample of it may have none in common.
     """
-    if not run.settings.exists():
-        return None
     settings = read_settings(run.path)
     before, config = settings["config"], job.config
     same = [before.get("images"), before.get("root")] == all_without_credentials([config.images, config.root])

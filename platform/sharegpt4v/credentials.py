@@ -8,13 +8,14 @@ HIDDEN = "***"
 _IN = r"[^\s/?#'\"<>"  # a class without its end: no blank, none of what ends host and user in a text
 _USER = re.compile(
     rf"(?<=://)(?:{_IN}:]*:{_IN}]*@"  # user:password@, up to the last @ before the path
-    rf"|{_IN}:@]*:(?!\d+/)[^\s@'\"<>]*@"  # a password with slashes that should have been escaped
+    rf"|{_IN}:@]*:(?!\d+/)[^\s@'\"<>]{{0,4096}}@"  # a password with slashes that should have been escaped
     rf"|(?<=https://){_IN}]+@)"  # token@
 )
 """Of a URI what precedes its host: all of it where there is a password, and with https a lone token."""
 
 _PARAMETER = re.compile(
-    r"([?&][^=&\s#]*(?:sig|token|key|secret|passw|pwd|credential|auth)[^=&\s#]*=)[^&\s#'\"<>]+", re.IGNORECASE
+    r"([?&](?=[^=&?\s#]*(?:sig|token|key|secret|passw|pwd|credential|auth))[^=&?\s#]*=)[^&\s#'\"<>]+",
+    re.IGNORECASE,
 )
 """Of presigned URIs: X-Amz-Signature and X-Amz-Credential, X-Goog-Signature, sig, access_token and others."""
 

@@ -90,3 +90,14 @@ def test_folder_that_may_not_be_read_is_refused_by_name(
     monkeypatch.setattr(os, "scandir", scandir)
     with pytest.raises(UserError, match="closed/ may not be read"):
         list(read_rows(str(tmp_path)))
+
+
+def test_links_that_lead_nowhere_are_counted_and_end_nothing(tmp_path: Path, out: Path) -> None:
+    images = tmp_path / "images"
+    touch(images / "a.jpg")
+    (images / "loop").symlink_to("loop")
+    (images / "far").symlink_to("x" * 300)  # longer than a name may be
+    (images / "gone.txt").symlink_to("nowhere")
+    manifest = normalise(str(images), None, out)
+    assert manifest.rows == 1
+    assert manifest.ignored == {"link that leads nowhere": 2, ".txt": 1}

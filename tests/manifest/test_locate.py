@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 from typing import Any
 
@@ -98,3 +99,24 @@ def test_a_store_that_fails_is_named_with_its_cause(
     with pytest.raises(RunFailed) as caught:
         list(read_rows("oss://bucket/list.jsonl"))
     assert str(caught.value) == f"oss://bucket/list.jsonl cannot be read: {cause}"
+
+
+def test_two_colons_in_a_name_that_exists_are_plain_characters(tmp_path: Path) -> None:
+    folder = tmp_path / "a::b"
+    folder.mkdir()
+    path = write_jsonl(folder / "m.jsonl", [{"image": "a.jpg"}])
+    assert [row["image"] for row in read_rows(path)] == ["a.jpg"]
+    assert locate(path, None).root == locate(str(folder), str(folder)).root == str(folder)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_path_that_is_not_utf8_is_refused(
+    tmp_path: Path, inside: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    (folder / "photos").mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    with pytest.raises(UserError, match=r"caf\\udce9/photos': its name is not UTF-8, rename it"):
+        locate("photos" if inside else str(folder / "photos"), None)
+    with pytest.raises(UserError, match="its name is not UTF-8"):
+        locate(str(tmp_path), "photos" if inside else str(folder / "photos"))

@@ -179,3 +179,26 @@ def test_killed_while_publishing_leaves_a_prefix_that_the_next_run_completes(
         normalise(path, None, out, shard_rows=1)
     assert [shard.name for shard in out.iterdir()] == ["part-00000.parquet"]
     assert ids(normalise(path, None, out)) == [f"{n:012d}" for n in (1, 2, 3)]
+
+
+def test_a_damaged_shard_is_named(tmp_path: Path, out: Path) -> None:
+    path = write_jsonl(tmp_path / "m.jsonl", [caption_record(1)])
+    normalise(path, None, out)
+    shard = out / "part-00000.parquet"
+    content = shard.read_bytes()
+    for damaged in (content[:-10], b"", bytes(len(content) - 8) + content[-8:]):
+        shard.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"part-00000\.parquet is damaged: restore it"):
+            normalise(path, None, out)
+
+
+def test_a_shard_that_is_gone_does_not_lend_its_number_to_another(tmp_path: Path, out: Path) -> None:
+    path = write_jsonl(tmp_path / "m.jsonl", [caption_record(number) for number in range(4)])
+    normalise(path, None, out, shard_rows=2)
+    first = out / "part-00000.parquet"
+    first.rename(tmp_path / "kept")
+    with pytest.raises(UserError, match=r"has no part-00000\.parquet before its part-00001\.parquet"):
+        normalise(path, None, out)
+    assert [shard.name for shard in out.iterdir()] == ["part-00001.parquet"]
+    (tmp_path / "kept").rename(first)
+    assert normalise(path, None, out).rows == 4

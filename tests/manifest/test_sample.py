@@ -4,6 +4,8 @@ from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from sharegpt4v.errors import UserError
@@ -90,3 +92,12 @@ def test_a_given_source_names_only_rows_that_name_none(tmp_path: Path, out: Path
     rows = [{"image": "a/1.jpg"}, {"image": "coco/2.jpg"}, {"image": "a/3.jpg", "source": "sam"}]
     path = write_jsonl(tmp_path / "m.jsonl", rows)
     assert normalise(path, None, out, source="mine").sources == {"mine": 2, "sam": 1}
+
+
+def test_a_sample_of_records_without_an_image_is_refused_as_the_whole_is(tmp_path: Path, out: Path) -> None:
+    path = tmp_path / "m.parquet"
+    pq.write_table(pa.table({"id": ["a", "b"], "image": pa.array([None, None], pa.string())}), path)
+    with pytest.raises(UserError, match="2 of 2 records have no image"):
+        normalise(str(path), None, out, sample=3)
+    with pytest.raises(UserError, match="none of its 2 records has an image"):
+        normalise(str(path), None, out, sample=3, dedupe_image=True)

@@ -124,3 +124,19 @@ def test_sessions_are_numbered_after_all_earlier_ones(run: CaptionRun) -> None:
     for folder in run.outcomes.iterdir():  # the finish step removes them, the numbers go on
         folder.rmdir()
     assert begin_session(run, 0.0).name == "0003"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "holds no settings"),
+        ("- 1\n", "holds no settings"),
+        ("a: [\n", "is no valid YAML"),
+        ("[" * 100_000, "is no valid YAML"),
+        ("schema_version: 1\nconfig: {}\n", "has no `fingerprint`"),
+    ],
+)
+def test_settings_that_were_damaged_are_named(run: CaptionRun, text: str, problem: str) -> None:
+    run.settings.write_text(text)
+    with pytest.raises(UserError, match=rf"run\.yaml {problem}.*: restore that file"):
+        check_fingerprint(run, FINGERPRINT)

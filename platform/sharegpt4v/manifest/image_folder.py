@@ -49,10 +49,17 @@ def _walk_local(located: Located) -> Iterator[str]:
                     waiting.append(f"{below}{entry.name}/")
                 elif is_image(entry.name):
                     yield below + entry.name
-                elif entry.is_dir():
-                    ignored["linked folder"] += 1
                 else:
-                    ignored[suffix(entry.name) or "no suffix"] += 1
+                    ignored[_kind(entry)] += 1
+
+
+def _kind(entry: os.DirEntry[str]) -> str:
+    """Says what an entry that is no image is passed over as."""
+    try:
+        linked_folder = entry.is_dir()
+    except OSError:  # a link to itself, or into a folder that this user may not enter
+        return "link that leads nowhere"
+    return "linked folder" if linked_folder else suffix(entry.name) or "no suffix"
 
 
 def _walk_remote(located: Located) -> Iterator[str]:

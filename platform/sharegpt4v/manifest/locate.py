@@ -93,13 +93,20 @@ def store_answers(name: str) -> Iterator[None]:
 
 
 def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """Returns the file system behind a path or URI, and the path inside it."""
+    """Returns the file system behind a path or URI, and the path inside it.
+
+    Raises UserError for a local path that is not UTF-8, which neither settings nor reports can hold.
+    """
+    if "://" not in path and not is_text(place := os.path.abspath(path)):
+        raise UserError(f"cannot read {ascii(place)}: its name is not UTF-8, rename it")
+    if "::" in path and os.path.lexists(path):  # fsspec would read it as one URI inside another
+        return LocalFileSystem(), os.path.abspath(path)
     try:
-        fs, place = fsspec.core.url_to_fs(path)
+        fs, inside = fsspec.core.url_to_fs(path)
     except (ValueError, ImportError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"cannot read {path}: {reason}") from error
-    return fs, str(place)
+    return fs, str(inside)
 
 
 def suffix(name: str) -> str:

@@ -37,10 +37,18 @@ def read_parquet(file: IO[bytes], name: str) -> Iterator[pa.RecordBatch]:
 
 
 def stream_columns(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    """Yields some columns of a Parquet file of our own, in batches; memory stays flat for any size."""
-    with pq.ParquetFile(path, buffer_size=COLUMN_BUFFER, pre_buffer=False) as parquet:
-        # Threads would each keep an arena of freed buffers: 100 MB more for a million rows, and no faster.
-        yield from parquet.iter_batches(BATCH_ROWS, columns=columns, use_threads=False)
+    """Yields some columns of a Parquet file of our own, in batches; memory stays flat for any size.
+
+    Raises UserError that names a damaged file.
+    """
+    try:
+        with pq.ParquetFile(path, buffer_size=COLUMN_BUFFER, pre_buffer=False) as parquet:
+            # Threads would each keep an arena of freed buffers: 100 MB more for a million rows, no faster.
+            yield from parquet.iter_batches(BATCH_ROWS, columns=columns, use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        if getattr(error, "errno", None):
+            raise  # the storage failed; pyarrow reports damaged content as an OSError without a number
+        raise UserError(f"{path} is damaged: restore it, then give the run's command again") from error
 
 
 def _require_image(schema: pa.Schema, name: str) -> None:

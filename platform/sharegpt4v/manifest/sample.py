@@ -19,7 +19,8 @@ def spread(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBa
     """
     chosen = _Candidates(rows)
     for batch in batches:
-        chosen.add(batch)
+        if batch.num_rows:
+            chosen.add(batch)
     yield from chosen.settle()
 
 

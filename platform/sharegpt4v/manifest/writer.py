@@ -9,12 +9,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sharegpt4v.atomic import make_folder, publish
+from sharegpt4v.errors import UserError
 from sharegpt4v.records import MANIFEST
 
 
 def shards(folder: Path) -> list[Path]:
-    """Returns the manifest shards of a folder, in order; none if it does not exist."""
-    return sorted(folder.glob("part-*.parquet"))
+    """Returns the manifest shards of a folder, in order; none if it does not exist.
+
+    Raises UserError where one is missing between others: outcomes name their rows by the shard's position.
+    """
+    found = sorted(folder.glob("part-*.parquet"))
+    for number, path in enumerate(found):
+        if path.name != f"part-{number:05}.parquet":
+            raise UserError(
+                f"{folder} has no part-{number:05}.parquet before its {path.name}: restore it, then give the "
+                f"run's command again"
+            )
+    return found
 
 
 class ShardWriter:
@@ -28,7 +39,7 @@ class ShardWriter:
         self.rows = 0
         self._folder = folder
         self._shard_rows = shard_rows
-        self._next = max((int(shard.stem.removeprefix("part-")) for shard in shards(folder)), default=-1) + 1
+        self._next = len(shards(folder))
         self._temporary = folder.parent / f".{folder.name}.new"
         self._writer: pq.ParquetWriter | None = None
         self._room = 0
@@ -57,7 +68,7 @@ class ShardWriter:
         """Moves the finished shards to the manifest's folder, in order."""
         self._close()
         make_folder(self._folder)
-        for shard in shards(self._temporary):
+        for shard in sorted(self._temporary.glob("part-*.parquet")):
             publish(shard, self._folder / shard.name)
 
     def __exit__(

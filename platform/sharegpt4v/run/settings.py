@@ -15,6 +15,8 @@ from sharegpt4v.run.folder import RunFolder
 SCHEMA_VERSION = 1
 """Of the run folder; a folder written by another version is refused rather than misread."""
 
+_MEND = "restore that file, or give another folder"
+
 _PACKAGES = ("sharegpt4v-platform", "torch", "transformers", "ray", "pyarrow", "pillow", "numpy")
 
 
@@ -71,14 +73,22 @@ def write_settings(
 
 
 def read_settings(run: Path) -> dict[str, Any]:
-    """Reads `run.yaml` of a run folder. Raises UserError when `run` is no run folder."""
+    """Reads `run.yaml` of a run folder. Raises UserError for another folder and for a damaged file."""
+    path = run / "run.yaml"
     try:
-        settings = yaml.safe_load((run / "run.yaml").read_text(encoding="utf-8"))
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(
             f"{run} is no run folder (no run.yaml in it); `sharegpt4v caption` makes one"
         ) from None
-    assert isinstance(settings, dict)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path} is no valid YAML ({' '.join(str(error).split())[:200]}): {_MEND}") from error
+    if not isinstance(settings, dict):
+        raise UserError(f"{path} holds no settings: {_MEND}")
+    # One of another version may hold other fields; check_version() says so.
+    for field in ("config", "fingerprint") if settings.get("schema_version") == SCHEMA_VERSION else ():
+        if not isinstance(settings.get(field), dict):
+            raise UserError(f"{path} has no `{field}`: {_MEND}")
     return settings
 
 

@@ -12,10 +12,12 @@ import pytest
 
 from pipelines.steps import dry_run
 from pipelines.steps.dry_run import describe_job
+from pipelines.steps.job import make_job
 from sharegpt4v.captions.layout import CaptionRun
 from sharegpt4v.checkpoints.card import TOY_CAPTIONER
 from sharegpt4v.config.caption import CaptionConfig
 from sharegpt4v.errors import UserError
+from sharegpt4v.run.settings import write_settings
 from tests.captions.sessions import begin, caption, commit
 from tests.commands import environment, write_images
 from tests.models.tiny_vlms import save_qwen
@@ -103,26 +105,29 @@ def test_without_gpus_no_torch_is_imported(images: Path, tmp_path: Path) -> None
     assert "# engine torch on 1 worker of this machine, without GPUs" in said
 
 
-def _begun(path: Path, *ids: str) -> CaptionRun:
+def _begun(config: CaptionConfig, *ids: str) -> CaptionRun:
     """A run of these ids that has one outcome."""
-    run = begin(path, [*ids])
+    run = begin(config.out, [*ids])
     (run.path / "lock.json").touch()
+    write_settings(run, config.model_dump(mode="json"), make_job(config).fingerprint, {"root": config.images})
     commit(run, 0, "x", caption(run, ids[0]))
     return run
 
 
 def test_a_resume_is_counted_with_the_images_that_would_join(images: Path, tmp_path: Path) -> None:
-    run = _begun(tmp_path / "run", "gone")
+    config = _config(images, tmp_path / "run", limit=100)
+    run = _begun(config, "gone")
     before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*")}
-    said = describe_job(_config(images, run.path))
+    said = describe_job(config)
     assert said.endswith(f"# resumes {run.path}: 1 of 8 images are done")
     assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*")} == before
 
 
 def test_a_resume_that_would_be_refused_is_refused(images: Path, tmp_path: Path) -> None:
-    run = _begun(tmp_path / "run", "coco/0.jpg")  # there with another path
+    config = _config(images, tmp_path / "run")
+    _begun(config, "coco/0.jpg")  # there with another path
     with pytest.raises(UserError, match="another image or source"):
-        describe_job(_config(images, run.path))
+        describe_job(config)
 
 
 def test_what_a_try_without_an_outcome_left_is_no_resume(images: Path, tmp_path: Path) -> None:

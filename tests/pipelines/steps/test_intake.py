@@ -7,10 +7,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.steps.intake import drop_unreadable, is_remote, say_progress
+from pipelines.steps.intake import drop_unreadable, is_remote, say_progress, take_in
+from pipelines.steps.job import CaptionJob, make_job
 from pipelines.steps.phases import Phases
+from sharegpt4v.captions.layout import CaptionRun
 from sharegpt4v.captions.resume import RunProgress, survey
+from sharegpt4v.config.caption import CaptionConfig
+from sharegpt4v.errors import UserError
+from sharegpt4v.run.settings import write_settings
 from tests.captions.sessions import begin, caption, commit
+from tests.commands import write_images
+
+
+def _job(tmp_path: Path, run: Path) -> CaptionJob:
+    write_images(tmp_path / "images", ["a.jpg", "b.jpg"])
+    return make_job(CaptionConfig(images=str(tmp_path / "images"), out=run, engine="fake"))
 
 
 @pytest.mark.parametrize(
@@ -72,3 +83,20 @@ def test_damaged_commits_are_named_and_their_images_come_again(
     assert progress.done == 1
     drop_unreadable(run, progress, Phases(time.time()))
     assert capsys.readouterr().err == ""
+
+
+def test_a_run_of_another_command_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    run = CaptionRun.open(tmp_path / "trained")
+    write_settings(run, {"data": ["captions.json"]}, {"stage": "sft"}, {"stage": "sft", "model": "m@1"})
+    (run.work / "outcomes").mkdir(parents=True)
+    before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*")}
+    with pytest.raises(UserError, match="holds a run of another command"):
+        take_in(_job(tmp_path, run.path), run, Phases(time.time()))
+    assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*")} == before
+
+
+def test_outcomes_without_their_settings_are_not_mixed_with_others(tmp_path: Path) -> None:
+    run = begin(tmp_path / "run", ["a.jpg", "b.jpg"])
+    commit(run, 0, "a", caption(run, "a.jpg"))
+    with pytest.raises(UserError, match=r"no run\.yaml .*: restore that file"):
+        take_in(_job(tmp_path, run.path), run, Phases(time.time()))
