@@ -124,6 +124,12 @@ class TrainConfig(CommandConfig):
     first_block: Annotated[int, MODEL] = Field(
         12, ge=0, description="first vision block that pre-training trains (paper, Table 8: 12)"
     )
+    lora_rank: Annotated[int, MODEL] = Field(
+        0, ge=0, description="train adapters (LoRA) of this rank in place of the language model; 0: itself"
+    )
+    lora_alpha: Annotated[float | None, MODEL] = Field(
+        None, gt=0, description="adapters are scaled by alpha / rank; default: twice the rank"
+    )
     dtype: Annotated[Literal["float32", "bfloat16"], MODEL] = Field(
         "float32", description="of weights and activations; the optimizer keeps float32 with ZeRO"
     )

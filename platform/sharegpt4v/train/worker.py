@@ -21,6 +21,7 @@ from sharegpt4v.train.generations import generator
 from sharegpt4v.train.job import TrainJob
 from sharegpt4v.train.logs import Figures, StepLog
 from sharegpt4v.train.loop import StepLine, Totals, train
+from sharegpt4v.train.lora import add_adapters, merge_adapters
 from sharegpt4v.train.order import SampleOrder
 from sharegpt4v.train.packed_model import PackedModel
 from sharegpt4v.train.product import write_product
@@ -117,6 +118,8 @@ def load_model(job: TrainJob, device: str) -> PackedModel:
         freeze(adapter.model, job.stage.name, job.first_block)
         adapter.template = lmm_template(adapter.tokenizer, adapter.model.config, job.stage.template)
     model = PackedModel(adapter)
+    if job.lora:
+        add_adapters(model, job.lora, job.order.seed)
     if job.gradient_checkpointing:
         model.model.gradient_checkpointing_enable({"use_reentrant": False})
     model.train()
@@ -144,7 +147,8 @@ def finish(job: TrainJob, model: PackedModel, backend: Backend, totals: Totals) 
         "workers": backend.workers,
     }
     if backend.worker == 0:
-        write_product(job.product, model.adapter, backend.weights(), dtype, card)
+        weights = merge_adapters(model.model, backend.weights())
+        write_product(job.product, model.adapter, weights, dtype, card)
     else:
         for _ in backend.weights():
             pass
