@@ -149,6 +149,11 @@ class TrainConfig(CommandConfig):
     tokens_per_micro_step: Annotated[int, OPTIMIZER] = Field(
         8192, ge=8, description="tokens of one packed row; a step is as many rows as its samples need"
     )
+    packing: Annotated[Literal["on", "off"], OPTIMIZER] = Field(
+        "on",
+        description="off: rows of one modality and of like length, padded to the longest sample, as the "
+        "released code has them; slower, with the same loss",
+    )
     optimizer: Annotated[Literal["adamw", "muon"], OPTIMIZER] = Field(
         "adamw", description="muon: for the matrices of layers, AdamW for the rest; without ZeRO only"
     )
@@ -198,6 +203,12 @@ class TrainConfig(CommandConfig):
     address: Annotated[str | None, RAY, Metavar("HOST:PORT")] = Field(
         None, description="Ray cluster to run on; default: start one on this machine"
     )
+
+    @field_validator("packing", mode="before")
+    @classmethod
+    def _packing(cls, value: object) -> object:
+        """Takes on and off without quotes from YAML, where they are true and false."""
+        return ("on" if value else "off") if isinstance(value, bool) else value
 
     @field_validator("workers")
     @classmethod

@@ -24,7 +24,7 @@ from sharegpt4v.train.sets import TrainingSet
 class TrainJob:
     """What every worker needs; all paths are seen by every node. card: facts for the end product.
 
-    budget: tokens of a row. lora: of the language model's adapters, None to train itself.
+    budget: tokens of a row. padded: rows are padded, not packed. lora: of the language model's adapters, None to train itself.
     evaluation: where the records of held-out data are, None without any.
     """
 
@@ -36,6 +36,7 @@ class TrainJob:
     loop: LoopSettings
     optimizer: OptimizerSettings
     budget: int
+    padded: bool
     first_block: int
     lora: LoraSettings | None
     dtype: Literal["float32", "bfloat16"]
@@ -192,6 +193,7 @@ def make_job(
         loop=_loop(config, run, steps),
         optimizer=_optimizer(config),
         budget=config.tokens_per_micro_step,
+        padded=config.packing == "off",
         first_block=config.first_block,
         lora=_lora(config),
         dtype=config.dtype,

@@ -104,7 +104,15 @@ def make_feed(job: TrainJob, model: PackedModel, backend: Backend, data: Path, o
     """Returns the feed of this worker's share of the records in the folder `data`."""
     maker = SampleMaker(Records(data), model.adapter.template, job.rules)
     worker, workers = backend.worker, backend.workers
-    return Feed(maker, order, worker=worker, workers=workers, budget=job.budget, threads=job.threads)
+    return Feed(
+        maker,
+        order,
+        worker=worker,
+        workers=workers,
+        budget=job.budget,
+        threads=job.threads,
+        padded=job.padded,
+    )
 
 
 def load_model(job: TrainJob, device: str) -> PackedModel:
