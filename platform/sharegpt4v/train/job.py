@@ -24,8 +24,8 @@ from sharegpt4v.train.sets import TrainingSet
 class TrainJob:
     """What every worker needs; all paths are seen by every node. card: facts for the end product.
 
-    budget: tokens of a row. padded: rows are padded, not packed. lora: of the language model's adapters, None to train itself.
-    evaluation: where the records of held-out data are, None without any.
+    budget: tokens of a row. padded: rows are padded, not packed. lora: of the language model's adapters, None
+    to train itself. evaluation: where the records of held-out data are, None without any.
     """
 
     stage: Stage
@@ -67,8 +67,6 @@ def check_config(config: TrainConfig) -> ModelCard:
     card = read_init(config)
     if config.optimizer == "muon" and config.zero:
         raise UserError("muon is refused: ZeRO divides the matrices it needs; use adamw", field="optimizer")
-    if config.skip_spikes and config.zero:
-        raise UserError("a step cannot be skipped under ZeRO: use `zero` 0", field="skip_spikes")
     if config.offload and not config.zero:
         raise UserError("optimizer states are moved by ZeRO: set `zero` to 2 or 3", field="offload")
     if config.lora_rank and config.stage.name == "align":

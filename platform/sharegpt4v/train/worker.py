@@ -74,17 +74,13 @@ def train_worker(job: TrainJob, report: Report = lambda line, figures: None) -> 
 def _evaluator(
     job: TrainJob, model: PackedModel, backend: Backend, stack: ExitStack
 ) -> Callable[[int], object]:
-    shown = None
-    if backend.worker == 0 and job.zero != 3:
-        data = job.evaluation or job.records
-        maker = SampleMaker(Records(data), model.adapter.template, job.rules)
-        shown = generator(model, maker, job.run)
+    maker = SampleMaker(Records(job.evaluation or job.records), model.adapter.template, job.rules)
+    show = generator(model, backend, maker, job.run)
     measure = _held_out(job, model, backend, stack)
 
     def evaluate(step: int) -> None:
         measure(step)
-        if shown is not None:
-            shown(step)
+        show(step)
         backend.meet("the step after an evaluation")
 
     return evaluate
