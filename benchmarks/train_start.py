@@ -2,8 +2,8 @@
 
     python -m benchmarks.train_start --rounds 3
 
-`sharegpt4v train sft` with ZeRO-2 on one worker and with ZeRO-3 on two, toy model, CPU. The command finds every
-program that we do but compilers and their like, so that DeepSpeed can build nothing.
+`sharegpt4v train sft` with ZeRO-2 on one worker and with ZeRO-3 on two, toy model, CPU. The command finds
+every program that we do but compilers and their like, so that DeepSpeed can build nothing.
 """
 
 import argparse
