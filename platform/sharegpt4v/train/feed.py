@@ -1,7 +1,7 @@
 """Prepares the steps of one worker ahead of time: encode the global batch, plan it, decode the own share.
 
 Every worker encodes the whole global batch and so computes the same plan without asking another; it decodes
-only its own images. Nothing is tokenised before its step. Threads of the worker do it: actors of Ray Data took a
+only its own images. Nothing is tokenised before its step. Its threads do it: actors of Ray Data took a
 quarter more CPU time a sample and 14 s to begin, and one GPU needs a fourteenth of what the threads prepare
 (benchmarks/README.md).
 """
