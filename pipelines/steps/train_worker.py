@@ -1,6 +1,7 @@
 """What runs in each of Ray Train's workers, and how an error of one becomes the command's."""
 
 import json
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,12 @@ class WorkerTask:
 
 
 def train_on_worker(config: dict[str, Any]) -> None:
-    """Trains in one worker of the group that Ray has made.
+    """Trains in one worker of the group that Ray has made. config: `task`, a pickled WorkerTask.
 
     Ray starts all workers again after any error. One that would come again is written down; the workers of
     the next start find it and end at once.
     """
-    task: WorkerTask = config["task"]
+    task: WorkerTask = pickle.loads(config["task"])
     torch.set_num_threads(task.threads)
     if (task.job.run / "work" / FAILURE).exists():
         return

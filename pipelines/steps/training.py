@@ -7,6 +7,7 @@ Killed anywhere, the same command goes on from the last checkpoint.
 
 import json
 import os
+import pickle
 import sys
 import threading
 from concurrent.futures import Future
@@ -148,7 +149,8 @@ def _train(config: TrainConfig, job: TrainJob, phases: Phases) -> None:
         (job.run / "work" / FAILURE).unlink(missing_ok=True)
         trainer = TorchTrainer(
             train_on_worker,
-            train_loop_config={"task": WorkerTask(job, max(1, int(config.cpus_per_worker)))},
+            # As bytes: to read it Ray's controller would import transformers, before any worker begins.
+            train_loop_config={"task": pickle.dumps(WorkerTask(job, max(1, int(config.cpus_per_worker))))},
             torch_config=TorchConfig(
                 backend="nccl" if config.gpus_per_worker else "gloo", timeout_s=int(config.hang_seconds) + 60
             ),

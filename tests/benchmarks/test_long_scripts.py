@@ -29,3 +29,11 @@ def test_latencies_are_measured_with_and_without_kept_dialogues() -> None:
     for kept in (4, 0):
         assert re.search(rf"^rounds, {kept} dialogues kept: .* ratio [\d.]+ ", said, re.MULTILINE)
     assert re.search(r"^a stream while 2 prompts with images arrive: .* ratio [\d.]+ ", said, re.MULTILINE)
+
+
+def test_the_first_step_is_timed_without_a_compiler() -> None:
+    said = printed("-m", "benchmarks.train_start", "--rounds", "1")
+    for side in ("ZeRO-2, 1 worker", "ZeRO-3, 2 workers"):
+        assert re.search(
+            rf"^{side}: first step after [\d.]+ s \(rounds [\d.]+\), target \d+ s$", said, re.MULTILINE
+        )

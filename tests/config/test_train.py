@@ -66,6 +66,16 @@ def test_an_unknown_number_of_workers_is_refused() -> None:
         preset("sft", "toy", workers="0")
 
 
+def test_packing_is_switched_off_by_a_word_that_yaml_takes_for_false() -> None:
+    assert [preset("sft", "toy", packing=value).packing for value in ("off", False, True)] == [
+        "off",
+        "off",
+        "on",
+    ]
+    with pytest.raises(UserError, match="^packing: "):
+        preset("sft", "toy", packing="rows")
+
+
 def test_recipes_are_read_without_torch() -> None:
     code = "import sharegpt4v.config.train, sys; print('torch' in sys.modules, 'numpy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

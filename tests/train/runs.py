@@ -2,6 +2,8 @@
 
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ import torch.multiprocessing as mp
 
 from sharegpt4v.config.base import resolve
 from sharegpt4v.config.train import CONFIGS, StageName
+from sharegpt4v.train.backend import PlainBackend
+from sharegpt4v.train.deepspeed_backend import DeepSpeedBackend
 from sharegpt4v.train.job import TrainJob, check_config, make_job, take_in_data
 from sharegpt4v.train.logs import read_metrics
 from sharegpt4v.train.worker import train_worker
@@ -53,10 +57,13 @@ def train_here(job: TrainJob) -> list[float]:
     return losses(job)
 
 
-def train_in_processes(job: TrainJob, workers: int) -> list[float]:
-    """Trains in processes of their own over gloo; returns the losses of all steps so far."""
+def train_in_processes(job: TrainJob, workers: int, spoil: dict[int, float] | None = None) -> list[float]:
+    """Trains in processes of their own over gloo; returns the losses of all steps so far.
+
+    spoil: see `spoilt_gradients`.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        arguments = (f"file://{folder}/meeting", workers, job)
+        arguments = (f"file://{folder}/meeting", workers, job, spoil or {})
         mp.start_processes(_worker, arguments, nprocs=workers, start_method="spawn")  # type: ignore
     return losses(job)
 
@@ -70,9 +77,32 @@ def stop_at(job: TrainJob, step: int) -> TrainJob:
     return replace(job, loop=replace(job.loop, stop_at=step))
 
 
-def _worker(rank: int, store: str, workers: int, job: TrainJob) -> None:
+@contextmanager
+def spoilt_gradients(
+    backend: type[PlainBackend | DeepSpeedBackend], factors: dict[int, float]
+) -> Iterator[None]:
+    """Multiplies the gradients of these steps, from 1 on, in training that begins within.
+
+    The loss that is reported stays as it is: an infinite gradient behind a finite loss.
+    """
+    own, step = backend.backward, 1
+
+    def backward(self: Any, loss: torch.Tensor, *, last: bool) -> None:
+        nonlocal step
+        own(self, loss * factors.get(step, 1.0), last=last)
+        step += last
+
+    backend.backward = backward  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        backend.backward = own  # type: ignore[method-assign]
+
+
+def _worker(rank: int, store: str, workers: int, job: TrainJob, spoil: dict[int, float]) -> None:
     sys.stdout = sys.stderr = open("/dev/null", "w")  # DeepSpeed prints what it has found on the machine
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=workers)
-    train_worker(job)
+    with spoilt_gradients(DeepSpeedBackend if job.zero else PlainBackend, spoil):
+        train_worker(job)
     dist.destroy_process_group()

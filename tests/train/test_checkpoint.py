@@ -1,6 +1,7 @@
 """Checkpoints: complete or not there, the newest kept, and a full disk leaves the one before."""
 
 import errno
+import time
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,10 @@ def test_training_may_go_on_while_a_checkpoint_is_written(tmp_path: Path, backen
 def test_a_half_written_checkpoint_is_none(tmp_path: Path, backend: PlainBackend) -> None:
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
     save(checkpoints, 1, backend)
-    checkpoints.begin(2, backend, {})  # and then the process is killed
+    checkpoints.begin(2, backend, {})
+    while not checkpoints.written:  # its thread would write on while another begins; a killed one does not
+        time.sleep(0.01)
+    # And then the process is killed, before the checkpoint has its name.
     again = Checkpoints(tmp_path / "checkpoints", keep=2)
     newest = again.newest()
     assert newest is not None and newest.name == "step-00000001"

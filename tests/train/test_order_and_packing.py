@@ -5,7 +5,7 @@ import pytest
 
 from sharegpt4v.errors import UserError
 from sharegpt4v.train.order import SampleOrder
-from sharegpt4v.train.packing import plan_step
+from sharegpt4v.train.packing import plan_padded, plan_step
 
 
 def order(counts: list[int], weights: list[float], seed: int = 0, batch: int = 7) -> SampleOrder:
@@ -77,3 +77,27 @@ def test_fewer_samples_than_workers_and_samples_over_the_budget_are_refused() ->
         plan_step([5, 5], workers=3, budget=10)
     with pytest.raises(UserError, match="^tokens_per_micro_step: 10 is refused: a sample has 11 tokens"):
         plan_step([11, 5], workers=1, budget=10)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 8])
+def test_padded_rows_hold_one_modality_and_keep_to_the_budget(workers: int) -> None:
+    lengths = lengths_of_a_mix(128)
+    pictured = [number % 7 != 0 for number in range(128)]
+    plan = plan_padded(lengths, pictured, workers, budget=4096)
+    rows = [row for worker in plan.rows for row in worker]
+    assert {len(worker) for worker in plan.rows} == {plan.micro_steps}
+    assert sorted(sample for row in rows for sample in row) == list(range(128))
+    assert all(len({pictured[sample] for sample in row}) == 1 for row in rows if row)
+    padded = [max(lengths[sample] for sample in row) * len(row) for row in rows if row]
+    assert max(padded) <= 4096
+    # Measured: 1.02; rows of five samples in random order take 1.28.
+    assert sum(padded) < 1.05 * sum(lengths)
+
+
+def test_padded_rows_are_split_until_every_worker_has_as_many() -> None:
+    plan = plan_padded([9, 9, 9, 9, 5], [True] * 4 + [False], workers=4, budget=100)
+    assert sorted(len(worker[0]) for worker in plan.rows) == [1, 1, 1, 2]
+    plan = plan_padded([9, 9, 5], [True, True, False], workers=2, budget=9)
+    assert sorted(len(row) for worker in plan.rows for row in worker) == [0, 1, 1, 1]
+    with pytest.raises(UserError, match="^tokens_per_micro_step: 10 is refused: a sample has 11 tokens"):
+        plan_padded([11, 5], [True, True], workers=1, budget=10)

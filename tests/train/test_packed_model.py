@@ -12,7 +12,7 @@ from sharegpt4v.models.load import load_adapter
 from sharegpt4v.templates import IGNORE_INDEX
 from sharegpt4v.train import packed_model
 from sharegpt4v.train.attention import Segments
-from sharegpt4v.train.collate import PackedRow, Sample, pack, without_labels
+from sharegpt4v.train.collate import PackedRow, Sample, pack, pad, without_labels
 from sharegpt4v.train.packed_model import PackedModel
 from tests.models.random_weights import save_random_captioner, save_random_lmm
 from tests.train.data import make_feed, open_records, write_conversations
@@ -64,6 +64,22 @@ def test_loss_and_gradients_of_packed_rows_equal_the_unpacked_ones(family: str, 
     assert set(theirs) <= set(ours) and len(theirs) > 30
     for name, gradient in theirs.items():
         assert torch.allclose(ours[name], gradient, rtol=0, atol=1e-6), name
+
+
+def test_padding_changes_neither_loss_nor_gradients(tmp_path: Path) -> None:
+    """Measured: the same loss, gradients of a summed loss 2e-5 absolute."""
+    adapter = load_adapter(save_random_lmm(tmp_path / "model"))
+    samples, model = samples_of(adapter, tmp_path), PackedModel(adapter)
+    packed = model(pack(samples))
+    packed.backward()
+    expected = gradients(adapter)
+    row = pad(samples)
+    assert row.input_ids.shape[1] == row.width * len(samples) > row.tokens  # type: ignore[operator]
+    padded = model(row)
+    padded.backward()
+    assert padded.item() == pytest.approx(packed.item(), rel=1e-6)
+    for name, gradient in gradients(adapter).items():
+        assert torch.allclose(gradient, expected[name], rtol=1e-4, atol=1e-4), name
 
 
 def test_a_dialogue_does_not_see_its_neighbours(tmp_path: Path) -> None:

@@ -124,6 +124,12 @@ class TrainConfig(CommandConfig):
     first_block: Annotated[int, MODEL] = Field(
         12, ge=0, description="first vision block that pre-training trains (paper, Table 8: 12)"
     )
+    lora_rank: Annotated[int, MODEL] = Field(
+        0, ge=0, description="train adapters (LoRA) of this rank in place of the language model; 0: itself"
+    )
+    lora_alpha: Annotated[float | None, MODEL] = Field(
+        None, gt=0, description="adapters are scaled by alpha / rank; default: twice the rank"
+    )
     dtype: Annotated[Literal["float32", "bfloat16"], MODEL] = Field(
         "float32", description="of weights and activations; the optimizer keeps float32 with ZeRO"
     )
@@ -142,6 +148,11 @@ class TrainConfig(CommandConfig):
     )
     tokens_per_micro_step: Annotated[int, OPTIMIZER] = Field(
         8192, ge=8, description="tokens of one packed row; a step is as many rows as its samples need"
+    )
+    packing: Annotated[Literal["on", "off"], OPTIMIZER] = Field(
+        "on",
+        description="off: rows of one modality and of like length, padded to the longest sample, as the "
+        "released code has them; slower, with the same loss",
     )
     optimizer: Annotated[Literal["adamw", "muon"], OPTIMIZER] = Field(
         "adamw", description="muon: for the matrices of layers, AdamW for the rest; without ZeRO only"
@@ -192,6 +203,12 @@ class TrainConfig(CommandConfig):
     address: Annotated[str | None, RAY, Metavar("HOST:PORT")] = Field(
         None, description="Ray cluster to run on; default: start one on this machine"
     )
+
+    @field_validator("packing", mode="before")
+    @classmethod
+    def _packing(cls, value: object) -> object:
+        """Takes on and off without quotes from YAML, where they are true and false."""
+        return ("on" if value else "off") if isinstance(value, bool) else value
 
     @field_validator("workers")
     @classmethod

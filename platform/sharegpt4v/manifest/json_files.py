@@ -30,12 +30,14 @@ NEEDS = {
 }
 
 
-def read_json(file: IO[bytes], name: str) -> Iterator[pa.RecordBatch]:
+def read_json(file: IO[bytes], name: str, text_alone: bool = False) -> Iterator[pa.RecordBatch]:
     """Yields RAW batches of one file, an array if its first character is `[`. Memory stays flat for any size.
 
     A byte-order mark is passed over, unknown keys are ignored, whole numbers as ids become text. Lone
     surrogates are refused in ids and paths and become U+FFFD in conversations. Raises UserError with the
     record or line number for all else that a manifest cannot take.
+
+    text_alone: a file without a single image is taken.
     """
     start = file.read(4096)
     if start.startswith(UTF16_MARKS):
@@ -45,7 +47,8 @@ def read_json(file: IO[bytes], name: str) -> Iterator[pa.RecordBatch]:
     mark = len(UTF8_MARK) if start.startswith(UTF8_MARK) else 0
     file.seek(mark)
     is_array = start[mark:].lstrip().startswith(b"[")
-    yield from _batches(array_records(file, name) if is_array else _line_records(file, name), name)
+    records = array_records(file, name) if is_array else _line_records(file, name)
+    yield from _batches(records, name, text_alone)
 
 
 def _line_records(file: IO[bytes], name: str) -> Iterator[Any]:
@@ -67,7 +70,7 @@ def _is_half(error: Exception, line: bytes) -> bool:
     return error.msg.startswith("Unterminated") or not error.doc[error.pos :].strip()
 
 
-def _batches(records: Iterator[Any], name: str) -> Iterator[pa.RecordBatch]:
+def _batches(records: Iterator[Any], name: str, text_alone: bool) -> Iterator[pa.RecordBatch]:
     first, pictured, keys = 1, 0, ""
     while rows := list(islice(records, BATCH_ROWS)):
         for number, row in enumerate(rows, start=first):
@@ -80,7 +83,7 @@ def _batches(records: Iterator[Any], name: str) -> Iterator[pa.RecordBatch]:
         keys = keys or ", ".join(list(rows[0])[:10])
         first += len(rows)
         yield batch
-    if first > 1 and not pictured:
+    if first > 1 and not pictured and not text_alone:
         raise UserError(f"{name} has no column image: its records have {keys or 'no keys'}")
 
 

@@ -16,15 +16,16 @@ from sharegpt4v.manifest.rows import BATCH_ROWS, RAW, refuse_type
 COLUMN_BUFFER = 1 << 18  # bytes a column is read ahead, so that one huge row group needs no more memory
 
 
-def read_parquet(file: IO[bytes], name: str) -> Iterator[pa.RecordBatch]:
+def read_parquet(file: IO[bytes], name: str, text_alone: bool = False) -> Iterator[pa.RecordBatch]:
     """Yields RAW batches of one file. Columns that a manifest does not know are not read.
 
+    text_alone: a file without the column image is taken.
     Raises UserError for a damaged file, a missing image column, and columns of a type that cannot be taken.
     """
     try:
         parquet = pq.ParquetFile(file, buffer_size=COLUMN_BUFFER, pre_buffer=False)
         schema = parquet.schema_arrow
-        _require_image(schema, name)
+        _require_image(schema, name, text_alone)
         first = 1
         known = [field.name for field in RAW if field.name in schema.names]
         for batch in parquet.iter_batches(BATCH_ROWS, columns=known, use_threads=False):
@@ -51,11 +52,11 @@ def stream_columns(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
         raise UserError(f"{path} is damaged: restore it, then give the run's command again") from error
 
 
-def _require_image(schema: pa.Schema, name: str) -> None:
+def _require_image(schema: pa.Schema, name: str, text_alone: bool) -> None:
     for known in RAW.names:
         if (count := schema.names.count(known)) > 1:
             raise UserError(f"{name} has {count} columns {known}: keep one, and give the others other names")
-    if "image" in schema.names:
+    if "image" in schema.names or text_alone:
         return
     near = get_close_matches("image", schema.names, n=1, cutoff=0.5)
     hint = f"; rename {near[0]}?" if near else ""

@@ -56,14 +56,19 @@ def read_rows(path: str, root: str | None = None) -> Iterator[ManifestRow]:
         yield from batch.to_pylist()
 
 
-def read_batches(located: Located, source: str | None = None) -> Iterator[pa.RecordBatch]:
-    """Yields completed rows (rows.complete) of all that was located. source: of rows that name none."""
+def read_batches(
+    located: Located, source: str | None = None, *, text_alone: bool = False
+) -> Iterator[pa.RecordBatch]:
+    """Yields completed rows (rows.complete) of all that was located. source: of rows that name none.
+
+    text_alone: files without an image are taken, as training data may be.
+    """
     with store_answers(located.name), _refusing(located):
         if located.folder:
             yield from _completed(read_folder(located), located.name, source)
         for file in located.files:
             note(located, file)
-            yield from _completed(_read_file(located, file), _name(located, file), source)
+            yield from _completed(_read_file(located, file, text_alone), _name(located, file), source)
 
 
 @contextmanager
@@ -92,7 +97,7 @@ def _completed(batches: Iterator[pa.RecordBatch], name: str, source: str | None)
         first += raw.num_rows
 
 
-def _read_file(located: Located, file: str) -> Iterator[pa.RecordBatch]:
+def _read_file(located: Located, file: str, text_alone: bool) -> Iterator[pa.RecordBatch]:
     name = _name(located, file)
     for ending, unpacker in TAR_UNPACKERS.items():
         if file.endswith(ending):
@@ -107,9 +112,9 @@ def _read_file(located: Located, file: str) -> Iterator[pa.RecordBatch]:
     opened: IO[bytes] = located.fs.open(file, "rb")
     with opened:
         if kind in JSON_SUFFIXES:
-            yield from read_json(opened, name)
+            yield from read_json(opened, name, text_alone)
         elif kind in PARQUET_SUFFIXES:
-            yield from read_parquet(opened, name)
+            yield from read_parquet(opened, name, text_alone)
         else:
             yield from read_shard(opened, _container(located, file), name, located.ignored)
 

@@ -6,6 +6,7 @@ parameter name, so a checkpoint resumes on any number of workers and on the othe
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Protocol
 
@@ -37,16 +38,23 @@ class Backend(Protocol):
         """Adds the gradients of a share of the global batch's loss. last: of this step."""
         ...
 
-    def gradient_norm(self) -> float | None:
-        """Computes the norm over all workers; None where only `update` knows it."""
+    def gradient_norm(self) -> float:
+        """Computes the norm over all workers, after the last backward pass of a step.
+
+        Infinite or not a number where a gradient is.
+        """
         ...
 
-    def update(self, share: float) -> float:
-        """Changes the parameters at this share of the peak rates; returns the gradient norm."""
+    def update(self, share: float, norm: float) -> None:
+        """Changes the parameters at this share of the peak rates. norm: of the gradients, a finite one."""
         ...
 
     def discard(self) -> None:
         """Forgets the gradients of this step."""
+        ...
+
+    def whole(self) -> AbstractContextManager[object]:
+        """Keeps every parameter whole on every worker within, for other uses than a training step."""
         ...
 
     def total(self, values: Sequence[float]) -> list[float]:
@@ -147,13 +155,11 @@ class PlainBackend:
                     parameter.grad = torch.zeros_like(parameter)
                 dist.all_reduce(parameter.grad)
 
-    def gradient_norm(self) -> float | None:
+    def gradient_norm(self) -> float:
         gradients = [p.grad for _, p in self._trained if p.grad is not None]
         return float(torch.nn.utils.get_total_norm(gradients))
 
-    def update(self, share: float) -> float:
-        norm = self.gradient_norm()
-        assert norm is not None
+    def update(self, share: float, norm: float) -> None:
         if self._settings.clip:
             parameters = [p for _, p in self._trained]
             torch.nn.utils.clip_grads_with_norm_(parameters, self._settings.clip, torch.tensor(norm))
@@ -162,11 +168,13 @@ class PlainBackend:
                 group["lr"] = group["peak"] * share
             optimizer.step()
         self.discard()
-        return norm
 
     def discard(self) -> None:
         for _, parameter in self._trained:
             parameter.grad = None
+
+    def whole(self) -> AbstractContextManager[object]:
+        return nullcontext()
 
     def state(self) -> Iterator[tuple[str, ParameterState]]:
         for name, parameter in self._trained:

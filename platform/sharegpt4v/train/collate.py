@@ -1,4 +1,4 @@
-"""Joins dialogues with ids, labels and images into one packed row, or one padded batch, of tensors."""
+"""Joins dialogues with ids, labels and images into one row, packed or padded, or one batch, of tensors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +24,8 @@ class PackedRow:
     """Dialogues one after another, T tokens and N images in all.
 
     input_ids: (1, T) int64. labels: (1, T) int64, IGNORE_INDEX outside answers. position_ids: (1, T) int64,
-    from 0 in each dialogue. lengths: tokens of each dialogue.
+    from 0 in each dialogue. lengths: tokens of each dialogue. width: tokens that each takes with its padding
+    behind it, None without padding.
     pixels: (N, S, S, 3) uint8, row after row; (0, 0, 0, 3) where no dialogue has an image.
     """
 
@@ -33,10 +34,17 @@ class PackedRow:
     position_ids: Tensor
     lengths: tuple[int, ...]
     pixels: Tensor
+    width: int | None = None
 
     @property
     def tokens(self) -> int:
-        return self.input_ids.shape[1]
+        """Tokens of the dialogues, their padding left out."""
+        return sum(self.lengths)
+
+    @property
+    def segments(self) -> tuple[int, ...]:
+        """Tokens that attention keeps together, one number a dialogue: its length, or its padded width."""
+        return self.lengths if self.width is None else (self.width,) * len(self.lengths)
 
     @property
     def label_tokens(self) -> int:
@@ -94,3 +102,17 @@ def _padded(rows: Sequence[list[int]], value: int) -> Tensor:
     """Pads rows on the right with `value`: (B, T) int64."""
     length = max(map(len, rows))
     return torch.tensor([row + [value] * (length - len(row)) for row in rows])
+
+
+def pad(samples: Sequence[Sample]) -> PackedRow:
+    """Joins samples into one row in which each takes the tokens of the longest, as a padded batch has it."""
+    batch = collate(samples)
+    count, width = batch.input_ids.shape
+    return PackedRow(
+        input_ids=batch.input_ids.reshape(1, -1),
+        labels=batch.labels.reshape(1, -1),
+        position_ids=torch.arange(width).repeat(count)[None],
+        lengths=tuple(len(sample.ids.input_ids) for sample in samples),
+        pixels=batch.pixels,
+        width=width,
+    )

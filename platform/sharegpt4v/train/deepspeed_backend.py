@@ -1,7 +1,9 @@
 """DeepSpeed's ZeRO-2 and ZeRO-3 as a backend of the training loop, also on a machine without a compiler."""
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -115,34 +117,63 @@ class DeepSpeedBackend:
         if not last:
             self._engine.step()  # counts the micro-step, and changes nothing
 
-    def gradient_norm(self) -> float | None:
-        return None
+    def gradient_norm(self) -> float:
+        from deepspeed.runtime.utils import combine_grad_norm_groups
 
-    def update(self, share: float) -> float:
+        if self._stage == 2:
+            return float(self._zero.scaled_global_norm())
+        return float(combine_grad_norm_groups(self._zero._get_norm_groups()))
+
+    def update(self, share: float, norm: float) -> None:
         for group in self._zero.param_groups:
             group["lr"] = group["peak"] * share
         self._engine.step()
-        norm = self._engine.get_global_grad_norm()
-        return float(norm) if norm is not None else float("nan")
+        assert self._engine.was_step_applied(), f"DeepSpeed dropped a step whose gradient norm is {norm}"
 
     def discard(self) -> None:
-        raise UserError("a step cannot be skipped under ZeRO: use `zero` 0", field="skip_spikes")
+        """Lets DeepSpeed drop the step as one whose gradients overflow: then it clears all of its buffers."""
+        name = "scaled_global_norm" if self._stage == 2 else "_get_norm_groups"
+        infinite = torch.tensor(math.inf)
+        setattr(self._zero, name, lambda: infinite if self._stage == 2 else [infinite])
+        try:
+            self._engine.step()
+        finally:
+            delattr(self._zero, name)  # the class's own is seen again
+        assert not self._engine.was_step_applied()
+        self._gather_small()
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Gathers all parameters under ZeRO-3: a device then holds the whole model beside its share."""
+        if self._stage == 2:
+            yield
+            return
+        with self._deepspeed.zero.unwrap_model_for_generation(self._engine):
+            yield
+        self._gather_small()
+
+    def _gather_small(self) -> None:
+        """Gathers the small parameters that ZeRO-3 keeps whole, as it does itself after a step.
+
+        A dropped step leaves them divided; what uses one outside of its module would find it empty.
+        """
+        if self._stage == 3:
+            self._zero.checkpoint_event_epilogue()
 
     def state(self) -> Iterator[tuple[str, ParameterState]]:
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
+        steps = next((s["step"] for s in self._zero.optimizer.state.values() if "step" in s), None)
+        if steps is None:  # every step so far was skipped
+            self._begin_states(torch.zeros(()))
         self._link_states()
-        steps = next(float(s["step"]) for s in self._zero.optimizer.state.values() if "step" in s)
         for name, parameter in self._trained:
             kept = {key: safe_get_full_optimizer_state(parameter, key) for key in _KEPT}
             value = safe_get_full_fp32_param(parameter)
-            yield name, {"value": value, "step": torch.tensor(steps), **kept}
+            yield name, {"value": value, "step": torch.tensor(float(steps or 0)), **kept}
 
     def restore(self, state: Mapping[str, ParameterState]) -> None:
-        steps = next(iter(state.values()))["step"]
-        for flat in self._flat_parameters():
-            zeros = {key: torch.zeros_like(flat.data) for key in _KEPT}
-            self._zero.optimizer.state[flat] = {"step": steps.clone().float(), **zeros}
+        self._begin_states(next(iter(state.values())).get("step", torch.zeros(())))
         self._link_states()
         with torch.no_grad():
             for name, parameter in self._trained:
@@ -157,6 +188,12 @@ class DeepSpeedBackend:
                     yield name, parameter.detach().clone()
             else:
                 yield name, parameter.detach()
+
+    def _begin_states(self, steps: Tensor) -> None:
+        """Gives the inner optimizer a state of zeros after so many steps, ()."""
+        for flat in self._flat_parameters():
+            zeros = {key: torch.zeros_like(flat.data) for key in _KEPT}
+            self._zero.optimizer.state[flat] = {"step": steps.clone().float(), **zeros}
 
     def _link_states(self) -> None:
         """Lets parameters find their optimizer state in the flat one.

@@ -13,14 +13,16 @@ PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Weights in matrices by part, and the share of the vision tower's that train.
+    """Weights in matrices by part without the head, and those of them that train.
 
-    Recomputed activations are not counted: that makes the figure model, not hardware, utilisation.
+    head_trained: the head's weights if they train, 0 otherwise. Recomputed activations are not counted: that
+    makes the figure model, not hardware, utilisation.
     """
 
     matrices: dict[Part, int]
     trained: dict[Part, int]
     head: int
+    head_trained: int
     layers: int
     width: int
 
@@ -28,16 +30,16 @@ class Work:
     def of(cls, model: nn.Module, text_config: object) -> "Work":
         matrices: dict[Part, int] = {"vision": 0, "projector": 0, "language": 0}
         trained = dict(matrices)
-        head = 0
+        head = head_trained = 0
         for name, parameter in model.named_parameters():
             numel = getattr(parameter, "ds_numel", parameter.numel())
             if "lm_head" in name:
-                head = numel
+                head, head_trained = numel, numel if parameter.requires_grad else 0
             elif parameter.ndim >= 2 and "embed_tokens" not in name:
                 matrices[part_of(name)] += numel
                 trained[part_of(name)] += numel if parameter.requires_grad else 0
         layers, width = text_config.num_hidden_layers, text_config.hidden_size  # type: ignore[attr-defined]
-        return cls(matrices, trained, head, layers, width)
+        return cls(matrices, trained, head, head_trained, layers, width)
 
     def operations(self, lengths: list[int], labels: int, images: int, patches: int, queries: int) -> float:
         """Counts forward and backward pass of a step.
@@ -47,7 +49,7 @@ class Work:
         tokens, squares = sum(lengths), sum(length * length for length in lengths)
         language = 2.0 * self.matrices["language"] * tokens + 2.0 * self.head * labels
         attention = 2.0 * self.layers * self.width * squares  # two products, half of them masked
-        weights = language if self.trained["language"] else 0.0
+        weights = 2.0 * self.trained["language"] * tokens + 2.0 * self.head_trained * labels
         total = language + attention + (language + 2 * attention) + weights
         total += 6.0 * self.matrices["projector"] * images * queries
         vision = 2.0 * images * patches

@@ -9,6 +9,7 @@ import torch
 
 from sharegpt4v.dialogue import Request, Turn
 from sharegpt4v.errors import Rejected
+from sharegpt4v.train.backend import Backend
 from sharegpt4v.train.packed_model import PackedModel
 from sharegpt4v.train.samples import SampleMaker
 
@@ -19,15 +20,20 @@ IMAGES = 4
 MAX_NEW_TOKENS = 96
 
 
-def generator(model: PackedModel, maker: SampleMaker, run: Path) -> Callable[[int], None]:
+def generator(model: PackedModel, backend: Backend, maker: SampleMaker, run: Path) -> Callable[[int], None]:
     """Returns a function from a step to IMAGES new lines of GENERATIONS.
 
-    It answers the first question of the first records with a usable image, greedily. It needs every
-    parameter whole, so not ZeRO-3, and runs on one worker while the others wait.
+    It answers the first question of the first records with a usable image, greedily. All workers call it
+    together, and the first one generates.
     """
-    chosen = list(_chosen(maker))
+    chosen = list(_chosen(maker)) if backend.worker == 0 else []
 
     def generate(step: int) -> None:
+        with backend.whole():
+            if backend.worker == 0:
+                write(step)
+
+    def write(step: int) -> None:
         lines = []
         for name, turn, wanted in chosen:
             said = _answer(model, turn)

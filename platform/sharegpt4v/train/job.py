@@ -12,6 +12,7 @@ from sharegpt4v.errors import UserError
 from sharegpt4v.models.freeze import Part
 from sharegpt4v.prompts import UNIFIED_CAPTION
 from sharegpt4v.train.loop import LoopSettings
+from sharegpt4v.train.lora import LoraSettings
 from sharegpt4v.train.optimizer import OptimizerSettings
 from sharegpt4v.train.order import SampleOrder
 from sharegpt4v.train.records import Intake, take_in
@@ -23,7 +24,8 @@ from sharegpt4v.train.sets import TrainingSet
 class TrainJob:
     """What every worker needs; all paths are seen by every node. card: facts for the end product.
 
-    budget: tokens of a row. evaluation: where the records of held-out data are, None without any.
+    budget: tokens of a row. padded: rows are padded, not packed. lora: of the language model's adapters, None
+    to train itself. evaluation: where the records of held-out data are, None without any.
     """
 
     stage: Stage
@@ -34,7 +36,9 @@ class TrainJob:
     loop: LoopSettings
     optimizer: OptimizerSettings
     budget: int
+    padded: bool
     first_block: int
+    lora: LoraSettings | None
     dtype: Literal["float32", "bfloat16"]
     gradient_checkpointing: bool
     zero: Literal[0, 2, 3]
@@ -63,10 +67,12 @@ def check_config(config: TrainConfig) -> ModelCard:
     card = read_init(config)
     if config.optimizer == "muon" and config.zero:
         raise UserError("muon is refused: ZeRO divides the matrices it needs; use adamw", field="optimizer")
-    if config.skip_spikes and config.zero:
-        raise UserError("a step cannot be skipped under ZeRO: use `zero` 0", field="skip_spikes")
     if config.offload and not config.zero:
         raise UserError("optimizer states are moved by ZeRO: set `zero` to 2 or 3", field="offload")
+    if config.lora_rank and config.stage.name == "align":
+        raise UserError("refused: align trains no language model; leave it out", field="lora_rank")
+    if config.lora_alpha and not config.lora_rank:
+        raise UserError("scales adapters, and there are none: set `lora_rank`", field="lora_alpha")
     if config.tokens_per_micro_step < config.max_length:
         raise UserError(
             f"{config.tokens_per_micro_step} is refused: a row must hold a sample of `max_length` "
@@ -103,6 +109,12 @@ def read_init(config: TrainConfig) -> ModelCard:
         raise UserError(
             f"{config.first_block} is refused: the vision tower of {card.name} has blocks 0 to {blocks - 1}",
             field="first_block",
+        )
+    width = content["text_config"]["hidden_size"]
+    if config.lora_rank >= width:
+        raise UserError(
+            f"{config.lora_rank} is refused: the weights of {card.name} have a rank of {width} themselves",
+            field="lora_rank",
         )
     context = content["text_config"].get("max_position_embeddings", 2048)
     if config.max_length > context:
@@ -143,6 +155,8 @@ def fingerprint(config: TrainConfig, card: ModelCard, data: str) -> dict[str, An
     found = {"stage": config.stage.name, "init": card.id, "data": data}
     if config.stage.name == "pretrain":
         found["first_block"] = str(config.first_block)
+    if lora := _lora(config):
+        found |= {"lora_rank": str(lora.rank), "lora_alpha": str(lora.alpha)}
     return found | {name: values[name] for name in decides}
 
 
@@ -177,7 +191,9 @@ def make_job(
         loop=_loop(config, run, steps),
         optimizer=_optimizer(config),
         budget=config.tokens_per_micro_step,
+        padded=config.packing == "off",
         first_block=config.first_block,
+        lora=_lora(config),
         dtype=config.dtype,
         gradient_checkpointing=config.gradient_checkpointing,
         zero=config.zero,
@@ -203,6 +219,12 @@ def _loop(config: TrainConfig, run: Path, steps: int) -> LoopSettings:
     )
 
 
+def _lora(config: TrainConfig) -> LoraSettings | None:
+    if not config.lora_rank:
+        return None
+    return LoraSettings(config.lora_rank, config.lora_alpha or 2.0 * config.lora_rank)
+
+
 def _rules(config: TrainConfig, card: ModelCard) -> SampleRules:
     question = UNIFIED_CAPTION.text if config.stage.one_question else None
     return SampleRules(card.images.side, config.protocol, config.max_length, config.too_long, question)
@@ -221,6 +243,7 @@ def _optimizer(config: TrainConfig) -> OptimizerSettings:
 def _card(
     config: TrainConfig, card: ModelCard, sets: list[TrainingSet], intake: Intake, steps: int
 ) -> dict[str, Any]:
+    lora = _lora(config)
     return {
         "stage": config.stage.name,
         "trains": config.stage.trains,
@@ -234,6 +257,7 @@ def _card(
         "epochs": config.epochs,
         "optimizer": config.optimizer,
         "learning_rate": config.learning_rate,
+        "lora": asdict(lora) if lora else None,
         "weight_decay": config.weight_decay,
         "warmup_ratio": config.warmup_ratio,
         "seed": config.seed,

@@ -140,13 +140,13 @@ def train(
             backend.discard()
             totals.skipped += 1
         else:
-            norm = backend.update(share)
+            backend.update(share, norm)
             totals.norms = [*totals.norms, norm][-_RECENT:]
         totals.step = prepared.step + 1
         totals.tokens, totals.label_tokens = totals.tokens + tokens, totals.label_tokens + labels
 
         done, micro = time.monotonic(), len(prepared.rows)
-        figures = (loss, norm if norm is not None else math.nan, share, samples, tokens, labels, micro)
+        figures = (loss, norm, share, samples, tokens, labels, micro)
         line = StepLine(
             totals.step, *figures, prepared.balance, done - ended, waited, rejects, cut, skipped=skip
         )
@@ -186,15 +186,14 @@ def _unusable(
     settings: LoopSettings,
     totals: Totals,
     loss: float,
-    norm: float | None,
+    norm: float,
 ) -> bool:
     """Returns whether the step is to be skipped. Raises RunFailed where it may not be.
 
     All workers have the same figures and so decide alike.
     """
-    finite = math.isfinite(loss) and (norm is None or math.isfinite(norm))
-    if finite:
-        if not settings.skip_spikes or norm is None or len(totals.norms) < 10:
+    if math.isfinite(loss) and math.isfinite(norm):
+        if not settings.skip_spikes or len(totals.norms) < 10:
             return False
         return norm > settings.skip_spikes * statistics.median(totals.norms)
     if settings.skip_spikes:
@@ -202,6 +201,6 @@ def _unusable(
     names = backend.gather(prepared.ids)
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     raise RunFailed(
-        f"the loss of step {prepared.step + 1} is {loss:g}, its gradient norm {norm}; its samples are "
+        f"the loss of step {prepared.step + 1} is {loss:g}, its gradient norm {norm:g}; its samples are "
         f"{shown}: look at them, lower the learning rate, or set `skip_spikes`"
     )

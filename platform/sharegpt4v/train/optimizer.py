@@ -17,8 +17,9 @@ _TABLES = (
     "class_embedding",
     "resampler.query",
     "query_tokens",
+    *("lora_a", "lora_b"),
 )
-"""Tables of vectors and no linear maps, for which Muon is made."""
+"""Tables of vectors, and halves of linear maps: Muon is made for whole ones."""
 
 
 @dataclass(frozen=True, slots=True)

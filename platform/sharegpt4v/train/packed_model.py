@@ -40,7 +40,7 @@ class PackedModel(nn.Module):
             inputs_embeds=self._embed(row),
             position_ids=row.position_ids,
             use_cache=False,
-            segments=Segments.of(row.lengths, row.input_ids.device),
+            segments=Segments.of(row.segments, row.input_ids.device),
         ).last_hidden_state[0]
         wanted = row.labels[0, 1:]
         at = (wanted != IGNORE_INDEX).nonzero()[:, 0]

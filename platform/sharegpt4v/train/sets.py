@@ -70,7 +70,7 @@ def iter_set(each: TrainingSet, root: str | None) -> tuple[str | None, Iterator[
     if each.is_run:
         return _caption_run(Path(each.path), root)
     located = locate(each.path, root)
-    return located.root, _conversations(read_batches(located))
+    return located.root, _conversations(read_batches(located, text_alone=True))
 
 
 def _conversations(batches: Iterator[Any]) -> Iterator[RawRecord]:

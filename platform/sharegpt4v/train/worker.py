@@ -21,6 +21,7 @@ from sharegpt4v.train.generations import generator
 from sharegpt4v.train.job import TrainJob
 from sharegpt4v.train.logs import Figures, StepLog
 from sharegpt4v.train.loop import StepLine, Totals, train
+from sharegpt4v.train.lora import add_adapters, merge_adapters
 from sharegpt4v.train.order import SampleOrder
 from sharegpt4v.train.packed_model import PackedModel
 from sharegpt4v.train.product import write_product
@@ -73,17 +74,13 @@ def train_worker(job: TrainJob, report: Report = lambda line, figures: None) -> 
 def _evaluator(
     job: TrainJob, model: PackedModel, backend: Backend, stack: ExitStack
 ) -> Callable[[int], object]:
-    shown = None
-    if backend.worker == 0 and job.zero != 3:
-        data = job.evaluation or job.records
-        maker = SampleMaker(Records(data), model.adapter.template, job.rules)
-        shown = generator(model, maker, job.run)
+    maker = SampleMaker(Records(job.evaluation or job.records), model.adapter.template, job.rules)
+    show = generator(model, backend, maker, job.run)
     measure = _held_out(job, model, backend, stack)
 
     def evaluate(step: int) -> None:
         measure(step)
-        if shown is not None:
-            shown(step)
+        show(step)
         backend.meet("the step after an evaluation")
 
     return evaluate
@@ -103,7 +100,15 @@ def make_feed(job: TrainJob, model: PackedModel, backend: Backend, data: Path, o
     """Returns the feed of this worker's share of the records in the folder `data`."""
     maker = SampleMaker(Records(data), model.adapter.template, job.rules)
     worker, workers = backend.worker, backend.workers
-    return Feed(maker, order, worker=worker, workers=workers, budget=job.budget, threads=job.threads)
+    return Feed(
+        maker,
+        order,
+        worker=worker,
+        workers=workers,
+        budget=job.budget,
+        threads=job.threads,
+        padded=job.padded,
+    )
 
 
 def load_model(job: TrainJob, device: str) -> PackedModel:
@@ -117,6 +122,8 @@ def load_model(job: TrainJob, device: str) -> PackedModel:
         freeze(adapter.model, job.stage.name, job.first_block)
         adapter.template = lmm_template(adapter.tokenizer, adapter.model.config, job.stage.template)
     model = PackedModel(adapter)
+    if job.lora:
+        add_adapters(model, job.lora, job.order.seed)
     if job.gradient_checkpointing:
         model.model.gradient_checkpointing_enable({"use_reentrant": False})
     model.train()
@@ -144,7 +151,8 @@ def finish(job: TrainJob, model: PackedModel, backend: Backend, totals: Totals) 
         "workers": backend.workers,
     }
     if backend.worker == 0:
-        write_product(job.product, model.adapter, backend.weights(), dtype, card)
+        weights = merge_adapters(model.model, backend.weights())
+        write_product(job.product, model.adapter, weights, dtype, card)
     else:
         for _ in backend.weights():
             pass
