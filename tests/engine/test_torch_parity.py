@@ -4,8 +4,10 @@ import random
 from pathlib import Path
 
 import pytest
+import torch
 
 from sharegpt4v.dialogue import Request, SamplingParams, Turn
+from sharegpt4v.engine.linear import join, pack
 from sharegpt4v.models.adapter import Adapter
 from sharegpt4v.models.load import load_adapter
 from tests.engine.requests import (
@@ -31,6 +33,17 @@ def test_steps_of_rounded_sizes_equal_generate(
     adapter: Adapter, references: dict[str, list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sharegpt4v.engine.torch_engine.Decoder", SteppingDecoder)
+    _assert_equal_but_for_ties(adapter, references, 13, "shuffled")
+
+
+def test_packed_matrices_equal_generate(
+    adapter: Adapter, references: dict[str, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sharegpt4v.engine.linear.LEAST_PACKED", 0)
+    layer = join(torch.nn.Linear(8, 16))
+    pack([layer])
+    if layer.packed is None:
+        pytest.skip("this torch packs no matrices here")
     _assert_equal_but_for_ties(adapter, references, 13, "shuffled")
 
 

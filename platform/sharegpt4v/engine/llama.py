@@ -5,7 +5,7 @@ positions, the write into the slots, the gate of the MLP) is chosen with `Kernel
 here, fused ones in triton_llama.py.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
+from sharegpt4v.engine.linear import Linear, join, pack
 from sharegpt4v.engine.slots import SlotCache, to_stored
 from sharegpt4v.errors import UserError
 
@@ -86,24 +87,13 @@ class TorchKernels:
 
 
 @dataclass(frozen=True, slots=True)
-class _Linear:
-    """Matrix (outputs, inputs) and bias of one or several projections of the same input."""
-
-    weight: Tensor
-    bias: Tensor | None
-
-    def __call__(self, inputs: Tensor) -> Tensor:
-        return F.linear(inputs, self.weight, self.bias)
-
-
-@dataclass(frozen=True, slots=True)
 class _Layer:
     attention_norm: Tensor
-    qkv: _Linear
-    out: _Linear
+    qkv: Linear
+    out: Linear
     mlp_norm: Tensor
-    gate_up: _Linear
-    down: _Linear
+    gate_up: Linear
+    down: Linear
 
 
 Attend = Callable[[int, Heads, bool], Tensor]
@@ -113,6 +103,7 @@ Attend = Callable[[int, Heads, bool], Tensor]
 class Llama:
     """The weights of a LlamaForCausalLM, shared with it: its joined projections become views of one matrix.
 
+    On a CPU there is a second, packed copy of large ones, if memory allows it.
     Raises UserError for layers that are not plain Llama: adapters that are not merged, another activation.
     """
 
@@ -124,6 +115,10 @@ class Llama:
         self._model = model
         self._eps: float = config.rms_norm_eps
         self._layers = [self._read(layer) for layer in model.model.layers]
+        # Another kind of head is called as it is: benchmarks have one that does nothing.
+        self._head = join(model.lm_head) if type(model.lm_head) is nn.Linear else model.lm_head
+        linears = [x for layer in self._layers for x in (layer.qkv, layer.out, layer.gate_up, layer.down)]
+        pack([*linears, self._head] if isinstance(self._head, Linear) else linears)
         self._norm: Tensor = model.model.norm.weight
 
     @staticmethod
@@ -131,11 +126,11 @@ class Llama:
         attention, mlp = layer.self_attn, layer.mlp
         return _Layer(
             layer.input_layernorm.weight,
-            _join(attention.q_proj, attention.k_proj, attention.v_proj),
-            _join(attention.o_proj),
+            join(attention.q_proj, attention.k_proj, attention.v_proj),
+            join(attention.o_proj),
             layer.post_attention_layernorm.weight,
-            _join(mlp.gate_proj, mlp.up_proj),
-            _join(mlp.down_proj),
+            join(mlp.gate_proj, mlp.up_proj),
+            join(mlp.down_proj),
         )
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -145,7 +140,7 @@ class Llama:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Returns logits (N, V) float32 of normed hidden states."""
-        logits: Tensor = self._model.lm_head(hidden).float()
+        logits: Tensor = self._head(hidden).float()
         return logits
 
     def run(
@@ -179,30 +174,3 @@ class Llama:
         if keep is not None and not self._layers:
             hidden = hidden[keep]
         return kernels.add_norm(hidden, delta, self._norm, self._eps)[1]
-
-
-def _join(*parts: nn.Module) -> _Linear:
-    """Joins projections of one input; their weights become views, so that memory holds them once."""
-    for part in parts:
-        if type(part) is not nn.Linear:
-            raise UserError(
-                f"the torch engine runs plain Linear layers and this model has {type(part).__name__}: "
-                "merge its adapters into the weights first"
-            )
-    linears = [part for part in parts if isinstance(part, nn.Linear)]
-    weight = _joined([linear.weight for linear in linears])
-    biases = [linear.bias for linear in linears if linear.bias is not None]
-    if len(biases) not in (0, len(linears)):
-        raise UserError("the torch engine needs a bias for all of a layer's projections, or for none")
-    return _Linear(weight, _joined(biases) if biases else None)
-
-
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    if len(parts) == 1:
-        return parts[0].data
-    joined = torch.cat([part.data for part in parts])
-    first = 0
-    for part in parts:
-        part.data = joined[first : first + len(part)]
-        first += len(part)
-    return joined

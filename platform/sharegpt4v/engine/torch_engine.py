@@ -82,6 +82,7 @@ class TorchEngine(ScheduledEngine):
             raise ValueError(f"prefill_tokens is {prefill_tokens}: a prefill takes one token at least")
         config = adapter.language_model.config
         context = min(max_context or config.max_position_embeddings, config.max_position_embeddings)
+        self._llama = Llama(adapter.language_model)  # before memory is counted: it may copy weights
         self._stored = stored or adapter.dtype
         slot = bytes_per_slot(config, padded_context(context), self._stored)
         budget = PREFILL_TOKENS.get(adapter.device.type, 512) if prefill_tokens is None else prefill_tokens
@@ -90,7 +91,6 @@ class TorchEngine(ScheduledEngine):
         if self.capacity < capacity:
             log.warning("memory has room for %d of %d slots", self.capacity, capacity)
         self.adapter = adapter
-        self._llama = Llama(adapter.language_model)
         self._budget = budget
         self._in_flight: deque[InFlight] = deque()
         self._late = 1 if adapter.device.type == "cuda" else 0
