@@ -1,11 +1,15 @@
 """The models in a notebook: any kind of image, one or many, and nothing heavy until it is asked for."""
 
 import io
+import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -51,6 +55,49 @@ def test_many_are_captioned_together_and_a_broken_one_costs_only_itself(
 def test_a_single_broken_image_says_why(captioner: Captioner, tmp_path: Path) -> None:
     with pytest.raises(Rejected, match="missing"):
         captioner.caption(tmp_path / "nowhere.jpg")
+
+
+@pytest.mark.parametrize("make", [bytearray, memoryview, io.BytesIO, list, lambda _: None, lambda _: 3])
+def test_an_object_that_is_no_image_is_one_line_and_not_captioned_item_by_item(
+    captioner: Captioner, make: Callable[[bytes], Any]
+) -> None:
+    with pytest.raises(UserError, match="images: an image is a Pillow image, a path or bytes, not"):
+        captioner.caption(make(b"\x00\n\x00\n"))
+
+
+def test_an_array_is_refused_with_the_way_to_make_an_image_of_it(captioner: Captioner) -> None:
+    with pytest.raises(UserError, match=r"not ndarray; PIL\.Image\.fromarray"):
+        captioner.caption(np.zeros((40, 30, 3), np.uint8))
+
+
+def test_a_path_with_a_nul_character_is_missing(captioner: Captioner) -> None:
+    assert captioner.caption(["a\0b.jpg"]) == [None]
+
+
+def test_what_was_begun_is_cancelled_when_a_later_image_raises(
+    captioner: Captioner, scene: tuple[Image.Image, str]
+) -> None:
+    def images() -> Iterator[Image.Image]:
+        yield from [scene[0]] * 64
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        captioner.caption(images(), min_new_tokens=400)
+    started = time.monotonic()
+    assert captioner.caption(scene[0]) == scene[1]
+    assert time.monotonic() - started < 2  # 64 captions of 400 tokens take longer
+
+
+def test_a_forked_process_is_refused_instead_of_waiting_for_ever(captioner: Captioner) -> None:
+    child = os.fork()
+    if child == 0:
+        try:
+            captioner.caption(Image.new("RGB", (8, 8)))
+        except UserError as error:
+            os._exit(7 if "load it in this process" in str(error) else 1)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 
 def test_a_rotated_photograph_is_turned_upright_also_as_a_pillow_image(

@@ -3,6 +3,7 @@
 `from sharegpt4v import Captioner, Chat` loads neither torch nor a weight; `load` does.
 """
 
+import io
 import itertools
 import logging
 import os
@@ -42,6 +43,7 @@ class _Model:
     def __init__(self, card: ModelCard, spec: EngineSpec) -> None:
         self.card = card
         self._engine = build_engine(spec)
+        self._process = os.getpid()
         # At the latest when Python ends: a thread that is still inside torch then would abort the process.
         self._end = weakref.finalize(self, self._engine.close)
         self._numbers = itertools.count()
@@ -97,7 +99,10 @@ class _Model:
         self.close()
 
     def _pixels(self, image: ImageLike) -> Image:
-        """Prepares an image as in training. Raises Rejected, or StorageError when a store fails."""
+        """Prepares an image as in training.
+
+        Raises Rejected, StorageError when a store fails, or UserError for an object that is no image.
+        """
         shape = self.card.images
         assert isinstance(shape, SquareImages), "the torch engine takes squares"
         size, protocol = shape.side, shape.protocol
@@ -105,16 +110,29 @@ class _Model:
             return prepare_image(image, size, protocol).pixels
         if isinstance(image, str | Path):
             image = _read(str(image))
+        if not isinstance(image, bytes):
+            raise _no_image(image)
         return prepare(image, size, protocol).pixels
 
     def _submit(self, turns: Sequence[Turn], sampling: SamplingParams, stream: bool = False) -> Handle:
+        if self._process != os.getpid():  # a fork has no thread of the engine: the request would never end
+            raise UserError("the model was loaded before this process was forked: load it in this process")
         name = f"{type(self).__name__.lower()}-{next(self._numbers)}"
         return self._engine.submit(EngineRequest(name, tuple(turns), sampling, stream=stream))
+
+
+def _no_image(given: object) -> UserError:
+    """Makes the error for an object that is no ImageLike, an array or an open file for example."""
+    kind = type(given).__name__
+    hint = "PIL.Image.fromarray makes an image of an array, read() makes bytes of an open file"
+    return UserError(f"an image is a Pillow image, a path or bytes, not {kind}; {hint}", field="images")
 
 
 def _read(image: str) -> bytes:
     if "://" in image:
         return ImageReader(None).read(image)
+    if "\0" in image:
+        raise Rejected("missing", f"{image!r}: a path has no NUL character")
     path = Path(image).resolve()  # links may leave the folder: the caller chose the path
     return ImageReader(str(path.parent)).read(path.name)
 
@@ -145,20 +163,28 @@ class Captioner(_Model):
 
         Many are captioned together; an unreadable one yields None and a warning with its number. sampling:
         fields of dialogue.SamplingParams. Raises Rejected for a single image that cannot be read, EngineError
-        when the model fails, UserError for a sampling value out of bounds.
+        when the model fails, UserError for a sampling value out of bounds or an object that is no image.
         """
         params = SamplingParams(**sampling)
         text = UNIFIED_CAPTION.text if prompt is None else prompt
         if isinstance(images, PillowImage.Image | str | Path | bytes):
             return self._submit([Turn("user", text, (self._pixels(images),))], params).result().text
+        # The items of an array or of an open file would pass for images: its lines are bytes, too.
+        if not isinstance(images, Iterable) or isinstance(images, bytearray | memoryview | io.IOBase):
+            raise _no_image(images)
         handles: list[Handle | None] = []
-        for number, image in enumerate(images):
-            try:
-                handles.append(self._submit([Turn("user", text, (self._pixels(image),))], params))
-            except Rejected as rejected:
-                log.warning("image %d has no caption: %s", number, rejected)
-                handles.append(None)
-        return [handle.result().text if handle else None for handle in handles]
+        try:
+            for number, image in enumerate(images):
+                try:
+                    handles.append(self._submit([Turn("user", text, (self._pixels(image),))], params))
+                except Rejected as rejected:
+                    log.warning("image %d has no caption: %s", number, rejected)
+                    handles.append(None)
+            return [handle.result().text if handle else None for handle in handles]
+        finally:
+            # After an error or Ctrl-C the next call would wait for all of these; no effect on finished ones.
+            for handle in filter(None, handles):
+                handle.cancel()
 
 
 class Chat(_Model):

@@ -44,6 +44,9 @@ def test_every_preset_is_a_valid_configuration(preset: str) -> None:
         ({"actors": "8:2"}, "the smaller number comes first: 2:8"),
         ({"actors": "many"}, "expected auto, a number such as 2, or MIN:MAX"),
         ({"engine": "tensorrt"}, "engine: 'tensorrt' is refused"),
+        ({"limit": True}, "limit: true is refused"),
+        ({"decoding": {"temperature": False}}, "decoding.temperature: false is refused"),
+        ({"decoding": None}, "decoding: None is refused: it should be keys and values"),
     ],
 )
 def test_a_wrong_value_is_one_line_that_names_it(layer: dict[str, Any], message: str) -> None:

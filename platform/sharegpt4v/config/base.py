@@ -5,6 +5,7 @@ unknown key is an error that names the nearest valid one.
 """
 
 import difflib
+import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
@@ -129,5 +130,13 @@ def _refuse_unknown(config_class: type[BaseModel], values: Mapping[str, Any], pr
             )
             raise UserError(f"unknown key {prefix}{key}{hint}")
         nested = config_class.model_fields[key].annotation
-        if isinstance(nested, type) and issubclass(nested, BaseModel) and isinstance(value, Mapping):
+        if isinstance(nested, type) and issubclass(nested, BaseModel):
+            if not isinstance(value, Mapping):
+                raise UserError(
+                    f"{value!r} is refused: it should be keys and values", field=prefix + str(key)
+                )
             _refuse_unknown(nested, value, f"{prefix}{key}.")
+        elif isinstance(value, bool) and not {nested, *typing.get_args(nested)} & {bool, Any}:
+            # pydantic would take true for the number 1: `limit: true` is one image.
+            given = str(value).lower()
+            raise UserError(f"{given} is refused: the field is no switch", field=prefix + str(key))
