@@ -71,7 +71,8 @@ def test_models_and_engines_stay_usable_without_the_data_libraries() -> None:
         file = path.with_suffix(".py") if path.with_suffix(".py").exists() else path / "__init__.py"
         lines = file.read_text(encoding="utf-8").splitlines()
         asked |= {line.split()[1].split(".")[0] for line in lines if line.startswith(("import ", "from "))}
-    assert asked & {"pydantic", "pyarrow", "yaml", "fsspec", "rich", "jinja2"} == set()
+    # jinja2 is none of them: transformers' chat templates need it.
+    assert asked & {"pydantic", "pyarrow", "yaml", "fsspec", "rich"} == set()
 
 
 def test_configurations_stay_importable_without_what_takes_long() -> None:

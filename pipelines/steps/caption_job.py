@@ -31,6 +31,7 @@ from pipelines.steps.put_off import list_put_off, pending_again
 from pipelines.steps.reject_limit import REMEDY
 from pipelines.steps.storage_faults import Place, sample_places
 from sharegpt4v.captions.layout import CaptionRun
+from sharegpt4v.captions.notes import read_note
 from sharegpt4v.captions.resume import survey
 from sharegpt4v.captions.retry import end_retry, note_retry, retry_since
 from sharegpt4v.captions.sessions import note_engines, session
@@ -69,7 +70,7 @@ def _begin_or_resume(job: CaptionJob, run: CaptionRun, phases: Phases) -> int:
     done, progress = survey(run, reason, since)
     drop_unreadable(run, progress, phases)
     say_progress(reason, progress, phases)
-    if progress.done == progress.rows and run.success.exists():
+    if progress.done == progress.rows and run.success.exists() and read_note(run.summary) is not None:
         phases.end()
         print(f"{run.path} is finished: nothing to do", file=sys.stderr)
         return conclude(job, run)

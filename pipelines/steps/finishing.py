@@ -1,6 +1,5 @@
 """The end of a captioning run: audit, compact, summary, report, verdict, and last of all _SUCCESS."""
 
-import json
 import sys
 
 from cluster.errors import EXIT_PROBLEM
@@ -11,6 +10,7 @@ from pipelines.steps.table import print_summary
 from sharegpt4v.atomic import write_atomic
 from sharegpt4v.captions.finish import close_times, commits, compact, summarise
 from sharegpt4v.captions.layout import CaptionRun
+from sharegpt4v.captions.notes import read_summary
 from sharegpt4v.captions.report import write_report
 
 
@@ -28,7 +28,7 @@ def finish(job: CaptionJob, run: CaptionRun, root: str, phases: Phases) -> int:
 
 def conclude(job: CaptionJob, run: CaptionRun) -> int:
     """Prints what summary.json holds and judges its rejects. Returns the exit code, 0 with _SUCCESS alone."""
-    summary = json.loads(run.summary.read_text(encoding="utf-8"))
+    summary = read_summary(run.path)
     print_summary(summary)
     print(f"report: {run.report}", flush=True)
     if warning := job.toy_warning(summary["root"]):

@@ -21,10 +21,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--init", "nowhere"], "--init: nowhere: cannot read nowhere/config.json"),
         (["--preset", "7b"], "--init: this preset ships none"),
         (["--zero", "2"], "--optimizer: muon is refused: ZeRO divides the matrices"),
-        (
-            ["--zero", "2", "--optimizer", "adamw", "--skip-spikes", "5"],
-            "--skip-spikes: a step cannot be skipped under ZeRO: use --zero 0",
-        ),
         (["--offload"], "--offload: optimizer states are moved by ZeRO: set --zero to 2 or 3"),
         (["--tokens-per-micro-step", "100"], "--tokens-per-micro-step: 100 is refused: a row must hold"),
         (["--workers", "40"], "--batch-size: 32 is refused: 40 workers need a sample each"),

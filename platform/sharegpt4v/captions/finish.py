@@ -14,6 +14,7 @@ import numpy as np
 
 from sharegpt4v.atomic import make_folder, publish, sync, write_atomic
 from sharegpt4v.captions.layout import CaptionRun
+from sharegpt4v.captions.notes import read_note
 from sharegpt4v.captions.outcomes import outcome_files, read_outcomes, session_of, set_aside
 from sharegpt4v.captions.retry import end_retry
 from sharegpt4v.captions.sessions import Commit, note_end, read_sessions, session_times, thinned
@@ -33,7 +34,7 @@ def commits(run: CaptionRun) -> list[Commit]:
     Kept as work/commits.json, too: compacting removes the files, and a kill may follow at once.
     """
     path = run.path / "work" / "commits.json"
-    known: dict[str, Commit] = json.loads(path.read_text()) if path.exists() else {}
+    known: dict[str, Commit] = read_note(path) or {}
     for file in outcome_files(run):
         table = read_outcomes(file, ["row"])
         if table is not None:

@@ -3,7 +3,6 @@
 Memory holds 24 bytes for each image of a run.
 """
 
-import json
 from collections import Counter
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -16,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sharegpt4v.captions import parts
+from sharegpt4v.captions.notes import read_summary
 from sharegpt4v.captions.overview import count_lengths
 from sharegpt4v.captions.page import printable
 from sharegpt4v.captions.sample import sampling_keys
@@ -83,7 +83,7 @@ def read_side(run: Path) -> Side:
     return Side(
         run=run,
         settings=settings,
-        summary=json.loads((run / "summary.json").read_text(encoding="utf-8")),
+        summary=read_summary(run),
         lengths=lengths,
         captions=_joined(captions),
         texts=_joined(texts),

@@ -4,7 +4,6 @@ The page loads nothing: style, script, charts and pictures are inside. All capti
 only the sampled ones become Python objects.
 """
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 
 from sharegpt4v.atomic import write_atomic
 from sharegpt4v.captions.cards import Card, add_pictures, make_card, source_label
+from sharegpt4v.captions.notes import read_summary
 from sharegpt4v.captions.overview import Overview, read_overview
 from sharegpt4v.captions.page import MAX_BYTES, PAGE_BYTES, printable, template
 from sharegpt4v.captions.toy_warning import toy_warning
@@ -51,7 +51,7 @@ def write_report(run: Path, *, root: str | None, sample: int = MAX_SAMPLE, seed:
     """
     if not 0 <= sample <= MAX_SAMPLE:
         raise UserError(f"{sample} captions are too many: a report shows 0 to {MAX_SAMPLE}", field="sample")
-    summary: dict[str, Any] = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    summary = read_summary(run)
     settings = read_settings(run)
     overview = read_overview(run, sample, seed)
     rows = sorted(overview.captions + overview.rejects, key=lambda row: row["key"])

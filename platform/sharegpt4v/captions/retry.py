@@ -8,6 +8,7 @@ import json
 
 from sharegpt4v.atomic import write_atomic
 from sharegpt4v.captions.layout import CaptionRun
+from sharegpt4v.captions.notes import read_note
 from sharegpt4v.captions.sessions import next_session
 from sharegpt4v.credentials import without_credentials
 
@@ -17,8 +18,7 @@ def retry_since(run: CaptionRun, reason: str, root: str) -> int:
 
     reason: which rejects, or all. root: where the images are; below another one all are tried again.
     """
-    path = run.retry
-    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    known = read_note(run.retry) or {}
     if (known.get("reason"), known.get("root")) == (reason, without_credentials(root)):
         return int(known["since"])
     return next_session(run)

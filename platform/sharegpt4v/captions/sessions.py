@@ -11,6 +11,7 @@ from typing import Any, TypedDict
 
 from sharegpt4v.atomic import make_folder, write_atomic
 from sharegpt4v.captions.layout import CaptionRun
+from sharegpt4v.captions.notes import read_note
 from sharegpt4v.engine.stats import EngineStats
 
 
@@ -28,7 +29,7 @@ SHOWN = 400
 
 def next_session(run: CaptionRun) -> int:
     """Returns the number of the session that begins next: one more than any before had."""
-    return 1 + max((int(p.stem) for p in run.sessions.glob("*.json")), default=-1)
+    return 1 + max((int(p.stem) for p in run.sessions.glob("*.json") if p.stem.isdecimal()), default=-1)
 
 
 def begin_session(run: CaptionRun, started: float) -> Path:
@@ -67,12 +68,18 @@ def note_engines(run: CaptionRun, number: int, engines: EngineStats) -> None:
 
 def _note(run: CaptionRun, number: int, facts: dict[str, Any]) -> None:
     path = run.sessions / f"{number:04}.json"
-    write_atomic(path, json.dumps(json.loads(path.read_text()) | facts))
+    known = read_note(path)
+    if known is not None:
+        write_atomic(path, json.dumps(known | facts))
 
 
 def read_sessions(run: CaptionRun) -> list[dict[str, Any]]:
-    """Reads all sessions in order: number, started, ended (unless killed) and engines (where noted)."""
-    return [json.loads(path.read_text()) for path in sorted(run.sessions.glob("*.json"))]
+    """Reads all sessions in order: number, started, ended (unless killed) and engines (where noted).
+
+    Leaves out damaged ones: without their times the run can still be finished.
+    """
+    notes = (read_note(path) for path in sorted(run.sessions.glob("*.json")))
+    return [note for note in notes if note is not None and {"number", "started"} <= note.keys()]
 
 
 def session_times(

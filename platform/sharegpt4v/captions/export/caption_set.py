@@ -1,6 +1,5 @@
 """The captions of one run as the formats read them, whether the run is finished or not."""
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ import pyarrow.compute as pc
 from sharegpt4v.captions import parts
 from sharegpt4v.captions.export.snapshot import take_snapshot
 from sharegpt4v.captions.layout import CaptionRun
+from sharegpt4v.captions.notes import read_summary
 from sharegpt4v.errors import UserError
 from sharegpt4v.run.settings import read_settings
 
@@ -84,7 +84,7 @@ def open_captions(run: Path, scratch: Path, *, partial: bool, progress: Progress
     settings = read_settings(run)
     finished = (run / "_SUCCESS").exists()
     if finished:
-        summary: dict[str, Any] = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+        summary = read_summary(run)
     elif partial:
         facts = {key: settings[key] for key in ("root", "model", "engine", "prompt_id")}
         summary = take_snapshot(CaptionRun(run), scratch, facts)
