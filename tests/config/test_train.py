@@ -2,11 +2,13 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from sharegpt4v.config.base import resolve
 from sharegpt4v.config.train import CONFIGS, STAGES, StageName, TrainConfig
+from sharegpt4v.config.yaml_file import load_yaml
 from sharegpt4v.errors import UserError
 
 
@@ -66,14 +68,13 @@ def test_an_unknown_number_of_workers_is_refused() -> None:
         preset("sft", "toy", workers="0")
 
 
-def test_packing_is_switched_off_by_a_word_that_yaml_takes_for_false() -> None:
-    assert [preset("sft", "toy", packing=value).packing for value in ("off", False, True)] == [
-        "off",
-        "off",
-        "on",
-    ]
-    with pytest.raises(UserError, match="^packing: "):
-        preset("sft", "toy", packing="rows")
+def test_packing_is_switched_off_by_a_word_and_no_switch(tmp_path: Path) -> None:
+    (tmp_path / "train.yaml").write_text("packing: off\n")
+    assert load_yaml(tmp_path / "train.yaml") == {"packing": "off"}  # as YAML 1.2 has it
+    assert preset("sft", "toy", packing="off").packing == "off"
+    for refused in (False, "rows"):
+        with pytest.raises(UserError, match="^packing: "):
+            preset("sft", "toy", packing=refused)
 
 
 def test_recipes_are_read_without_torch() -> None:

@@ -204,12 +204,6 @@ class TrainConfig(CommandConfig):
         None, description="Ray cluster to run on; default: start one on this machine"
     )
 
-    @field_validator("packing", mode="before")
-    @classmethod
-    def _packing(cls, value: object) -> object:
-        """Takes on and off without quotes from YAML, where they are true and false."""
-        return ("on" if value else "off") if isinstance(value, bool) else value
-
     @field_validator("workers")
     @classmethod
     def _workers(cls, value: str) -> str:
