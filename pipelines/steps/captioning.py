@@ -19,7 +19,7 @@ from pipelines.steps.decoding import pixels_of
 from pipelines.steps.isolation import KILLED_WORKER, KILLED_WORKER_MESSAGE, Isolation, RunStopped
 from pipelines.steps.ledger import LedgerClient
 from pipelines.steps.storage_faults import PUT_OFF
-from sharegpt4v.captions.outcomes import commit_outcomes, is_committed
+from sharegpt4v.captions.outcomes import commit_outcomes, read_committed
 from sharegpt4v.dialogue import Completion, Image, Request, SamplingParams, Turn, sampling_seed
 from sharegpt4v.engine.build import EngineSpec, build_engine
 from sharegpt4v.engine.handle import Engine, EngineClosed, EngineError, Handle
@@ -93,14 +93,15 @@ class Caption:
         return self._table(batch, rows)
 
     def account(self, outcomes: pa.Table) -> None:
-        """Tells the ledger of a table of records.OUTCOMES, and what the engine has done so far.
+        """Tells the ledger of a commit, a table of records.OUTCOMES, and what the engine has done so far.
 
         Raises RunStopped when too much has been rejected.
         """
         rejects = outcomes.filter(pc.equal(outcomes[OUTCOME], "reject"))
         reasons = Counter(rejects["reason"].to_pylist())
         example = f"{rejects['image'][0]}: {rejects['message'][0]}" if len(rejects) else ""
-        stop = self._ledger.count(len(outcomes) - len(rejects), dict(reasons), example)
+        first = outcomes["id"][0].as_py()
+        stop = self._ledger.count(first, len(outcomes) - len(rejects), dict(reasons), example)
         self._ledger.report(self._isolation.worker, self._engine.stats())
         if stop:  # said here, too: images that were never decoded never begin
             raise RunStopped(stop)
@@ -202,12 +203,12 @@ class CaptionAndCommit:
         batch = _without_put_off(batch)
         if not len(batch):
             return pa.table({"rows": [0]})
-        if is_committed(batch, self._outcomes):  # by a worker that died at a later commit of the same block
-            return pa.table({"rows": [len(batch)]})
-        table = self._caption(batch)
-        with full_disk_named(self._outcomes):
-            commit_outcomes(table, self._outcomes)
-        self._caption.account(table)
+        table = read_committed(batch, self._outcomes)  # by a worker that died at a later commit of the block
+        if table is None:
+            table = self._caption(batch)
+            with full_disk_named(self._outcomes):
+                commit_outcomes(table, self._outcomes)
+        self._caption.account(table)  # in both cases: it may have died before the ledger knew
         return pa.table({"rows": [len(table)]})
 
 

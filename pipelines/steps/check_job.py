@@ -69,7 +69,7 @@ class Inspect:
         for row in Isolation(self._ledger, "check").run(ids, work):
             reasons[row], messages[row] = KILLED_WORKER, KILLED_WORKER_MESSAGE
         found = Counter(reason for reason in reasons if reason)
-        self._ledger.count(len(ids) - found.total(), dict(found))
+        self._ledger.count(ids[0], len(ids) - found.total(), dict(found))
         columns = [ids, batch["image"], batch["source"], digests, reasons, messages]
         return pa.table(columns, schema=INSPECTED)
 

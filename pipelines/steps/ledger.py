@@ -50,7 +50,7 @@ class LedgerClient(Protocol):
 
     def end(self, ids: Iterable[str]) -> None: ...
 
-    def count(self, captions: int, reasons: dict[str, int], example: str = "") -> str | None: ...
+    def count(self, first: str, captions: int, reasons: dict[str, int], example: str = "") -> str | None: ...
 
     def put_off(self, key: str, message: str) -> NextStep: ...
 
@@ -85,12 +85,13 @@ class Ledger:
         """Clears images that came through."""
         self._suspects.end(ids)
 
-    def count(self, captions: int, reasons: dict[str, int], example: str = "") -> str | None:
+    def count(self, first: str, captions: int, reasons: dict[str, int], example: str = "") -> str | None:
         """Adds finished images. Returns why the run must stop once too many of them are rejects.
 
+        first: id of the first of them; who takes over a dead worker's block tells of its commits again.
         example: one of the rejects in words.
         """
-        self._statistics.count(captions, reasons)
+        self._statistics.count(first, captions, reasons)
         self._limit.judge(self._statistics.captions, self._statistics.reasons, example)
         return self._limit.stop
 
@@ -164,8 +165,8 @@ class RemoteLedger:
     def end(self, ids: Iterable[str]) -> None:
         _wait(self._actor.end.remote(list(ids)))
 
-    def count(self, captions: int, reasons: dict[str, int], example: str = "") -> str | None:
-        stop: str | None = _wait(self._actor.count.remote(captions, reasons, example))
+    def count(self, first: str, captions: int, reasons: dict[str, int], example: str = "") -> str | None:
+        stop: str | None = _wait(self._actor.count.remote(first, captions, reasons, example))
         return stop
 
     def put_off(self, key: str, message: str) -> NextStep:

@@ -10,6 +10,7 @@ class Statistics:
     """Counts of one session."""
 
     def __init__(self) -> None:
+        self._counted: set[str] = set()
         self.captions = 0
         self.reasons: Counter[str] = Counter()
         """Rejects by reason."""
@@ -17,8 +18,11 @@ class Statistics:
         """Workers whose engine is loaded."""
         self._engines: dict[str, EngineStats] = {}  # worker -> what its engine did so far
 
-    def count(self, captions: int, reasons: Mapping[str, int]) -> None:
-        """Adds finished images."""
+    def count(self, first: str, captions: int, reasons: Mapping[str, int]) -> None:
+        """Adds finished images, once for each first id."""
+        if first in self._counted:
+            return
+        self._counted.add(first)
         self.captions += captions
         self.reasons.update(reasons)
 

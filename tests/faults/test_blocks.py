@@ -28,6 +28,6 @@ def test_a_worker_that_dies_inside_a_block_costs_no_commit_and_counts_none_twice
     assert done.returncode == 0, done.stderr
     assert rows(run, "rejects")["id"].to_pylist() == ["033.jpg"]
     assert rows(run, "captions")["id"].to_pylist() == [name for name in names if name != "033.jpg"]
-    assert "captioned 124 of 124" in done.stderr
+    assert "captioned 124 of 124" in done.stderr, done.stderr
     commits = json.loads((run / "summary.json").read_text())["commits"]
     assert [commit["rows"] for commit in commits] == [4] * 31

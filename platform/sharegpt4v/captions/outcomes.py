@@ -30,13 +30,14 @@ def commit_outcomes(outcomes: pa.Table, folder: Path) -> Path:
     return path
 
 
-def is_committed(rows: pa.Table, folder: Path) -> bool:
-    """Returns whether a session has committed just these rows, given by their columns shard, row and id."""
-    path, place = _path(rows, folder), ["shard", "row", "id"]
+def read_committed(rows: pa.Table, folder: Path) -> pa.Table | None:
+    """Returns what a session has committed of just these rows, given by their columns shard, row and id."""
+    path = _path(rows, folder)
     if not path.exists():
-        return False
-    known = read_outcomes(path, place)
-    return known is not None and all(known[name].equals(rows[name]) for name in place)
+        return None
+    known = read_outcomes(path)
+    same = known is not None and all(known[name].equals(rows[name]) for name in ("shard", "row", "id"))
+    return known if same else None
 
 
 def _path(rows: pa.Table, folder: Path) -> Path:

@@ -207,7 +207,7 @@ def test_the_same_batch_gives_the_same_rows_again() -> None:
 
 def test_a_stopped_run_stops_its_steps() -> None:
     ledger = Ledger(0.0)
-    ledger.count(0, {"missing": 1_000})
+    ledger.count("1", 0, {"missing": 1_000})
     with pytest.raises(RunStopped, match="missing"):
         _caption(ledger)(_decoded("a"))
 
@@ -289,6 +289,14 @@ def test_a_call_that_is_repeated_does_nothing_twice(tmp_path: Path) -> None:
     assert pq.read_table(path).equals(_caption()(batch))
 
 
+def test_a_commit_whose_worker_died_before_the_ledger_knew_is_counted_once(tmp_path: Path) -> None:
+    batch, ledger = _decoded("a", "b", reason={"b": "missing"}), Ledger(1.0)
+    _committing(tmp_path, Ledger(1.0))(batch)  # the dead one
+    for _ in range(2):
+        assert _committing(tmp_path, ledger)(batch)["rows"].to_pylist() == [2]
+    assert (ledger.tally().captions, ledger.tally().reasons) == (1, {"missing": 1})
+
+
 def test_a_block_cut_from_others_commits_each_image_with_its_own_pixels(tmp_path: Path) -> None:
     """Ray Data joins what is left of two row groups, and cuts blocks that grow too large."""
     first, second = _decoded(*"abcdef"), _decoded(*"uvwxyz")
@@ -314,7 +322,7 @@ def test_the_ledger_hears_what_was_committed_and_what_the_engine_has_done(tmp_pa
 
 def test_a_run_that_stops_keeps_what_it_had_finished(tmp_path: Path) -> None:
     ledger = Ledger(0.0)
-    ledger.count(998, {})
+    ledger.count("2", 998, {})
     step = _committing(tmp_path, ledger)
     with pytest.raises(RunStopped, match=r"b\.jpg: b is bad"):
         step(_decoded("a", "b", "c", reason={"b": "missing", "c": "missing"}))

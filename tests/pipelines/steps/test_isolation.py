@@ -44,7 +44,7 @@ def test_stages_hold_nothing_against_each_other() -> None:
 
 def test_a_stopped_run_raises_with_the_reason() -> None:
     ledger = Ledger(0.0)
-    ledger.count(0, {"missing": 1_000})
+    ledger.count("1", 0, {"missing": 1_000})
     with pytest.raises(RunStopped, match="missing"):
         Isolation(ledger, "caption").run(["a"], lambda rows: None)
 

@@ -21,8 +21,8 @@ def test_the_tally_counts_images_by_outcome_and_deaths() -> None:
     ledger = Ledger(max_reject_rate=1.0)
     ledger.begin("dead", ["a"])
     ledger.begin("next", ["a"])
-    ledger.count(3, {"missing": 1})
-    ledger.count(2, {"missing": 1, "empty": 1})
+    ledger.count("1", 3, {"missing": 1})
+    ledger.count("2", 2, {"missing": 1, "empty": 1})
     tally = ledger.tally()
     assert tally == Tally(5, {"missing": 2, "empty": 1}, deaths=1)
     assert (tally.rejects, tally.done) == (3, 8)
@@ -32,5 +32,5 @@ def test_the_tally_counts_images_by_outcome_and_deaths() -> None:
 def test_a_run_that_is_stopped_admits_no_image() -> None:
     ledger = Ledger(max_reject_rate=0.0)
     assert ledger.begin("w", ["a"]).stop is None
-    stop = ledger.count(0, {"missing": 1_000})
+    stop = ledger.count("3", 0, {"missing": 1_000})
     assert stop is not None and ledger.begin("w", ["b"]).stop == stop
