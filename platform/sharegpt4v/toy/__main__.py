@@ -1,9 +1,10 @@
-"""Makes the toy world's images and trains its models: `python -m sharegpt4v.toy COMMAND`."""
+"""Makes the toy world's images, dialogues and foundation models: `python -m sharegpt4v.toy COMMAND`."""
 
 import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         COMMANDS[args.command].run(args)
     except UserError as error:
-        line = f"--{error.field}: {error.text}" if error.field else str(error)
+        line = f"--{error.field.replace('_', '-')}: {error.text}" if error.field else str(error)
         print(f"toy {args.command}: {line}", file=sys.stderr)
         return 2
     return 0
@@ -54,10 +55,15 @@ def _image_flags(parser: argparse.ArgumentParser) -> None:
         choices=sorted(OBJECTS_BY_DIFFICULTY),
         help="1: one to three shapes, well apart; 3: up to seven, overlapping (%(default)s)",
     )
+    parser.add_argument(
+        "--longest-side", type=int, metavar="PX", help="draw them smaller, 128 say, and ten times as fast"
+    )
 
 
 def _write_images(args: argparse.Namespace) -> None:
-    scenes = iter_write_images(args.out, args.count, seed=args.seed, difficulty=args.difficulty)
+    scenes = iter_write_images(
+        args.out, args.count, seed=args.seed, difficulty=args.difficulty, longest_side=args.longest_side
+    )
     for _ in track(scenes, "toy images", total=args.count, console=Console(stderr=True)):
         pass
     print(f"{args.count} images and their truth: {args.out / TRUTH_FILE}")
@@ -79,16 +85,24 @@ def _write_dialogues(args: argparse.Namespace) -> None:
     print(f"{args.count} conversations: {args.out}")
 
 
-def _train_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", choices=("captioner", "lmm"), help="train only this one (both)")
-    parser.add_argument("--steps", type=int, help="batches to train on (default: as the shipped ones)")
-    parser.add_argument("--out", type=Path, help="gets a subfolder a model (default: the shipped ones)")
+def _foundation_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--out", type=Path, help="gets a subfolder a part (default: where the shipped ones are)"
+    )
+    parser.add_argument("--steps", type=int, help="of every part (default: as the shipped ones)")
 
 
-def _train(args: argparse.Namespace) -> None:
-    from sharegpt4v.toy.shipped import make_and_judge
+def _make_foundation(args: argparse.Namespace) -> None:
+    from sharegpt4v.toy.foundation import LENGTHS, make_foundation
+    from sharegpt4v.toy.shipped import FOUNDATION
 
-    make_and_judge(args.model, steps=args.steps, out=args.out)
+    if args.steps is not None and args.steps < 1:
+        raise UserError(f"{args.steps} is too few: give 1 or more", field="steps")
+    lengths = {part: replace(each, steps=args.steps or each.steps) for part, each in LENGTHS.items()}
+    out = args.out or FOUNDATION
+    for part, at in make_foundation(out, lengths):
+        print(f"{part}  step {at.step}/{at.steps}  loss {at.loss:.3f}  {at.seconds:.0f} s", flush=True)
+    print(f"written to {out}")
 
 
 COMMANDS: dict[str, Command] = {
@@ -96,7 +110,9 @@ COMMANDS: dict[str, Command] = {
     "dialogues": Command(
         "write conversations about the scenes of `images`", _dialogue_flags, _write_dialogues
     ),
-    "train": Command("train the toy models again, from scratch", _train_flags, _train),
+    "foundation": Command(
+        "pre-train the parts that the toy chain begins from", _foundation_flags, _make_foundation
+    ),
 }
 
 if __name__ == "__main__":

@@ -4,19 +4,23 @@ Kinds: existence, count, colour, position, words. Answers are a word or a place,
 """
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sharegpt4v.toy.captions import brief_caption, detailed_caption, name_of
 from sharegpt4v.toy.scene import Scene
-from sharegpt4v.toy.sources import COLOURS, COUNTS, PLACES, SHAPES
+from sharegpt4v.toy.sources import COLOURS, COUNTS, PLACES, SHAPES, WORDS
 
 KINDS = ("existence", "count", "colour", "position", "words")
 
 DETAILED = "Describe the image in detail."
 BRIEF = "Describe the image in one sentence."
 """Questions that are answered by the two captions of a scene."""
+
+
+_DRAWN = 4
+"""How often a dialogue draws the questions of a scene: about eleven rounds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +66,23 @@ def _existence(scene: Scene, draw: random.Random) -> Question:
     return Question("existence", f"Is there a {name}?", "yes" if ask_for_one else "no")
 
 
-def dialogue(scene: Scene, seed: int = 0, *, with_caption: bool = True) -> dict[str, Any]:
-    """Returns a conversation of a LLaVA file: all questions of a scene, with its caption at the end."""
-    rounds = [(question.text, question.answer) for question in questions(scene, seed)]
+def wordings() -> Iterator[str]:
+    """Yields texts that hold every word of every question and answer, for the tokenizer's vocabulary."""
+    yield from (BRIEF, DETAILED, "How many shapes are there?", "What does the sign say?")
+    yield from (f"{asked} is the {shape}?" for asked in ("What colour", "Where") for shape in SHAPES)
+    yield from (f"Is there a {colour}" for colour in COLOURS)
+    yield from ("yes", "no", *COUNTS, *COLOURS, *PLACES, *WORDS)
+
+
+def asked_often(scene: Scene, times: int) -> list[tuple[str, str]]:
+    """Returns questions and answers of a scene, drawn several times: about other objects, and none twice."""
+    drawn = [question for seed in range(times) for question in questions(scene, seed)]
+    return list(dict.fromkeys((question.text, question.answer) for question in drawn))
+
+
+def dialogue(scene: Scene, *, with_caption: bool = True) -> dict[str, Any]:
+    """Returns a conversation of a LLaVA file: questions about a scene, with its caption at the end."""
+    rounds = asked_often(scene, _DRAWN)
     if with_caption:
         rounds.append((DETAILED, detailed_caption(scene)))
     turns: list[dict[str, str]] = []

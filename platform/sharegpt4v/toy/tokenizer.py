@@ -10,6 +10,8 @@ from transformers import PreTrainedTokenizerFast
 
 from sharegpt4v.prompts import UNIFIED_CAPTION
 from sharegpt4v.toy.captions import phrases
+from sharegpt4v.toy.cells import NOTHING
+from sharegpt4v.toy.questions import wordings
 
 SPECIAL_TOKENS = (
     "<pad>",
@@ -69,3 +71,4 @@ def _texts() -> Iterator[str]:
         yield text
         yield " " + text
     yield _DIALOGUE
+    yield from (f" {text}" for text in (*wordings(), NOTHING))
