@@ -48,7 +48,8 @@ def test_nothing_beside_our_packages_is_sent(sources: str, tmp_path: Path) -> No
     sent = _sent(_runtime_env([folder / sources, folder]), tmp_path)
     assert {name.split("/")[0] for name in sent} == {*PACKAGES, "README"}
     assert sent["sharegpt4v/toy/checkpoints/captioner/model.safetensors"] > 2**20
-    assert not any("__pycache__" in name for name in sent)
+    assert "sharegpt4v/toy/foundation.py" in sent
+    assert not any("__pycache__" in name or "checkpoints/foundation" in name for name in sent)
     assert 4 * 2**20 < sum(sent.values()) < 8 * 2**20
 
 

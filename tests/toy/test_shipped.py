@@ -87,10 +87,11 @@ def test_the_chain_begins_from_the_shipped_foundation(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_shipped_model_is_shipped_again_with_the_same_bytes(name: str, tmp_path: Path) -> None:
+def test_a_shipped_model_is_shipped_again_with_the_same_weights(name: str, tmp_path: Path) -> None:
     ship(SHIPPED / name, tmp_path / name)
-    for path in (SHIPPED / name).iterdir():
-        assert (tmp_path / name / path.name).read_bytes() == path.read_bytes(), path.name
+    assert {path.name for path in (tmp_path / name).iterdir()} == {p.name for p in (SHIPPED / name).iterdir()}
+    for file in ("model.safetensors", "tokenizer.json", "generation_config.json"):
+        assert (tmp_path / name / file).read_bytes() == (SHIPPED / name / file).read_bytes(), file
 
 
 def test_chat_model_is_shipped_as_convert_would_write_it(tmp_path: Path) -> None:

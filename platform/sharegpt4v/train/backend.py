@@ -12,7 +12,7 @@ from typing import Protocol
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from sharegpt4v.errors import RunFailed
 from sharegpt4v.train.collate import PackedRow
@@ -140,6 +140,7 @@ class PlainBackend:
         self.worker, self.workers = self._group.worker, self._group.workers
         self.device = model.adapter.device
         self._trained = [(n, p) for n, p in model.model.named_parameters() if p.requires_grad]
+        self._buckets = list(_buckets([p for _, p in self._trained]))
         self._optimizers = make_optimizers(model.model, settings)
         self.total, self.meet, self.gather = self._group.total, self._group.meet, self._group.gather
 
@@ -150,10 +151,8 @@ class PlainBackend:
     def backward(self, loss: Tensor, *, last: bool) -> None:
         torch.autograd.backward(loss)
         if last and self._group.many:
-            for _, parameter in self._trained:
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-                dist.all_reduce(parameter.grad)
+            for bucket in self._buckets:
+                _sum_gradients(bucket)
 
     def gradient_norm(self) -> float:
         gradients = [p.grad for _, p in self._trained if p.grad is not None]
@@ -199,3 +198,29 @@ class PlainBackend:
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         for name, parameter in self._model.model.named_parameters():
             yield name, parameter.detach()
+
+
+_BUCKET = 16_000_000
+"""Numbers of a bucket at most, or one parameter that is larger."""
+
+
+def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """Groups parameters of one type, as every exchange of gradients waits for all workers."""
+    bucket: list[nn.Parameter] = []
+    for parameter in parameters:
+        full = sum(p.numel() for p in bucket) + parameter.numel() > _BUCKET
+        if bucket and (full or parameter.dtype != bucket[0].dtype):
+            yield bucket
+            bucket = []
+        bucket.append(parameter)
+    if bucket:
+        yield bucket
+
+
+def _sum_gradients(bucket: Sequence[nn.Parameter]) -> None:
+    """Sums the gradients of some parameters over the workers; zeros where a worker has none."""
+    gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in bucket]
+    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+    dist.all_reduce(flat)
+    for parameter, part in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
+        parameter.grad = part.view_as(parameter)
