@@ -102,19 +102,36 @@ def serve_on_ray(config: ServeConfig, settings: Settings) -> int:
         options = HTTPOptions(host=config.host, port=config.port, keep_alive_timeout_s=KEEP_ALIVE_SECONDS)
         serve.start(http_options=options, proxy_location="HeadOnly")
         try:
-            serve.run(application(config, settings), name=APP, route_prefix="/")
-        except RuntimeError as error:
-            raise RunFailed(f"the models did not start: {' '.join(str(error).split())[:300]}") from error
-        names = ", ".join(info.id for info, _ in settings.models)
-        _wait_ready(f"http://{config.host}:{config.port}/readyz")
-        with _asked_to_stop() as asked:
-            print(f"ready: http://{config.host}:{config.port}/v1 (models: {names})", flush=True)
-            while not asked.wait(0.5):  # without a timeout no signal would be seen
-                pass
-            print(DRAINING, file=sys.stderr, flush=True)
-            drain(config.drain_seconds)
-            serve.shutdown()  # type: ignore[no-untyped-call]
+            _serve_until_stopped(config, settings)
+        except BaseException:  # a start that failed or was interrupted leaves nothing on a cluster
+            _take_down()
+            raise
     return 0
+
+
+def _serve_until_stopped(config: ServeConfig, settings: Settings) -> None:
+    try:
+        serve.run(application(config, settings), name=APP, route_prefix="/")
+    except RuntimeError as error:
+        raise RunFailed(f"the models did not start: {' '.join(str(error).split())[:300]}") from error
+    names = ", ".join(info.id for info, _ in settings.models)
+    _wait_ready(f"http://{config.host}:{config.port}/readyz")
+    with _asked_to_stop() as asked:
+        print(f"ready: http://{config.host}:{config.port}/v1 (models: {names})", flush=True)
+        while not asked.wait(0.5):  # without a timeout no signal would be seen
+            pass
+        print(DRAINING, file=sys.stderr, flush=True)
+        drain(config.drain_seconds)
+        _take_down()
+
+
+def _take_down() -> None:
+    """Ends our application, also one that never became ready, and Serve where the cluster has no other."""
+    applications = serve.status().applications
+    if APP in applications:
+        serve.delete(APP)
+    if set(applications) <= {APP}:
+        serve.shutdown()  # type: ignore[no-untyped-call]
 
 
 def drain(seconds: float) -> bool:

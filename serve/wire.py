@@ -175,7 +175,12 @@ def _asks_for_nothing(item: Any) -> bool:
     name = item["loc"][0]
     if len(item["loc"]) != 1:
         return False
-    return name in NO_EFFECT or any(item["input"] == value for value in UNSUPPORTED.get(str(name), ()))
+    given = item["input"]
+    # True is 1 in Python, and `"n": true` is no number.
+    return name in NO_EFFECT or any(
+        given == value and isinstance(given, bool) == isinstance(value, bool)
+        for value in UNSUPPORTED.get(str(name), ())
+    )
 
 
 def _without(body: bytes, names: set[str]) -> bytes:

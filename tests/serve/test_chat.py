@@ -141,6 +141,7 @@ BAD: dict[str, tuple[dict[str, Any], int, str, str | None]] = {
         "messages.0.content.0",
     ),
     "several answers": ({"n": 2}, 400, "unsupported_parameter", "n"),
+    "no number of answers": ({"n": True}, 400, "unsupported_parameter", "n"),
     "tools": (
         {"tools": [{"type": "function", "function": {"name": "f"}}]},
         400,

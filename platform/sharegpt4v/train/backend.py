@@ -222,5 +222,5 @@ def _sum_gradients(bucket: Sequence[nn.Parameter]) -> None:
     gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in bucket]
     flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
     dist.all_reduce(flat)
-    for parameter, part in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
+    for parameter, part in zip(bucket, torch.split(flat, [p.numel() for p in bucket]), strict=True):
         parameter.grad = part.view_as(parameter)
