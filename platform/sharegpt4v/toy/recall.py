@@ -1,0 +1,115 @@
+"""Exercises of associative recall, with which the toy language model's pre-training begins.
+
+Answering a question about a list takes induction heads (Olsson et al. 2022, arXiv:2209.11895): one layer
+marks every word with the words before it, a later one finds the place that is marked with what was asked.
+Trained on dialogues alone, a model of three layers guesses among all that is listed for as long as was tried
+(77,000 dialogues). Each of these exercises needs one thing more than the one before it, and is learned
+within a few hundred steps.
+"""
+
+from collections.abc import Mapping, Sequence
+from random import Random
+
+from transformers import PreTrainedTokenizerFast
+
+from sharegpt4v.templates import IGNORE_INDEX, TrainingIds
+from sharegpt4v.toy.sources import COLOURS, PLACES, SHAPES, SIZES
+
+_LENGTH = 192
+"""Tokens of an exercise in copying or looking up, at most."""
+
+_VALUES = (*SIZES, "top", "left", "right", "bottom", "centre", "yes", "no")
+_MOST_PAIRS = 8
+_GRID = 3
+"""Keys of two words are of so many colours and shapes: neither word tells alone which of them is meant."""
+
+_MOST_THINGS = 6
+_COLOURS = tuple(COLOURS)
+_Name = tuple[str, str]
+_NAMES: Sequence[_Name] = [(colour, shape) for colour in COLOURS for shape in SHAPES]
+
+
+class Exercises:
+    """Makes exercises as token ids; only what can be known from the text before it has a label."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self._tokenizer = tokenizer
+        self._colours, self._shapes, self._values = map(self._words, (_COLOURS, SHAPES, _VALUES))
+        (self._comma,) = tokenizer.encode(",", add_special_tokens=False)
+
+    def copying(self, draw: Random) -> TrainingIds:
+        """Repeats the first of two or three words, again and again: `red top red, small ring small, ...`."""
+        words, text = self._colours + self._shapes + self._values, _Text(self._tokenizer)
+        group = draw.choice((2, 3))
+        while len(text.ids) + group + 2 <= _LENGTH:
+            chosen = [draw.choice(words) for _ in range(group)]
+            text.add(chosen)
+            text.add(chosen[:1], labelled=True)
+            text.add([self._comma])
+        return text.done()
+
+    def lookup(self, draw: Random) -> TrainingIds:
+        """Lists keys of one or two words with a value each, then again in other orders."""
+        count = draw.randint(2, _MOST_PAIRS)
+        pairs = list(zip(self._keys(draw, count), draw.sample(self._values, count), strict=True))
+        text, known = _Text(self._tokenizer), False
+        while len(text.ids) + sum(len(key) + 2 for key, _ in pairs) <= _LENGTH:
+            draw.shuffle(pairs)
+            for key, value in pairs:
+                text.add(key)
+                text.add([value], labelled=known)
+                text.add([self._comma])
+            known = True
+        return text.done()
+
+    def answering(self, draw: Random) -> TrainingIds:
+        """Lists things with their places and asks about them, also for such as are almost there."""
+        names = draw.sample(_NAMES, draw.randint(2, _MOST_THINGS))
+        places = dict(zip(names, draw.sample(PLACES, len(names)), strict=True))
+        text = _Text(self._tokenizer)
+        for name, place in places.items():
+            text.add(self._ids(f"{draw.choice(tuple(SIZES))} {' '.join(name)} {place},"))
+        while len(text.ids) < _LENGTH:
+            question, answer = _question(places, draw)
+            text.add(self._ids(question))
+            text.add(self._ids(answer), labelled=True)
+        return text.done()
+
+    def _keys(self, draw: Random, count: int) -> Sequence[list[int]]:
+        if draw.random() < 2 / 3:
+            return [[key] for key in draw.sample(self._colours + self._shapes, count)]
+        colours, shapes = draw.sample(self._colours, _GRID), draw.sample(self._shapes, _GRID)
+        return draw.sample([[colour, shape] for colour in colours for shape in shapes], count)
+
+    def _words(self, words: Sequence[str]) -> list[int]:
+        return [token for word in words for token in self._ids(word)]
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(f" {text}", add_special_tokens=False)
+        return ids
+
+
+def _question(places: Mapping[_Name, str], draw: Random) -> tuple[str, str]:
+    """Returns a question about one of the things, and its answer; half of them are for the place."""
+    colour, shape = draw.choice(tuple(places))
+    kind = draw.choice(("place", "place", "colour", "existence"))
+    if kind == "colour" and sum(other == shape for _, other in places) == 1:
+        return f"What colour is the {shape}?", colour
+    if kind == "existence":
+        near = draw.choice(((colour, shape), (colour, draw.choice(SHAPES)), (draw.choice(_COLOURS), shape)))
+        return f"Is there a {' '.join(near)}?", "yes" if near in places else "no"
+    return f"Where is the {colour} {shape}?", places[colour, shape]
+
+
+class _Text:
+    """Token ids with their labels, from the beginning of a text on."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self.ids, self._labels = [tokenizer.bos_token_id], [IGNORE_INDEX]
+
+    def add(self, ids: Sequence[int], *, labelled: bool = False) -> None:
+        self.ids += ids
+        self._labels += ids if labelled else [IGNORE_INDEX] * len(ids)
+
+    def done(self) -> TrainingIds:
+        return TrainingIds(self.ids, self._labels)
