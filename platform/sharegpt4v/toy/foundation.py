@@ -37,7 +37,7 @@ _LINES = 50
 """Steps from one line of progress to the next."""
 
 
-LENGTHS = {"tower": Length(2000, 64), "language": Length(1500, 16), "captioner": Length(2000, 64)}
+LENGTHS = {"tower": Length(2000, 64), "language": Length(1150, 32), "captioner": Length(2000, 64)}
 """By part, in the order in which they are made: the captioner takes the language model."""
 
 

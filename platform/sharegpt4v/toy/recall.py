@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from sharegpt4v.templates import IGNORE_INDEX, TrainingIds
 from sharegpt4v.toy.sources import COLOURS, PLACES, SHAPES, SIZES
 
-_LENGTH = 192
+_LENGTH = 96
 """Tokens of an exercise in copying or looking up, at most."""
 
 _VALUES = (*SIZES, "top", "left", "right", "bottom", "centre", "yes", "no")
@@ -34,8 +34,9 @@ class Exercises:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self._tokenizer = tokenizer
+        self.in_order = (self.copying, self.lookup, self.asked_lookup, self.answering)
         self._colours, self._shapes, self._values = map(self._words, (_COLOURS, SHAPES, _VALUES))
-        (self._comma,) = tokenizer.encode(",", add_special_tokens=False)
+        self._comma, self._mark = (tokenizer.encode(sign, add_special_tokens=False)[0] for sign in ",?")
 
     def copying(self, draw: Random) -> TrainingIds:
         """Repeats the first of two or three words, again and again: `red top red, small ring small, ...`."""
@@ -50,13 +51,20 @@ class Exercises:
 
     def lookup(self, draw: Random) -> TrainingIds:
         """Lists keys of one or two words with a value each, then again in other orders."""
+        return self._lookup(draw, [])
+
+    def asked_lookup(self, draw: Random) -> TrainingIds:
+        """Does as `lookup`, with a question mark between key and value from the second time on."""
+        return self._lookup(draw, [self._mark])
+
+    def _lookup(self, draw: Random, between: list[int]) -> TrainingIds:
         count = draw.randint(2, _MOST_PAIRS)
         pairs = list(zip(self._keys(draw, count), draw.sample(self._values, count), strict=True))
         text, known = _Text(self._tokenizer), False
-        while len(text.ids) + sum(len(key) + 2 for key, _ in pairs) <= _LENGTH:
+        while len(text.ids) + sum(len(key) + 3 for key, _ in pairs) <= _LENGTH:
             draw.shuffle(pairs)
             for key, value in pairs:
-                text.add(key)
+                text.add([*key, *between] if known else key)
                 text.add([value], labelled=known)
                 text.add([self._comma])
             known = True

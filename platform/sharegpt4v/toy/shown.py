@@ -34,8 +34,8 @@ _WRITTEN = (1, 2, 3, 3)
 _ASKED = 4
 """How often a text asks its questions, each time of other objects."""
 
-_ENDS = (0.07, 0.24, 0.5)
-"""Shares of the steps after which copying, looking up and answering end, and dialogues begin."""
+_ENDS = (0.09, 0.28, 0.37, 0.62)
+"""Shares of the steps after which each exercise of recall makes way for the next, the last for dialogues."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class Texts(Dataset[Sample]):
             return Sample(self._dialogue(index), ())
         if stage and index % 4 == 0:  # or it is forgotten while the next is learned
             stage -= 1
-        exercise = (self._exercises.copying, self._exercises.lookup, self._exercises.answering)[stage]
+        exercise = self._exercises.in_order[stage]
         return Sample(exercise(Random(f"{WORLD}:{index}")), ())
 
     def _dialogue(self, index: int) -> TrainingIds:
