@@ -24,6 +24,7 @@ _GRID = 3
 """Keys of two words are of so many colours and shapes: neither word tells alone which of them is meant."""
 
 _MOST_THINGS = 6
+_ROUNDS = 6
 _COLOURS = tuple(COLOURS)
 _Name = tuple[str, str]
 _NAMES: Sequence[_Name] = [(colour, shape) for colour in COLOURS for shape in SHAPES]
@@ -71,14 +72,11 @@ class Exercises:
         return text.done()
 
     def answering(self, draw: Random) -> TrainingIds:
-        """Lists things with their places and asks about them, also for such as are almost there."""
-        names = draw.sample(_NAMES, draw.randint(2, _MOST_THINGS))
-        places = dict(zip(names, draw.sample(PLACES, len(names)), strict=True))
+        """Asks about a list of things, without the words that a template puts between."""
+        listed, rounds = things_asked(draw)
         text = _Text(self._tokenizer)
-        for name, place in places.items():
-            text.add(self._ids(f"{draw.choice(tuple(SIZES))} {' '.join(name)} {place},"))
-        while len(text.ids) < _LENGTH:
-            question, answer = _question(places, draw)
+        text.add(self._ids(f"{listed},"))
+        for question, answer in rounds:
             text.add(self._ids(question))
             text.add(self._ids(answer), labelled=True)
         return text.done()
@@ -97,8 +95,16 @@ class Exercises:
         return ids
 
 
+def things_asked(draw: Random) -> tuple[str, list[tuple[str, str]]]:
+    """Returns a list of things with their places, and questions about them with their answers."""
+    names = draw.sample(_NAMES, draw.randint(2, _MOST_THINGS))
+    places = dict(zip(names, draw.sample(PLACES, len(names)), strict=True))
+    listed = [f"{draw.choice(tuple(SIZES))} {' '.join(name)} {place}" for name, place in places.items()]
+    return ", ".join(listed), [_question(places, draw) for _ in range(_ROUNDS)]
+
+
 def _question(places: Mapping[_Name, str], draw: Random) -> tuple[str, str]:
-    """Returns a question about one of the things, and its answer; half of them are for the place."""
+    """Returns a question about one of the things, or about one that is almost there, and its answer."""
     colour, shape = draw.choice(tuple(places))
     kind = draw.choice(("place", "place", "colour", "existence"))
     if kind == "colour" and sum(other == shape for _, other in places) == 1:

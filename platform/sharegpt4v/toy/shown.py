@@ -16,7 +16,7 @@ from sharegpt4v.templates import TEMPLATES, TrainingIds
 from sharegpt4v.toy.captions import detailed_caption
 from sharegpt4v.toy.cells import Region, cell_phrases, regions
 from sharegpt4v.toy.questions import DETAILED, asked_often
-from sharegpt4v.toy.recall import Exercises
+from sharegpt4v.toy.recall import Exercises, things_asked
 from sharegpt4v.toy.render import render
 from sharegpt4v.toy.scene import Scene, make_scene
 from sharegpt4v.toy.sources import PLACES, SOURCES
@@ -32,9 +32,9 @@ _WRITTEN = (1, 2, 3, 3)
 """Of texts: among seven objects it pays to look up the one that is asked for, among two it pays to guess."""
 
 _ASKED = 4
-"""How often a text asks its questions, each time of other objects."""
+"""How often a text asks the questions of a scene, each time of other objects."""
 
-_ENDS = (0.09, 0.28, 0.37, 0.62)
+_ENDS = (0.09, 0.28, 0.37, 0.6)
 """Shares of the steps after which each exercise of recall makes way for the next, the last for dialogues."""
 
 
@@ -61,7 +61,7 @@ class Pictures(Dataset[tuple[Image, list[Region]]]):
 
 
 class Texts(Dataset[Sample]):
-    """Exercises of recall, each kind for a share of the steps, then dialogues about scenes in words."""
+    """Exercises of recall, each kind for a share of the steps, then dialogues about things and scenes."""
 
     def __init__(self, length: Length, tokenizer: PreTrainedTokenizerFast) -> None:
         self.length = length
@@ -83,29 +83,32 @@ class Texts(Dataset[Sample]):
         return Sample(exercise(Random(f"{WORLD}:{index}")), ())
 
     def _dialogue(self, index: int) -> TrainingIds:
-        """Makes a dialogue about a caption, or about a list of what is in each cell.
+        """Makes a dialogue about things, as the last exercise, or about a scene.
 
-        Every fourth is in the captioner's template.
+        A scene is told by its caption or by a list of what is in each cell; one in four is to be captioned.
         """
+        if index % 2:
+            return self._chat(*things_asked(Random(f"{WORLD}:{index}")))
         scene = _scene(index, self.length, _WRITTEN)
-        listed = detailed_caption(scene)
-        if index % 4 != 2:
-            cells = zip(PLACES, cell_phrases(scene), strict=True)
-            listed = f"{scene.background}: {', '.join(f'{place} {phrase}' for place, phrase in cells)}."
-        return (self._chat if index % 4 else self._captioner)(scene, listed)
+        cells = zip(cell_phrases(scene), PLACES, strict=True)
+        listed = f"{scene.background}: {', '.join(map(' '.join, cells))}."
+        match index // 2 % 4:
+            case 0:
+                question = Turn("user", f"{listed}\n{UNIFIED_CAPTION.text}")
+                answer = Turn("assistant", detailed_caption(scene))
+                return self._templates["captioner"].example([question, answer])
+            case 1:
+                rounds = [*asked_often(scene, _ASKED), (DETAILED, detailed_caption(scene))]
+                return self._chat(listed, rounds)
+            case 2:
+                return self._chat(detailed_caption(scene), asked_often(scene, _ASKED))
+            case _:
+                return self._chat(listed, asked_often(scene, _ASKED))
 
-    def _captioner(self, scene: Scene, listed: str) -> TrainingIds:
-        question = Turn("user", f"{listed}\n{UNIFIED_CAPTION.text}")
-        return self._templates["captioner"].example([question, Turn("assistant", detailed_caption(scene))])
-
-    def _chat(self, scene: Scene, listed: str) -> TrainingIds:
-        """Asks much of one scene: looking something up in a list is learned by doing it often."""
-        rounds = asked_often(scene, _ASKED)
-        if scene.index % 4 == 1:  # of a list, not of the caption itself
-            rounds.append((DETAILED, detailed_caption(scene)))
+    def _chat(self, told: str, rounds: Sequence[tuple[str, str]]) -> TrainingIds:
         turns = []
         for number, (question, answer) in enumerate(rounds):
-            asked = question if number else f"{listed}\n{question}"
+            asked = question if number else f"{told}\n{question}"
             turns += [Turn("user", asked), Turn("assistant", answer)]
         return self._templates["vicuna_v1"].example(turns)
 
