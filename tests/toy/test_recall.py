@@ -36,7 +36,7 @@ def _groups(ids: TrainingIds) -> list[list[tuple[str, bool]]]:
 @pytest.mark.parametrize("seed", range(20))
 def test_copying_repeats_the_first_word_of_each_group(seed: int) -> None:
     groups = _groups(EXERCISES.copying(Random(seed)))
-    assert len({len(group) for group in groups}) == 1 and len(groups) > 30
+    assert len({len(group) for group in groups}) == 1 and len(groups) > 15
     for group in groups:
         assert group[-1] == (group[0][0], True) and not any(labelled for _, labelled in group[:-1])
 
