@@ -50,8 +50,8 @@ class _DrainingServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
-        host, port = self.servers[0].sockets[0].getsockname()[:2]
-        print(f"ready: http://{host}:{port}/v1 (models: {', '.join(self._api.models)})", flush=True)
+        url = url_of(*self.servers[0].sockets[0].getsockname()[:2])
+        print(f"ready: {url}/v1 (models: {', '.join(self._api.models)})", flush=True)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._draining or self._api.admission.draining:
@@ -74,7 +74,11 @@ def serve_here(settings: Settings, host: str, port: int, drain_seconds: float) -
     models = [ServedModel(build_engine(spec), info, settings.hang_seconds) for info, spec in settings.models]
     try:
         api = Api(
-            {model.info.id: model for model in models}, settings.limits, settings.keys, settings.captions
+            {model.info.id: model for model in models},
+            settings.limits,
+            settings.keys,
+            settings.captions,
+            logs_texts=settings.log_texts,
         )
         _raise_open_files()
         config = uvicorn.Config(
@@ -90,6 +94,11 @@ def serve_here(settings: Settings, host: str, port: int, drain_seconds: float) -
         for model in models:
             model.engine.close()
     return 0
+
+
+def url_of(host: str, port: int) -> str:
+    """Returns the URL of a server that listens on an address, which may be IPv6."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _raise_open_files() -> None:

@@ -23,6 +23,7 @@ class Settings:
     captions: CaptionRules
     keys: dict[str, str]
     hang_seconds: float
+    log_texts: bool
 
 
 def make_settings(config: ServeConfig) -> Settings:
@@ -53,7 +54,7 @@ def make_settings(config: ServeConfig) -> Settings:
         raise UserError(f"both models are called {names[0]}: give another name", field="chat_name")
     gate = GateRules(config.gate.min_characters, script=config.gate.script)
     rules = CaptionRules(config.captions.max_new_tokens, config.captions.repetition_penalty, gate)
-    return Settings(models, _limits(config, len(models)), rules, keys, config.hang_seconds)
+    return Settings(models, _limits(config, len(models)), rules, keys, config.hang_seconds, config.log_texts)
 
 
 def _limits(config: ServeConfig, models: int) -> Limits:

@@ -97,6 +97,9 @@ class ServeConfig(CommandConfig):
     api_keys: Annotated[Path | None, SERVER] = Field(
         None, description="file of NAME sha256:HEX lines, which `python -m serve.keys NAME` prints"
     )
+    log_texts: Annotated[bool, SERVER] = Field(
+        False, description="questions and answers in the log, too; images never"
+    )
     drain_seconds: Annotated[float, SERVER] = Field(
         60.0, ge=0, description="how long answers in progress may take after SIGTERM"
     )
