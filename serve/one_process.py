@@ -32,7 +32,11 @@ class _Protocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
-        self.loop.call_later(KEEP_ALIVE_SECONDS, self._close_silent)
+        self._silent = self.loop.call_later(KEEP_ALIVE_SECONDS, self._close_silent)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._silent.cancel()  # or it would hold this object, and its buffers, for so long
+        super().connection_lost(exc)
 
     def _close_silent(self) -> None:
         if self.cycle is None and not self.transport.is_closing():
