@@ -1,4 +1,4 @@
-"""`serve --address` on a cluster that has an application of Ray Serve already: it comes and goes beside it."""
+"""`serve --address` on a cluster that has an application of Ray Serve already: it leaves that alone."""
 
 import signal
 import subprocess
