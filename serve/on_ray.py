@@ -32,6 +32,13 @@ from sharegpt4v.engine.build import EngineSpec
 from sharegpt4v.errors import RunFailed, UserError
 
 APP = "sharegpt4v"
+
+_FAST_PROXY = "RAY_SERVE_PROXY_USE_GRPC"
+"""Has Ray's proxy get answers by gRPC instead of through objects of Ray, one a chunk: see benchmarks/README.md.
+
+Replicas listen for it in any case. Clusters read it where they are started.
+"""
+
 _REFUSALS = 1_000
 """Requests beside those admitted that may be at a replica, which refuses them at once.
 
@@ -98,6 +105,7 @@ def _deployment(
 def serve_on_ray(config: ServeConfig, settings: Settings) -> int:
     """Serves until SIGTERM or Ctrl-C, and finishes the answers in progress."""
     _refuse_port_in_use(config)
+    os.environ.setdefault(_FAST_PROXY, "1")  # read by the processes of a cluster that is started here
     with ray_session(config.address):
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         options = HTTPOptions(host=config.host, port=config.port, keep_alive_timeout_s=KEEP_ALIVE_SECONDS)
