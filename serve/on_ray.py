@@ -34,7 +34,7 @@ from sharegpt4v.errors import RunFailed, UserError
 APP = "sharegpt4v"
 
 _FAST_PROXY = "RAY_SERVE_PROXY_USE_GRPC"
-"""Has Ray's proxy get answers by gRPC instead of through objects of Ray, one a chunk: see benchmarks/README.md.
+"""Has the proxy get answers by gRPC, not through objects of Ray, one a chunk: see benchmarks/README.md.
 
 Replicas listen for it in any case. Clusters read it where they are started.
 """
