@@ -33,10 +33,8 @@ quickstart: setup  ## caption 200 toy images with the toy captioner, and show wh
 	$(BIN)/python -m sharegpt4v.toy images --out toy-images --count 200
 	$(BIN)/sharegpt4v caption --images toy-images --out $(RUN)
 
-# Ends with Ctrl-C, which ends the server as well.
-demo: setup  ## serve both toy models and open the demo: http://127.0.0.1:7860
-	$(BIN)/sharegpt4v serve --without-ray & server=$$!; trap 'kill $$server' EXIT; \
-	$(BIN)/sharegpt4v demo --port $(DEMO_PORT)
+demo: setup  ## serve both toy models and the demo's page, until Ctrl-C: http://127.0.0.1:7860
+	$(BIN)/sharegpt4v demo --toys --port $(DEMO_PORT)
 
 # Both halves run, whatever the first one finds.
 test: setup  ## the tests: nine minutes on two cores; at the end a table of what was skipped

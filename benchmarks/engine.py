@@ -7,10 +7,11 @@ for each line, the batch size it is fastest with on a part of the requests: gene
 come; generate with a static cache and requests sorted by their true length, which no job knows; and
 transformers' continuous batching. vLLM, eager and compiled, runs in its own environment where that is there
 (`make vllm`), on the same requests with as many at once as the engine has slots. `decode` has prompts of one
-token.
+token; `bfloat16` puts the engine in that type beside itself in float32.
 """
 
 import argparse
+import copy
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -92,7 +93,7 @@ def make_requests(count: int, prompt_tokens: int, equal: bool = False) -> list[R
 def ours(model: Any, requests: Sequence[Request], size: int, threads: int) -> tuple[float, TorchEngine]:
     """Tokens/s, start of the first request to end of the last, and the closed engine."""
     longest = max(int(request.turns[0].text) + request.sampling.max_new_tokens for request in requests)
-    adapter = cast(Adapter, PromptAdapter(model))
+    adapter = cast(Adapter, PromptAdapter(model, next(model.parameters(), torch.empty(0)).dtype))
     with closing(TorchEngine(adapter, "bench@0", size, max_context=longest + 1, threads=threads)) as engine:
         start = time.perf_counter()
         handles = [engine.submit(request) for request in requests]
@@ -173,6 +174,30 @@ def one_by_one(name: str, model: Any, requests: Sequence[Request], slots: int, t
     )
 
 
+def in_half(
+    name: str, model: Any, requests: Sequence[Request], sizes: Sequence[int], rounds: int, threads: int
+) -> None:
+    """Prints the engine's rate in bfloat16 beside float32, taking turns, each with its own best size."""
+    models = {"float32": model, "bfloat16": copy.deepcopy(model).to(torch.bfloat16)}
+    probe = requests[: max(sizes)]
+
+    def rate_of(one: Any, size: int) -> float:
+        return ours(one, probe, size, threads)[0]
+
+    best = {kind: best_size(partial(rate_of, one), sizes) for kind, one in models.items()}
+    rates: dict[str, list[float]] = {kind: [] for kind in models}
+    for _ in range(rounds):
+        for kind, one in models.items():
+            rates[kind].append(ours(one, requests, best[kind], threads)[0])
+    ratios = sorted(half / whole for half, whole in zip(rates["bfloat16"], rates["float32"], strict=True))
+    print(
+        f"{name}: "
+        + ", ".join(f"{kind} {median(rates[kind]):,.0f} tokens/s ({best[kind]} slots)" for kind in models)
+        + f", ratio {median(ratios):.2f} ({', '.join(f'{ratio:.2f}' for ratio in ratios)})",
+        flush=True,
+    )
+
+
 def measure(name: str, model: Any, options: argparse.Namespace, sides: Mapping[str, Side]) -> None:
     """The lines of one model."""
     count, sizes = options.requests, [int(size) for size in options.sizes.split(",")]
@@ -186,6 +211,9 @@ def measure(name: str, model: Any, options: argparse.Namespace, sides: Mapping[s
         if label.split()[0] in options.lines:
             requests = make_requests(number, prompt, equal)
             compare(f"{name}, {label}", model, requests, sizes, options.rounds, options.threads, sides)
+    if "bfloat16" in options.lines:
+        requests = make_requests(count, 32)
+        in_half(f"{name}, bfloat16", model, requests, sizes, options.rounds, options.threads)
     if "alone" in options.lines:
         one_by_one(f"{name}, one by one", model, make_requests(count, 32), max(sizes), options.threads)
 
@@ -227,7 +255,7 @@ def main() -> None:
     )
     parser.add_argument("--requests", type=int, default=512)
     parser.add_argument(
-        "--lines", default="decode,32-token,equal,576-token,alone", help="which comparisons to make"
+        "--lines", default="decode,32-token,equal,576-token,bfloat16,alone", help="which comparisons to make"
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)

@@ -3,6 +3,8 @@
 sharegpt4v caption --images photos --out run --decoding.max-new-tokens 200
 """
 
+import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -125,10 +127,7 @@ def _run(command: Command[C], given: dict[str, Any]) -> int:
         config = _resolve(config_class, given)
         if not dry_run:
             return command.action(config)
-        resolved = all_without_credentials(config.model_dump(mode="json"))
-        print(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True), end="")
-        print(without_credentials(command.plan(config)) if command.plan else "")
-        return 0
+        return _show(command, config)
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -139,6 +138,19 @@ def _run(command: Command[C], given: dict[str, Any]) -> int:
     except Exception as error:  # the last resort of a command: one line says why, never a bare traceback
         cause = f"{type(error).__name__}: {_one_line(error)[:300]}"
         return _fail(name, f"{cause} (--debug shows where)", EXIT_PROBLEM, debug)
+
+
+def _show(command: Command[C], config: C) -> int:
+    """Prints the resolved configuration and the plan; a reader that leaves early, as `head` does, may."""
+    resolved = all_without_credentials(config.model_dump(mode="json"))
+    plan = without_credentials(command.plan(config)) if command.plan else ""
+    try:
+        print(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True), end="")
+        print(plan, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
+        return 128 + signal.SIGPIPE
+    return 0
 
 
 def name_flags(text: str, config_class: type[CommandConfig]) -> str:

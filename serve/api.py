@@ -30,7 +30,8 @@ T = TypeVar("T")
 class Api:
     """The routes. models: by the names that clients give; keys: see serve/keys.py, none lets everybody in.
 
-    of_replicas: returns the metrics of every replica's API, this one's own by default.
+    of_replicas: returns the metrics of every replica's API, this one's own by default. logs_texts: whether
+    the log has questions and answers.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Api:
         captions: CaptionRules | None = None,
         admission: Admission | None = None,
         of_replicas: Callable[[], Awaitable[Mapping[str, Families]]] | None = None,
+        logs_texts: bool = False,
     ) -> None:
         self.models = models
         self.limits = limits or Limits()
@@ -48,7 +50,7 @@ class Api:
         self.captions = captions or CaptionRules()
         self.metrics = ApiMetrics()
         self.admission = admission or Admission(self.limits)
-        self._of_replicas = of_replicas
+        self._of_replicas, self._logs_texts = of_replicas, logs_texts
 
     def app(self, at_end: Callable[[], Coroutine[Any, Any, None]] | None = None) -> FastAPI:
         """Makes the ASGI app. at_end: awaited when the server ends."""
@@ -91,6 +93,7 @@ class Api:
             keys=self.keys,
             metrics=self.metrics,
             names_requests=self._of_replicas is None,
+            logs_texts=self._logs_texts,
         )
         describe(app)
         return app
@@ -122,6 +125,7 @@ class Api:
         line.body_read = time.monotonic()
         backend = self.backend(body.model)
         line.more["model"] = body.model
+        line.texts["messages"] = [{"role": one.role, "content": one.text} for one in body.messages]
         if body.stream_options is not None and not body.stream:
             raise ApiError(400, "stream_options needs stream", code="invalid_value", param="stream_options")
         call = await unless_gone(request, prepare_call(body, backend, self.limits, line.id))
@@ -148,9 +152,11 @@ class Api:
         line.body_read = time.monotonic()
         backend = self.backend(body.model) if body.model is not None else self._captioner()
         line.more |= {"model": backend.info.id, "images": len(pictures)}
+        line.texts["prompt"] = body.prompt
         work = caption_all(body, pictures, backend, self.captions, self.limits, line.id)
         answer = await unless_gone(request, work)
         line.more |= answer["usage"]
+        line.texts["captions"] = [row["caption"] for row in answer["data"]]
         for row in answer["data"]:
             verdict = row.get("verdict", {"accepted": False, "reason": "unusable_image"})
             self.metrics.verdicts.labels("accepted" if verdict["accepted"] else verdict["reason"]).inc()

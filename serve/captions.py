@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,8 +21,9 @@ from sharegpt4v.dialogue import Completion
 from sharegpt4v.gate import GateRules, check_caption
 from sharegpt4v.prompts import UNIFIED_CAPTION
 
-_FORM_NUMBERS = {"max_tokens": int, "top_k": int, "seed": int}
-_FORM_FLOATS = {"temperature": float, "top_p": float, "repetition_penalty": float}
+_FORM_NUMBERS = ("max_tokens", "top_k", "seed", "temperature", "top_p", "repetition_penalty")
+
+_JSON_NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,30})(\.[0-9]{1,30})?([eE][-+]?[0-9]{1,3})?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,8 @@ async def _read_form(request: Request, limits: Limits) -> tuple[CaptionRequest, 
                 if name.removesuffix("[]") not in ("image", "images", "file"):
                     raise refused(f"unknown file field {name[:80]}", name[:80], "unknown_parameter")
                 pictures.append(Picture(await value.read(), name, value.filename))
+            elif name in fields:
+                raise refused(f"{name[:80]} is given twice", name[:80])
             else:
                 fields[name] = _number(name, value)
     try:
@@ -82,11 +86,12 @@ async def _read_form(request: Request, limits: Limits) -> tuple[CaptionRequest, 
 
 
 def _number(name: str, text: str) -> Any:
-    kind = (_FORM_NUMBERS | _FORM_FLOATS).get(name)
-    try:
-        return kind(text) if kind else text
-    except ValueError:
-        raise refused(f"{name} must be a number", name) from None
+    """Reads a field as JSON would have it: Python's own numbers may be 1_000 or NaN."""
+    if name not in _FORM_NUMBERS:
+        return text
+    if not _JSON_NUMBER.fullmatch(text):
+        raise refused(f"{name} must be a number", name)
+    return json.loads(text)
 
 
 async def caption_all(

@@ -90,6 +90,7 @@ def note_first_token(line: Any, metrics: ApiMetrics) -> None:
 
 
 def note_completion(line: Any, completion: Completion) -> None:
+    line.texts["answer"] = completion.text
     line.more |= {
         "prompt_tokens": completion.prompt_tokens,
         "completion_tokens": completion.tokens,

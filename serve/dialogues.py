@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from serve.errors import refused
 from serve.images import data_of, pixels
 from serve.limits import Limits
-from serve.wire import ChatRequest, ImagePart, Message, TextPart
+from serve.wire import ChatRequest, ImagePart, Message
 from sharegpt4v.dialogue import Image, ImageShape, Request, SamplingParams, Turn
 
 INSTRUCTIONS = ("system", "developer")
@@ -38,7 +38,7 @@ class Call:
 def chat_call(body: ChatRequest, info: ModelInfo, limits: Limits, request_id: str) -> Call:
     """Decodes a dialogue. Raises ApiError that names the message at fault. Takes milliseconds an image."""
     _check_roles(body.messages, info)
-    images = [part for message in body.messages for part in _parts(message) if isinstance(part, ImagePart)]
+    images = [part for message in body.messages for part in message.parts if isinstance(part, ImagePart)]
     if len(images) > limits.images:
         raise refused(
             f"{len(images)} images in a dialogue, {limits.images} at most", "messages", "too_many_images"
@@ -84,22 +84,16 @@ def _check_roles(messages: list[Message], info: ModelInfo) -> None:
         raise refused("the last message must be the user's", "messages")
 
 
-def _parts(message: Message) -> list[TextPart | ImagePart]:
-    if isinstance(message.content, str):
-        return [TextPart(type="text", text=message.content)]
-    return message.content
-
-
 def _as_turn(message: Message, number: int, info: ModelInfo, limits: Limits) -> Turn:
-    parts, images = _parts(message), []
-    for place, part in enumerate(parts):
+    images = []
+    for place, part in enumerate(message.parts):
         if isinstance(part, ImagePart):
             where = f"messages.{number}.content.{place}.image_url"
             if message.role != "user":
                 raise refused(f"only a user's message has images, not the {message.role}'s", where)
             data = data_of(part.image_url.url, where)
             images.append(pixels(data, info.images, limits, where))
-    text = "\n".join(part.text for part in parts if isinstance(part, TextPart))
+    text = message.text
     if not text and not images:
         raise refused("this message is empty", f"messages.{number}.content")
     role = "system" if message.role == "developer" else message.role

@@ -43,6 +43,7 @@ class Gatekeeping:
     """Wraps the API. keys: names by hash; with none every request is let in, under the name `anyone`.
 
     names_requests: whether answers get the header x-request-id here; Ray Serve's proxy adds its own.
+    logs_texts: whether the log has questions and answers, without their images.
     """
 
     def __init__(
@@ -52,9 +53,10 @@ class Gatekeeping:
         keys: Mapping[str, str],
         metrics: ApiMetrics,
         names_requests: bool = True,
+        logs_texts: bool = False,
     ) -> None:
         self.app, self.admission, self.keys, self.metrics = app, admission, keys, metrics
-        self._names_requests = names_requests
+        self._names_requests, self._logs_texts = names_requests, logs_texts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -122,11 +124,15 @@ class Gatekeeping:
             self.metrics.errors.labels(line.code).inc()
         if line.route in PUBLIC and line.status < 400:
             return  # probes, every few seconds
-        log.info("request", extra={**line.fields(), "seconds": round(seconds, 4)})
+        texts = line.texts if self._logs_texts else {}
+        log.info("request", extra={**line.fields(), **texts, "seconds": round(seconds, 4)})
 
 
 class _Line:
-    """What is known of a request for its line in the log, added to while it is answered."""
+    """What is known of a request for its line in the log, added to while it is answered.
+
+    texts: what was asked and answered, for logs that are to have it.
+    """
 
     def __init__(self, scope: Scope, headers: Mapping[str, str]) -> None:
         own = headers.get("x-request-id", "")
@@ -138,6 +144,7 @@ class _Line:
         self.key = ""
         self.code: str | None = None
         self.more: dict[str, Any] = {}
+        self.texts: dict[str, Any] = {}
 
     def fields(self) -> dict[str, Any]:
         known = {"request_id": self.id, "method": self.method, "route": self.route, "status": self.status}

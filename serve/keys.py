@@ -21,10 +21,11 @@ _LINE = re.compile(r"(?P<name>[\w.@-]{1,64})\s+sha256:(?P<hash>[0-9a-f]{64})")
 def read_keys(path: Path) -> dict[str, str]:
     """Reads a key file: names by hash. Raises UserError for a missing or empty file, or a wrong line.
 
-    The message has the line's number and never its text, which may be a key by mistake.
+    The message has the line's number and never its text, which may be a key by mistake. A key under two names
+    is wrong: its limits and log lines would be those of one of them.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()  # editors on Windows begin with a mark
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is no text"
         raise UserError(f"cannot read {path}: {why}", field="api_keys") from None
@@ -39,7 +40,11 @@ def read_keys(path: Path) -> dict[str, str]:
                 "as `python -m serve.keys NAME` prints it",
                 field="api_keys",
             )
-        keys[found["hash"]] = found["name"]
+        if keys.setdefault(found["hash"], found["name"]) != found["name"]:
+            raise UserError(
+                f"line {number} of {path} has the key of {keys[found['hash']]} under another name",
+                field="api_keys",
+            )
     if not keys:
         raise UserError(
             f"{path} holds no key: `python -m serve.keys NAME >> {path}` adds one", field="api_keys"

@@ -16,13 +16,14 @@ from types import FrameType
 from typing import Any
 
 import httpx
+import ray
 from ray import serve
 from ray.serve.config import AutoscalingConfig, HTTPOptions
 from ray.serve.deployment import Application, Deployment
 
 from cluster.session import cluster_address, inside_job, ray_session
 from serve.board import Board, Report
-from serve.one_process import DRAINING, KEEP_ALIVE_SECONDS, listen
+from serve.one_process import DRAINING, KEEP_ALIVE_SECONDS, listen, url_of
 from serve.replica import FrontReplica, ModelReplica
 from serve.settings import Settings, make_settings
 from sharegpt4v.config.base import resolve
@@ -31,6 +32,13 @@ from sharegpt4v.engine.build import EngineSpec
 from sharegpt4v.errors import RunFailed, UserError
 
 APP = "sharegpt4v"
+
+_FAST_PROXY = "RAY_SERVE_PROXY_USE_GRPC"
+"""Has the proxy get answers by gRPC, not through objects of Ray, one a chunk: see benchmarks/README.md.
+
+Replicas listen for it in any case. Clusters read it where they are started.
+"""
+
 _REFUSALS = 1_000
 """Requests beside those admitted that may be at a replica, which refuses them at once.
 
@@ -97,6 +105,7 @@ def _deployment(
 def serve_on_ray(config: ServeConfig, settings: Settings) -> int:
     """Serves until SIGTERM or Ctrl-C, and finishes the answers in progress."""
     _refuse_port_in_use(config)
+    os.environ.setdefault(_FAST_PROXY, "1")  # read by the processes of a cluster that is started here
     with ray_session(config.address):
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         options = HTTPOptions(host=config.host, port=config.port, keep_alive_timeout_s=KEEP_ALIVE_SECONDS)
@@ -115,14 +124,22 @@ def _serve_until_stopped(config: ServeConfig, settings: Settings) -> None:
     except RuntimeError as error:
         raise RunFailed(f"the models did not start: {' '.join(str(error).split())[:300]}") from error
     names = ", ".join(info.id for info, _ in settings.models)
-    _wait_ready(f"http://{config.host}:{config.port}/readyz")
+    url = url_of(config.host, config.port)
+    place = "" if _proxy_is_here() else ", on the cluster's head"
+    if not place:  # elsewhere the port may be open to the head alone
+        _wait_ready(f"{url}/readyz")
     with _asked_to_stop() as asked:
-        print(f"ready: http://{config.host}:{config.port}/v1 (models: {names})", flush=True)
+        print(f"ready: {url}/v1 (models: {names}{place})", flush=True)
         while not asked.wait(0.5):  # without a timeout no signal would be seen
             pass
         print(DRAINING, file=sys.stderr, flush=True)
         drain(config.drain_seconds)
         _take_down()
+
+
+def _proxy_is_here() -> bool:
+    """Returns whether the proxy, which is on the head alone, is on this machine."""
+    return ray.get_runtime_context().get_node_id() in serve.status().proxies
 
 
 def _take_down() -> None:
@@ -160,7 +177,7 @@ def _wait_ready(url: str, seconds: float = 60.0) -> None:
     """Waits until requests would be answered. Raises RunFailed when that takes too long."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        with suppress(httpx.HTTPError):
+        with suppress(httpx.HTTPError):  # no answer yet
             if httpx.get(url, timeout=5).status_code == 200:
                 return
         time.sleep(0.2)

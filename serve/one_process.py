@@ -32,7 +32,11 @@ class _Protocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
-        self.loop.call_later(KEEP_ALIVE_SECONDS, self._close_silent)
+        self._silent = self.loop.call_later(KEEP_ALIVE_SECONDS, self._close_silent)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._silent.cancel()  # or it would hold this object, and its buffers, for so long
+        super().connection_lost(exc)
 
     def _close_silent(self) -> None:
         if self.cycle is None and not self.transport.is_closing():
@@ -50,8 +54,8 @@ class _DrainingServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
-        host, port = self.servers[0].sockets[0].getsockname()[:2]
-        print(f"ready: http://{host}:{port}/v1 (models: {', '.join(self._api.models)})", flush=True)
+        url = url_of(*self.servers[0].sockets[0].getsockname()[:2])
+        print(f"ready: {url}/v1 (models: {', '.join(self._api.models)})", flush=True)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._draining or self._api.admission.draining:
@@ -74,7 +78,11 @@ def serve_here(settings: Settings, host: str, port: int, drain_seconds: float) -
     models = [ServedModel(build_engine(spec), info, settings.hang_seconds) for info, spec in settings.models]
     try:
         api = Api(
-            {model.info.id: model for model in models}, settings.limits, settings.keys, settings.captions
+            {model.info.id: model for model in models},
+            settings.limits,
+            settings.keys,
+            settings.captions,
+            logs_texts=settings.log_texts,
         )
         _raise_open_files()
         config = uvicorn.Config(
@@ -90,6 +98,11 @@ def serve_here(settings: Settings, host: str, port: int, drain_seconds: float) -
         for model in models:
             model.engine.close()
     return 0
+
+
+def url_of(host: str, port: int) -> str:
+    """Returns the URL of a server that listens on an address, which may be IPv6."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _raise_open_files() -> None:

@@ -102,6 +102,7 @@ class FrontReplica(ModelReplica):
             settings.captions,
             SharedAdmission(settings.limits, board, self.name),
             self._api_metrics,
+            settings.log_texts,
         )
 
     async def answer(self, call: Call) -> AsyncGenerator[Event, None]:

@@ -7,7 +7,7 @@ from serve.dialogues import ModelInfo
 from serve.keys import is_loopback, read_keys
 from serve.limits import Limits
 from serve.models import EngineOptions, Kind, plan_model
-from sharegpt4v.config.serve import NONE, ServeConfig
+from sharegpt4v.config.serve import MOST_IN_FLIGHT, NONE, ServeConfig
 from sharegpt4v.engine.build import EngineSpec
 from sharegpt4v.engine.fake import FakeOptions
 from sharegpt4v.errors import UserError
@@ -23,6 +23,7 @@ class Settings:
     captions: CaptionRules
     keys: dict[str, str]
     hang_seconds: float
+    log_texts: bool
 
 
 def make_settings(config: ServeConfig) -> Settings:
@@ -53,14 +54,14 @@ def make_settings(config: ServeConfig) -> Settings:
         raise UserError(f"both models are called {names[0]}: give another name", field="chat_name")
     gate = GateRules(config.gate.min_characters, script=config.gate.script)
     rules = CaptionRules(config.captions.max_new_tokens, config.captions.repetition_penalty, gate)
-    return Settings(models, _limits(config, len(models)), rules, keys, config.hang_seconds)
+    return Settings(models, _limits(config, len(models)), rules, keys, config.hang_seconds, config.log_texts)
 
 
 def _limits(config: ServeConfig, models: int) -> Limits:
     given = config.limits
     most_replicas = int(config.replicas.split(":")[-1])
     return Limits(
-        in_flight=given.in_flight or 4 * config.slots * models * most_replicas,
+        in_flight=given.in_flight or min(4 * config.slots * models * most_replicas, MOST_IN_FLIGHT),
         per_key=given.per_key,
         per_minute=given.per_minute,
         body_bytes=int(given.body_megabytes * 1e6),

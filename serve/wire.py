@@ -80,6 +80,16 @@ class Message(_Body):
     name: str | None = None
     refusal: None = None
 
+    @property
+    def parts(self) -> list[Part]:
+        """The parts of the content; a plain text is one."""
+        return [TextPart(type="text", text=self.content)] if isinstance(self.content, str) else self.content
+
+    @property
+    def text(self) -> str:
+        """The content's texts, a line each."""
+        return "\n".join(part.text for part in self.parts if isinstance(part, TextPart))
+
 
 class StreamOptions(_Body):
     """Holds options of a stream. include_usage: whether its last chunk has the tokens."""

@@ -1,11 +1,18 @@
 """Checks a configuration and serves the page, with Gradio's own doors shut."""
 
 import os
+import signal
+import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import FrameType
 
+from serve.demo.toys import ToyApi, toy_api
 from serve.keys import is_loopback, name_of, read_keys
-from sharegpt4v.config.demo import DemoConfig
+from serve.one_process import listen, url_of
+from sharegpt4v.config.demo import SERVED_HERE, DemoConfig
 from sharegpt4v.errors import UserError
 from sharegpt4v.toy.images import write_images
 
@@ -13,13 +20,25 @@ _SYSTEM_FONTS = ("ui-sans-serif", "system-ui", "sans-serif")
 
 
 def launch(config: DemoConfig) -> int:
-    """Serves the page until Ctrl-C. Raises UserError for an open door without a login."""
+    """Serves the page until Ctrl-C or SIGTERM.
+
+    Raises UserError for an open door without a login, a port in use, or settings that contradict each other.
+    """
+    if config.toys and (config.api or config.api_key_file):
+        raise UserError("the toy models' own server is asked: leave out `api` and its key", field="toys")
     if not config.login and not is_loopback(config.host):
         raise UserError(
             f"{config.host} can be reached from elsewhere: give `login`, or 127.0.0.1", field="host"
         )
     users = _users(config.login) if config.login else {}
     key = _key(config.api_key_file) if config.api_key_file else None
+    listen(config.host, config.port).close()
+    with _ended_by_sigterm(), toy_api() if config.toys else nullcontext() as toys:
+        _serve_page(config, toys, key, users)
+    return 0
+
+
+def _serve_page(config: DemoConfig, toys: ToyApi | None, key: str | None, users: dict[str, str]) -> None:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before the import, which reads it
     import gradio as gr
 
@@ -29,7 +48,8 @@ def launch(config: DemoConfig) -> int:
     with tempfile.TemporaryDirectory(prefix="examples-") as folder:
         write_images(Path(folder), 4)
         examples = sorted(path for path in Path(folder).rglob("*") if path.suffix in (".jpg", ".png"))
-        page = build_page(ApiClient(config.api, key), examples, config.feedback)
+        url = toys.url() if toys else config.api or SERVED_HERE
+        page = build_page(ApiClient(url, key), examples, config.feedback)
         page.queue(max_size=64, default_concurrency_limit=16)
 
         def may_enter(name: str, password: str) -> bool:
@@ -50,9 +70,22 @@ def launch(config: DemoConfig) -> int:
             prevent_thread_lock=True,
             quiet=True,
         )
-        print(f"ready: http://{config.host}:{config.port} (API: {config.api})", flush=True)
+        print(f"ready: {url_of(config.host, config.port)} (API: {url})", flush=True)
         page.block_thread()
-    return 0
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Has SIGTERM end the process as an exception does: the default leaves what was started running."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _users(path: Path) -> dict[str, str]:

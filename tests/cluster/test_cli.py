@@ -1,8 +1,10 @@
 """The command line as a user meets it: its help, its mistakes, its dry run, and where its code goes."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from subprocess import PIPE, Popen
 from typing import Literal
 
 import pytest
@@ -11,7 +13,7 @@ import yaml
 from cluster.cli import COMMANDS, application, main
 from cluster.session import ray_session, refuse_relative_paths
 from sharegpt4v.errors import UserError
-from tests.commands import environment, sharegpt4v, write_images
+from tests.commands import REPOSITORY, command, environment, sharegpt4v, write_images
 
 
 def test_alone_it_prints_its_commands_and_fails(capsys: pytest.CaptureFixture[str]) -> None:
@@ -146,3 +148,13 @@ def test_the_address_of_a_job_server_is_refused_with_the_command_for_it() -> Non
     with pytest.raises(UserError, match="ray job submit --address http://head:8265 --runtime-env"):
         with ray_session("http://head:8265"):
             pass
+
+
+def test_a_reader_that_leaves_early_is_no_failure(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", ["a.jpg"])
+    words = command("caption", "--images", str(tmp_path), "--out", str(tmp_path / "run"), "--dry-run")
+    with Popen(words, cwd=REPOSITORY, env=environment(), stdout=PIPE, stderr=PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert "rror" not in process.stderr.read()
+        assert process.wait(30) == 128 + signal.SIGPIPE

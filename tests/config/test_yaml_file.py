@@ -10,7 +10,8 @@ from sharegpt4v.errors import UserError
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (b"- a\n- b\n", "holds list"),
+        (b"- a\n- b\n", "holds a list"),
+        (b"# all of it is\n", "holds nothing"),
         (b"a: [1", "is not YAML"),
         (None, "^config: cannot read"),
         (b"a: \xff", "not UTF-8 text: invalid start byte at byte 3"),

@@ -4,6 +4,7 @@ import resource
 import socket
 import time
 from contextlib import ExitStack
+from pathlib import Path
 
 import httpx
 import pytest
@@ -59,3 +60,24 @@ def test_a_connection_without_a_request_is_closed() -> None:
                 start = time.monotonic()
                 assert silent.recv(100) == b""
                 assert 0.5 < time.monotonic() - start < 8
+
+
+def test_closed_connections_leave_nothing_in_memory() -> None:
+    with running(*FAKE) as (process, address):
+        host, _, port = address.removeprefix("http://").rpartition(":")
+
+        def ask(times: int) -> None:
+            for _ in range(times):
+                with socket.create_connection((host, int(port)), timeout=10) as once:
+                    once.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                    while once.recv(4096):
+                        pass
+
+        ask(500)
+        before = _megabytes(process.pid)
+        ask(3_000)
+        assert _megabytes(process.pid) - before < 5
+
+
+def _megabytes(pid: int) -> float:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize() / 1e6

@@ -2,14 +2,21 @@
 
 import asyncio
 import json
+import re
+import signal
+import socket
 from pathlib import Path
+from subprocess import PIPE, Popen
 from typing import Any
 
+import httpx
 import pytest
 
 from serve.demo.client import ApiClient, Failed
 from serve.demo.dialogue import answer, api_messages, append_feedback, failure, parts, question
-from tests.commands import sharegpt4v
+from serve.demo.toys import toy_api
+from sharegpt4v.errors import RunFailed
+from tests.commands import REPOSITORY, command, environment, sharegpt4v
 from tests.serve.server import png
 
 
@@ -80,8 +87,37 @@ def test_what_fails_is_told_as_the_api_says_it(fake_address: str, photo: str, tm
         (["--login", "/nonexistent"], "--login: cannot read /nonexistent"),
         (["--api-key-file", "/nonexistent"], "--api-key-file: cannot read /nonexistent"),
         (["--api", "localhost:8000"], "--api: 'localhost:8000' is refused"),
+        (["--toys", "--api", "http://127.0.0.1:8000"], "--toys: the toy models' own server is asked"),
     ],
 )
 def test_mistakes_end_in_one_line(arguments: list[str], said: str) -> None:
     done = sharegpt4v("demo", *arguments)
     assert done.returncode == 2 and said in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_the_toy_models_are_served_beside_the_page_and_end_with_it(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    words = command("demo", "--toys", "--port", port, "--feedback", str(tmp_path / "f"))
+    with Popen(words, cwd=REPOSITORY, env=environment(), stdout=PIPE, text=True) as demo:
+        assert demo.stdout is not None
+        page, url = re.match(r"ready: (\S+) \(API: (\S+)\)", demo.stdout.readline()).groups()  # type: ignore[union-attr]
+        assert httpx.get(page).status_code == 200
+        api = ApiClient(url, None)
+        assert dict(api.models()) == {"toy-captioner": "captioner", "toy-chat": "chat"}
+        demo.send_signal(signal.SIGTERM)
+        assert demo.wait(20) == 143
+        with pytest.raises(Failed, match="no connection"):
+            api.models()
+
+
+def test_a_server_that_cannot_start_ends_the_demo(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    with toy_api() as toys, pytest.raises(RunFailed, match="ended with code 1"):
+        toys.url()
+
+
+def test_a_port_in_use_is_said_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = sharegpt4v("demo", "--port", str(taken.getsockname()[1]))
+    assert done.returncode == 2 and "--port: cannot listen on 127.0.0.1" in done.stderr

@@ -53,13 +53,19 @@ def test_a_key_file_has_names_and_hashes_and_no_key(key: tuple[str, Path]) -> No
 
 def test_a_wrong_line_is_named_by_its_number_and_not_repeated(tmp_path: Path) -> None:
     file = tmp_path / "keys.txt"
-    for text, said in (("sk-secret", "line 1"), ("", "no key"), ("a sha256:12", "line 1")):
+    one = f"a sha256:{'0' * 64}\n"
+    for text, said in (
+        *(("sk-secret", "line 1"), ("", "no key"), ("a sha256:12", "line 1")),
+        (one + one.replace("a", "b", 1), "line 2 of .* has the key of a under another name"),
+    ):
         file.write_text(text)
         with pytest.raises(UserError, match=said) as raised:
             keys.read_keys(file)
         assert "secret" not in str(raised.value) and raised.value.field == "api_keys"
     with pytest.raises(UserError, match="cannot read"):
         keys.read_keys(tmp_path / "none")
+    file.write_text("\ufeff" + one + one)
+    assert list(keys.read_keys(file).values()) == ["a"]
 
 
 def test_every_route_but_health_and_metrics_wants_a_key(key: tuple[str, Path]) -> None:
@@ -225,3 +231,20 @@ def test_the_log_has_a_line_of_json_a_request_without_its_content(
     assert [line["request_id"] for line in failed] == ["bad-1"] and "fake engine" in failed[0]["traceback"]
     whole = json.dumps(lines)
     assert bob not in whole and "What is this" not in whole and "base64" not in whole
+
+
+def test_texts_are_in_the_log_where_that_is_asked_for_and_images_never(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    logging.getLogger("serve").propagate = True
+    with fake_models() as models, serving(Api(models, logs_texts=True)) as address:
+        with caplog.at_level(logging.INFO, "serve"):
+            answers = [httpx.post(address + CHAT, json=BODY, timeout=20)]
+            answers.append(httpx.post(address + CHAT, json=BODY | {"stream": True}, timeout=20))
+            images = {"images": [data_url(png())] * 2, "prompt": "Caption."}
+            captions = httpx.post(f"{address}/v1/captions", json=images, timeout=20).json()["data"]
+    first, second, third = (vars(record) for record in caplog.records if record.message == "request")
+    assert first["messages"] == second["messages"] == [{"role": "user", "content": "What is this?"}]
+    assert first["answer"] == answers[0].json()["choices"][0]["message"]["content"] and second["answer"]
+    assert third["prompt"] == "Caption." and third["captions"] == [row["caption"] for row in captions]
+    assert "base64" not in str(caplog.records)

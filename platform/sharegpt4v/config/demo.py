@@ -7,12 +7,18 @@ from pydantic import Field, field_validator
 
 from sharegpt4v.config.base import INPUT, OUTPUT, SERVER, CommandConfig, Metavar
 
+SERVED_HERE = "http://127.0.0.1:8000"
+"""Where `sharegpt4v serve` answers unless it is told otherwise."""
+
 
 class DemoConfig(CommandConfig):
     """Open a page in the browser to chat about images and to caption them, over a running API."""
 
-    api: Annotated[str, INPUT, Metavar("URL")] = Field(
-        "http://127.0.0.1:8000", description="where `sharegpt4v serve` answers"
+    api: Annotated[str | None, INPUT, Metavar("URL")] = Field(
+        None, description=f"where `sharegpt4v serve` answers; default: {SERVED_HERE}"
+    )
+    toys: Annotated[bool, INPUT] = Field(
+        False, description="serve both toy models for as long as the page is open, instead of `api`"
     )
     api_key_file: Annotated[Path | None, INPUT] = Field(None, description="file that holds the API's key")
     feedback: Annotated[Path, OUTPUT] = Field(
@@ -32,7 +38,9 @@ class DemoConfig(CommandConfig):
 
     @field_validator("api")
     @classmethod
-    def _url(cls, value: str) -> str:
+    def _url(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
         if not value.startswith(("http://", "https://")):
             raise ValueError("expected a URL such as http://127.0.0.1:8000")
         return value.rstrip("/").removesuffix("/v1")

@@ -23,12 +23,18 @@ from sharegpt4v.dialogue import EngineName
 NONE = "none"
 """What a user gives for a model that is not to be served."""
 
+MOST_IN_FLIGHT = 1_000_000
+"""Requests at once. Ray Serve counts in 32 bits, and no machine has a socket for each of so many."""
+
 
 class ServeLimits(CommandConfig):
     """What one request, one key and all of them together may take."""
 
     in_flight: int | None = Field(
-        None, ge=1, description="requests in progress at once; further ones get 429; default: 4 a slot"
+        None,
+        ge=1,
+        le=MOST_IN_FLIGHT,
+        description="requests in progress at once; further ones get 429; default: 4 a slot",
     )
     per_key: int = Field(0, ge=0, description="requests in progress of one key; 0: no limit")
     per_minute: int = Field(0, ge=0, description="new requests a minute of one key; 0: no limit")
@@ -84,7 +90,9 @@ class ServeConfig(CommandConfig):
         description="of the weights in memory; auto: bfloat16 on GPUs and on CPUs with matrix units for it "
         "(AMX), float32 on others and for toy models on CPUs",
     )
-    slots: Annotated[int, MODEL] = Field(8, ge=1, description="requests that one replica computes at once")
+    slots: Annotated[int, MODEL] = Field(
+        8, ge=1, le=65536, description="requests that one replica computes at once"
+    )
     max_context: Annotated[int | None, MODEL] = Field(
         None, ge=1, description="tokens of a dialogue and its answer together; default: the model's own"
     )
@@ -96,6 +104,9 @@ class ServeConfig(CommandConfig):
     port: Annotated[int, SERVER] = Field(8000, ge=0, le=65535, description="port to listen on")
     api_keys: Annotated[Path | None, SERVER] = Field(
         None, description="file of NAME sha256:HEX lines, which `python -m serve.keys NAME` prints"
+    )
+    log_texts: Annotated[bool, SERVER] = Field(
+        False, description="questions and answers in the log, too; images never"
     )
     drain_seconds: Annotated[float, SERVER] = Field(
         60.0, ge=0, description="how long answers in progress may take after SIGTERM"

@@ -8,6 +8,8 @@ import yaml
 
 from sharegpt4v.errors import UserError
 
+_WORDS = {type(None): "nothing", list: "a list"}
+
 
 def load_yaml(path: Path) -> dict[str, Any]:
     """Reads a configuration file. Raises UserError when it is missing, not YAML, or not a mapping."""
@@ -24,7 +26,8 @@ def load_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError) as error:  # ValueError: an integer of more than 4,300 digits
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}", field="config") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds {type(content).__name__}, expected keys and values", field="config")
+        held = _WORDS.get(type(content), "a single value")
+        raise UserError(f"{path} holds {held}, expected keys and values", field="config")
     return content
 
 
