@@ -112,9 +112,9 @@ bench: setup  ## the measurements of benchmarks/README.md (two hours)
 e2e: setup  ## the chain at toy size: captioner, caption run, align, pretrain, sft, then questions of held-out scenes
 	$(BIN)/python -m benchmarks.toy_chain
 
-toy-models: setup  ## train the shipped toy models again: the foundation, then the chain at greater length (an hour)
+toy-models: setup  ## train the shipped toy models again: the foundation, then the chain at greater length (half an hour)
 	$(BIN)/python -m sharegpt4v.toy foundation
-	$(BIN)/python -m benchmarks.toy_chain --scenes 16000 --captioner 2000 --align 200 --pretrain 1600 --sft 2000 --ship
+	$(BIN)/python -m benchmarks.toy_chain --scenes 12000 --captioner 1000 --align 100 --pretrain 400 --sft 1000 --ship
 
 clean:  ## remove what make made, but not your runs
 	rm -rf $(VENV) toy-images

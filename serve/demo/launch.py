@@ -14,8 +14,10 @@ from serve.keys import is_loopback, name_of, read_keys
 from serve.one_process import listen, url_of
 from sharegpt4v.config.demo import SERVED_HERE, DemoConfig
 from sharegpt4v.errors import UserError
-from sharegpt4v.toy.images import write_images
+from sharegpt4v.toy.images import iter_write_images
+from sharegpt4v.toy.questions import DETAILED, questions
 
+_EXAMPLES = 4
 _SYSTEM_FONTS = ("ui-sans-serif", "system-ui", "sans-serif")
 
 
@@ -46,8 +48,7 @@ def _serve_page(config: DemoConfig, toys: ToyApi | None, key: str | None, users:
     from serve.demo.page import CSS, build_page
 
     with tempfile.TemporaryDirectory(prefix="examples-") as folder:
-        write_images(Path(folder), 4)
-        examples = sorted(path for path in Path(folder).rglob("*") if path.suffix in (".jpg", ".png"))
+        examples = list(_examples(Path(folder)))
         url = toys.url() if toys else config.api or SERVED_HERE
         page = build_page(ApiClient(url, key), examples, config.feedback)
         page.queue(max_size=64, default_concurrency_limit=16)
@@ -72,6 +73,12 @@ def _serve_page(config: DemoConfig, toys: ToyApi | None, key: str | None, users:
         )
         print(f"ready: {url_of(config.host, config.port)} (API: {url})", flush=True)
         page.block_thread()
+
+
+def _examples(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Writes toy scenes and yields a question about each: the first is to be described."""
+    for number, scene in enumerate(iter_write_images(folder, _EXAMPLES)):
+        yield questions(scene)[0].text if number else DETAILED, folder / scene.path
 
 
 @contextmanager

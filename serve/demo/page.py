@@ -11,7 +11,6 @@ import gradio as gr
 
 from serve.demo.chat import Chat
 from serve.demo.client import ApiClient, Failed
-from sharegpt4v.prompts import UNIFIED_CAPTION
 
 IMAGE_TYPES = [".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".avif"]
 
@@ -24,8 +23,11 @@ button[aria-label*="hare" i], button[title*="hare" i] { display: none !important
 """
 
 
-def build_page(api: ApiClient, examples: Sequence[Path], feedback: Path) -> Any:
-    """Makes the page. examples: images to begin with; feedback: where thumbs are appended."""
+Examples = Sequence[tuple[str, Path]]
+
+
+def build_page(api: ApiClient, examples: Examples, feedback: Path) -> Any:
+    """Makes the page. examples: questions with an image each; feedback: where thumbs are appended."""
     page: Any
     with gr.Blocks(title="ShareGPT4V", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
         gr.Markdown("# ShareGPT4V")
@@ -49,12 +51,12 @@ def build_page(api: ApiClient, examples: Sequence[Path], feedback: Path) -> Any:
     return page
 
 
-def _chat_tab(api: ApiClient, examples: Sequence[Path], feedback: Path) -> gr.Dropdown:
+def _chat_tab(api: ApiClient, examples: Examples, feedback: Path) -> gr.Dropdown:
     dialogue, box = _dialogue_box(), _question_box()
     with gr.Row():
         retry, clear = gr.Button("Retry", elem_id="retry"), gr.Button("Clear", elem_id="clear")
     if examples:
-        rows = [{"text": UNIFIED_CAPTION.text, "files": [str(path)]} for path in examples]
+        rows = [{"text": text, "files": [str(path)]} for text, path in examples]
         gr.Examples(rows, box, label="Examples", examples_per_page=4)
     with gr.Accordion("Settings", open=False):
         model = gr.Dropdown([], label="Model", allow_custom_value=True)

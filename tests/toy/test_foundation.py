@@ -12,8 +12,9 @@ from sharegpt4v.models.captioner import ShareCaptioner
 from sharegpt4v.models.load import load_adapter
 from sharegpt4v.toy.cells import NOTHING, Region, cell_phrases, regions
 from sharegpt4v.toy.contrast import RegionContrast, coverage
-from sharegpt4v.toy.foundation import LENGTHS, Length, make_foundation
+from sharegpt4v.toy.foundation import LENGTHS, make_foundation
 from sharegpt4v.toy.scene import Scene, make_scene
+from sharegpt4v.toy.shown import Length
 from sharegpt4v.toy.sources import SOURCES
 from sharegpt4v.toy.tokenizer import build_tokenizer
 from sharegpt4v.train.assemble import check_parts

@@ -59,7 +59,7 @@ def test_answers_are_true_of_the_list(seed: int) -> None:
     ids = EXERCISES.answering(Random(seed))
     text = TOKENIZER.decode(ids.input_ids[1:])
     listed, _, asked = text.rpartition(",")
-    things = {}
+    things: dict[tuple[str, ...], str] = {}
     for entry in listed.split(","):
         _, colour, shape, place = entry.split(maxsplit=3)
         assert colour in COLOURS and shape in SHAPES and place in PLACES
