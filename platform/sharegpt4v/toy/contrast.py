@@ -39,7 +39,8 @@ class RegionContrast(nn.Module):
         flat = [(image, region) for image, each in enumerate(found) for region in each]
         shares = coverage(torch.tensor([region.box for _, region in flat]), round(features.shape[1] ** 0.5))
         images = torch.tensor([image for image, _ in flat])
-        pooled = torch.einsum("rp,rpd->rd", shares, features[images])
+        # Not features[images]: with several threads the order in which its gradients are summed changes.
+        pooled = torch.einsum("rp,rpd->rd", shares, features.index_select(0, images))
         phrases = sorted({region.phrase for _, region in flat})
         number = {phrase: n for n, phrase in enumerate(phrases)}
         logits = self.scale.exp() * _unit(self.image(pooled)) @ _unit(self._texts(phrases)).T

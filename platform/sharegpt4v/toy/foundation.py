@@ -1,7 +1,7 @@
 """What the real chain begins from, at toy size: CLIP, Vicuna and InternLM-XComposer, trained from nothing.
 
 The tower, and the vision and sampler of the captioner, are pre-trained by contrast (toy/contrast.py). The
-language model is pre-trained on text alone: dialogues about scenes whose cells are listed in words. The
+language model is pre-trained on text alone: exercises of recall, then dialogues about scenes in words. The
 captioner gets it with biases of zero. No part has seen an image together with the answer to a question. Every
 scene is new, so nothing is learned by heart; the same seed gives the same weights.
 """
@@ -15,38 +15,20 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from transformers import CLIPVisionModel, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from sharegpt4v.dialogue import Image, Turn
+from sharegpt4v.dialogue import Image
 from sharegpt4v.models.adapter import CLIP_MEAN, CLIP_STD
 from sharegpt4v.models.captioner import ShareCaptioner
-from sharegpt4v.models.toy import IMAGE_SIZE, VOCAB_SIZE, toy_captioner_config, toy_lmm_config
-from sharegpt4v.prompts import UNIFIED_CAPTION
-from sharegpt4v.templates import TEMPLATES, TrainingIds
-from sharegpt4v.toy.captions import detailed_caption
-from sharegpt4v.toy.cells import Region, cell_phrases, regions
+from sharegpt4v.models.toy import VOCAB_SIZE, toy_captioner_config, toy_lmm_config
+from sharegpt4v.toy.cells import Region
 from sharegpt4v.toy.contrast import RegionContrast
-from sharegpt4v.toy.questions import DETAILED, asked_often
-from sharegpt4v.toy.render import render
-from sharegpt4v.toy.scene import Scene, make_scene
 from sharegpt4v.toy.shipped import write_half
-from sharegpt4v.toy.sources import SOURCES
+from sharegpt4v.toy.shown import Length, Pictures, Texts
 from sharegpt4v.toy.tokenizer import build_tokenizer
-from sharegpt4v.train.collate import Batch, Sample, collate
+from sharegpt4v.train.collate import Batch, collate
 from sharegpt4v.train.optimizer import OptimizerSettings, make_optimizers, rate_share
-
-WORLD = 1_000_003
-"""Seed of the scenes; those below a million are left to demos, the chain and tests."""
-
-_PICTURED = (1, 1, 1, 1, 2)
-"""Difficulties of pictures, by batch: mostly what the toy world shows, and a little beyond it."""
-
-_WRITTEN = (1, 2, 3, 3)
-"""Of texts: among seven objects it pays to look up the one that is asked for, among two it pays to guess."""
-
-_ASKED = 4
-"""How often a text asks its questions, each time of other objects."""
 
 _SEED = 0
 _WARMUP = 0.03
@@ -55,15 +37,7 @@ _LINES = 50
 """Steps from one line of progress to the next."""
 
 
-@dataclass(frozen=True, slots=True)
-class Length:
-    """How long a part is pre-trained: steps of so many scenes each."""
-
-    steps: int
-    batch_size: int
-
-
-LENGTHS = {"tower": Length(2000, 64), "language": Length(1800, 16), "captioner": Length(2000, 64)}
+LENGTHS = {"tower": Length(2000, 64), "language": Length(1150, 32), "captioner": Length(2000, 64)}
 """By part, in the order in which they are made: the captioner takes the language model."""
 
 
@@ -88,62 +62,6 @@ def make_foundation(folder: Path, lengths: dict[str, Length] = LENGTHS) -> Itera
         if name == "captioner":
             _lend_language(part.model, folder / "language")
         write_half(part.model, folder / name)
-
-
-class Pictures(Dataset[tuple[Image, list[Region]]]):
-    """Rendered scenes, (S, S, 3) uint8, with their regions."""
-
-    def __init__(self, length: Length) -> None:
-        self.length = length
-
-    def __len__(self) -> int:
-        return self.length.steps * self.length.batch_size
-
-    def __getitem__(self, index: int) -> tuple[Image, list[Region]]:
-        scene = _scene(index, self.length, _PICTURED)
-        return np.array(render(scene, (IMAGE_SIZE, IMAGE_SIZE))), list(regions(scene))
-
-
-class Texts(Dataset[Sample]):
-    """Dialogues about scenes whose cells are listed in words; every fourth in the captioner's template."""
-
-    def __init__(self, length: Length, tokenizer: PreTrainedTokenizerFast) -> None:
-        self.length = length
-        self._templates = {name: TEMPLATES[name](tokenizer, -1, 0) for name in ("vicuna_v1", "captioner")}
-
-    def __len__(self) -> int:
-        return self.length.steps * self.length.batch_size
-
-    def __getitem__(self, index: int) -> Sample:
-        scene = _scene(index, self.length, _WRITTEN)
-        listed = f"{scene.background}: {', '.join(cell_phrases(scene))}."
-        if index % 4 == 2:
-            listed = detailed_caption(scene)
-        return Sample((self._chat if index % 4 else self._captioner)(scene, listed), ())
-
-    def _captioner(self, scene: Scene, listed: str) -> TrainingIds:
-        question = Turn("user", f"{listed}\n{UNIFIED_CAPTION.text}")
-        return self._templates["captioner"].example([question, Turn("assistant", detailed_caption(scene))])
-
-    def _chat(self, scene: Scene, listed: str) -> TrainingIds:
-        """Asks much of one scene: looking something up in a list is learned by doing it often."""
-        rounds = asked_often(scene, _ASKED)
-        if scene.index % 4 == 1:  # of a list, not of the caption itself
-            rounds.append((DETAILED, detailed_caption(scene)))
-        turns = []
-        for number, (question, answer) in enumerate(rounds):
-            asked = question if number else f"{listed}\n{question}"
-            turns += [Turn("user", asked), Turn("assistant", answer)]
-        return self._templates["vicuna_v1"].example(turns)
-
-
-def _scene(index: int, length: Length, difficulties: Sequence[int]) -> Scene:
-    """Returns a scene of WORLD. A batch is of one difficulty: so little of it is padding."""
-    if index >= length.steps * length.batch_size:
-        raise IndexError(index)
-    names, batch = tuple(SOURCES), index // length.batch_size
-    difficulty = difficulties[batch % len(difficulties)]
-    return make_scene(WORLD, index, source=names[index % len(names)], difficulty=difficulty)
 
 
 @dataclass(frozen=True, slots=True)
