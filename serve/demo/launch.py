@@ -14,8 +14,9 @@ from serve.keys import is_loopback, name_of, read_keys
 from serve.one_process import listen, url_of
 from sharegpt4v.config.demo import SERVED_HERE, DemoConfig
 from sharegpt4v.errors import UserError
+from sharegpt4v.prompts import UNIFIED_CAPTION
 from sharegpt4v.toy.images import iter_write_images
-from sharegpt4v.toy.questions import DETAILED, questions
+from sharegpt4v.toy.questions import questions
 
 _EXAMPLES = 4
 _SYSTEM_FONTS = ("ui-sans-serif", "system-ui", "sans-serif")
@@ -78,7 +79,7 @@ def _serve_page(config: DemoConfig, toys: ToyApi | None, key: str | None, users:
 def _examples(folder: Path) -> Iterator[tuple[str, Path]]:
     """Writes toy scenes and yields a question about each: the first is to be described."""
     for number, scene in enumerate(iter_write_images(folder, _EXAMPLES)):
-        yield questions(scene)[0].text if number else DETAILED, folder / scene.path
+        yield questions(scene)[0].text if number else UNIFIED_CAPTION.text, folder / scene.path
 
 
 @contextmanager

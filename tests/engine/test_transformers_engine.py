@@ -21,6 +21,7 @@ from sharegpt4v.engine.torch_engine import TorchEngine
 from sharegpt4v.engine.transformers_engine import TransformersEngine
 from sharegpt4v.models.load import load_adapter
 from sharegpt4v.models.vlm import Vlm, load_vlm
+from sharegpt4v.prompts import UNIFIED_CAPTION
 from sharegpt4v.toy.images import write_images
 from tests.engine.vlm_requests import GREEDY, mixed, picture
 from tests.models.tiny_vlms import save_idefics, save_qwen, save_toy_llava
@@ -97,7 +98,7 @@ def test_answers_of_the_toy_chat_model_are_the_torch_engines(tmp_path: Path) -> 
     requests = [
         Request(
             f"r{number}",
-            (Turn("user", "Describe this image in detail.", (_square(path),)),),
+            (Turn("user", UNIFIED_CAPTION.text, (_square(path),)),),
             asked[number % len(asked)],
         )
         for number, path in enumerate(images)

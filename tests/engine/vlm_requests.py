@@ -31,9 +31,7 @@ def mixed(
     requests = []
     for number in range(count):
         images = tuple(draw(number + k, *SHAPES[(number + k) % len(SHAPES)]) for k in range(1 + number % 2))
-        turns: tuple[Turn, ...] = (
-            Turn("user", f"Describe {'this image ' * (number % 4)}in detail.", images),
-        )
+        turns: tuple[Turn, ...] = (Turn("user", f"Describe {'the image ' * (number % 4)}in detail.", images),)
         if number % 5 == 3:
             turns = (Turn("user", "A red square?"), Turn("assistant", "A green tree."), *turns)
         if number % 5 == 4:

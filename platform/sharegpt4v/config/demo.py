@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 from sharegpt4v.config.base import INPUT, OUTPUT, SERVER, CommandConfig, Metavar
 
 SERVED_HERE = "http://127.0.0.1:8000"
-"""Where `sharegpt4v serve` answers unless it is told otherwise."""
+"""Where `sharegpt4v serve` answers by default."""
 
 
 class DemoConfig(CommandConfig):

@@ -85,7 +85,7 @@ class Texts(Dataset[Sample]):
     def _dialogue(self, index: int) -> TrainingIds:
         """Makes a dialogue about things, as the last exercise, or about a scene.
 
-        A scene is told by its caption or by a list of what is in each cell; one in four is to be captioned.
+        A scene is given by its caption or by a list of what is in each cell; one in four is to be captioned.
         """
         if index % 2:
             return self._chat(*things_asked(Random(f"{WORLD}:{index}")))
@@ -105,10 +105,10 @@ class Texts(Dataset[Sample]):
             case _:
                 return self._chat(listed, asked_often(scene, _ASKED))
 
-    def _chat(self, told: str, rounds: Sequence[tuple[str, str]]) -> TrainingIds:
+    def _chat(self, shown: str, rounds: Sequence[tuple[str, str]]) -> TrainingIds:
         turns = []
         for number, (question, answer) in enumerate(rounds):
-            asked = question if number else f"{told}\n{question}"
+            asked = question if number else f"{shown}\n{question}"
             turns += [Turn("user", asked), Turn("assistant", answer)]
         return self._templates["vicuna_v1"].example(turns)
 
