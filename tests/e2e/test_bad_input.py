@@ -287,7 +287,7 @@ def test_an_unknown_flag_names_the_nearest(
         ),
         ("batchsize: 5", "unknown key batchsize; did you mean batch_size?"),
         ("batch_size: many", "--batch-size: 'many' is refused"),
-        ("[1, 2]", "holds list, expected keys and values"),
+        ("[1, 2]", "holds a list, expected keys and values"),
         ("a: [", "is not YAML"),
         ("preset: 70b", "--preset: '70b' is unknown; known: toy, 7b"),
     ],
