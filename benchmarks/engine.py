@@ -93,7 +93,7 @@ def make_requests(count: int, prompt_tokens: int, equal: bool = False) -> list[R
 def ours(model: Any, requests: Sequence[Request], size: int, threads: int) -> tuple[float, TorchEngine]:
     """Tokens/s, start of the first request to end of the last, and the closed engine."""
     longest = max(int(request.turns[0].text) + request.sampling.max_new_tokens for request in requests)
-    adapter = cast(Adapter, PromptAdapter(model, next(model.parameters(), torch.empty(0)).dtype))
+    adapter = cast(Adapter, PromptAdapter(model, model.get_input_embeddings().weight.dtype))
     with closing(TorchEngine(adapter, "bench@0", size, max_context=longest + 1, threads=threads)) as engine:
         start = time.perf_counter()
         handles = [engine.submit(request) for request in requests]

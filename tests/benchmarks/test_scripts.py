@@ -53,7 +53,7 @@ def test_training_on_a_gpu_is_measured_at_toy_size() -> None:
 
 
 def test_the_engine_is_measured_with_a_model_and_without() -> None:
-    flags = ("--models", "none,toy", "--lines", "decode,alone", "--requests", "6", "--sizes", "4")
+    flags = ("--models", "none,toy", "--lines", "decode,bfloat16,alone", "--requests", "6", "--sizes", "4")
     said = printed("-m", "benchmarks.engine", *flags)
     assert re.search(r"^scheduler alone: [\d,]+ tokens/s over 64 slots", said, re.MULTILINE)
     assert re.search(r"^toy, decode, 6 requests: engine [\d,]+ tokens/s \(4 slots", said, re.MULTILINE)
@@ -64,6 +64,10 @@ def test_the_engine_is_measured_with_a_model_and_without() -> None:
         assert re.search(
             rf"^    vllm {side}, batches of 4: [\d,]+ tokens/s, ratio [\d.]+", said, re.MULTILINE
         )
+    halves = (
+        r"^toy, bfloat16: float32 [\d,]+ tokens/s \(4 slots\), bfloat16 [\d,]+ tokens/s \(4 slots\), ratio"
+    )
+    assert re.search(halves, said, re.MULTILINE)
     assert re.search(r"^toy, one by one: [\d.,]+ tokens/s over 6 requests", said, re.MULTILINE)
 
 
