@@ -18,7 +18,9 @@ from sharegpt4v.prompts import UNIFIED_CAPTION
 from sharegpt4v.toy.images import iter_write_images
 from sharegpt4v.toy.questions import questions
 
-_EXAMPLES = 4
+_EXAMPLES = ("caption", "existence", "words", "count")
+"""Kinds of the examples' questions, in the order of the toy world's sources: signs come third."""
+
 _SYSTEM_FONTS = ("ui-sans-serif", "system-ui", "sans-serif")
 
 
@@ -77,9 +79,10 @@ def _serve_page(config: DemoConfig, toys: ToyApi | None, key: str | None, users:
 
 
 def _examples(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Writes toy scenes and yields a question about each: the first is to be described."""
-    for number, scene in enumerate(iter_write_images(folder, _EXAMPLES)):
-        yield questions(scene)[0].text if number else UNIFIED_CAPTION.text, folder / scene.path
+    """Writes toy scenes and yields a question about each, or the captioner's prompt."""
+    for scene, kind in zip(iter_write_images(folder, len(_EXAMPLES)), _EXAMPLES, strict=True):
+        asked = {question.kind: question.text for question in questions(scene)}
+        yield asked.get(kind, UNIFIED_CAPTION.text), folder / scene.path
 
 
 @contextmanager

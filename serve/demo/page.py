@@ -17,6 +17,7 @@ IMAGE_TYPES = [".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".avif"]
 CSS = """
 .gradio-container { max-width: 900px !important; margin: auto; }
 button[aria-label*="hare" i], button[title*="hare" i] { display: none !important; }
+#chat img { max-height: 200px; object-fit: contain; }
 #captions table { width: 100%; border-collapse: collapse; }
 #captions th, #captions td { text-align: left; padding: 6px; vertical-align: top; overflow-wrap: anywhere; }
 @media (max-width: 600px) { .gradio-container { padding: 4px !important; } button { min-height: 44px; } }
