@@ -108,6 +108,7 @@ bench: setup  ## the measurements of benchmarks/README.md (two hours)
 	$(BIN)/python -m benchmarks.train
 	$(BIN)/python -m benchmarks.train_start
 	$(BIN)/python -m benchmarks.serve
+	$(BIN)/python -m benchmarks.serve_dialogue
 
 e2e: setup  ## the chain at toy size: captioner, caption run, align, pretrain, sft, then questions of held-out scenes
 	$(BIN)/python -m benchmarks.toy_chain
