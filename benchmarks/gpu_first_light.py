@@ -175,6 +175,8 @@ def check_memory(device: str) -> None:
     """A capture without memory must name that cause, so that the engine halves its slots."""
     if device != "cuda":
         return
+    gc.collect()
+    torch.cuda.empty_cache()  # what torch keeps for later would be found by the capture
     whole = torch.cuda.mem_get_info()[0]
     held = torch.empty(whole - 400 * 2**20, dtype=torch.uint8, device=device)
     kept: list[object] = []

@@ -1,4 +1,6 @@
-"""Divides the time of embedding, prefill and one decode step on a GPU by cause; gpu_caption.py prints it."""
+"""Divides the time of embedding, prefill, one decode step and the whole run on a GPU by cause; gpu_caption.py
+prints it.
+"""
 
 import time
 from collections.abc import Callable
@@ -33,6 +35,19 @@ def report(name: str, work: Callable[[], object], runs: int, per: str, count: in
         for _ in range(runs):
             work()
         torch.cuda.synchronize()
+    _print(name, profiled, whole, runs, per, count)
+
+
+def report_run(work: Callable[[], int], per: str) -> None:
+    """Prints milliseconds of what the GPU did in all threads while `work` ran; it returns how many things."""
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        start = time.perf_counter()
+        count = work()
+        whole = 1e3 * (time.perf_counter() - start)
+    _print("whole run", profiled, whole, 1, per, max(1, count))
+
+
+def _print(name: str, profiled: profile, whole: float, runs: int, per: str, count: int) -> None:
     times = dict.fromkeys(("attention", "matrices", "small", "copies"), 0.0)
     largest: list[tuple[float, int, str]] = []
     for event in profiled.key_averages():

@@ -211,6 +211,19 @@ def test_slots_are_compacted_only_when_nothing_waits_for_them() -> None:
     assert scheduler.compact_slots() == []
 
 
+def test_slots_are_not_compacted_where_a_step_would_compute_as_many() -> None:
+    scheduler: Scheduler[Any] = Scheduler(slots=9, step_rows=lambda rows: 4 * -(-rows // 4))
+    submit(scheduler, "abcdefghi")
+    admit(scheduler, length=1)  # the ninth has steps compute twelve
+    scheduler.take(8, 0)
+    scheduler.take(0, 0)
+    assert not scheduler.has_gaps and scheduler.compact_slots() == []
+    for slot in (1, 2, 3):
+        scheduler.take(slot, 0)
+    assert scheduler.compact_slots() == [(4, 0), (5, 1), (6, 2), (7, 3)]
+    assert running(scheduler) == {0: "e", 1: "f", 2: "g", 3: "h"}
+
+
 # The end
 
 

@@ -94,5 +94,9 @@ class StepGraphs:
 
 def bucket(rows: int, live: int, slots: int, context: int, live_step: int) -> tuple[int, int]:
     """Rounds rows and live positions up to a graph's sizes, at most `slots` and `context`."""
-    rounded = max(_LEAST_ROWS, 1 << (rows - 1).bit_length())
-    return min(slots, rounded), min(context, -(-live // live_step) * live_step)
+    return min(slots, rounded_rows(rows)), min(context, -(-live // live_step) * live_step)
+
+
+def rounded_rows(rows: int) -> int:
+    """Rounds a number of slots up to that of a graph, of an engine that has as many."""
+    return max(_LEAST_ROWS, 1 << (rows - 1).bit_length())

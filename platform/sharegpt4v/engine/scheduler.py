@@ -58,7 +58,8 @@ class Scheduler(Generic[R]):
     slots are free, or enough for all that wait, so that they are prefilled together. concerns_all: returns
     whether no single request is at fault for an error. max_queue: most requests that wait. pauses: whether
     steps compute only the requests in `live`, so that suspects are tried while the others pause; otherwise
-    they are tried once nothing else runs. released: called with each slot that a request leaves.
+    they are tried once nothing else runs. released: called with each slot that a request leaves. step_rows:
+    returns how many slots a step computes whose last live one is the n-th, n by default.
     """
 
     def __init__(
@@ -69,13 +70,14 @@ class Scheduler(Generic[R]):
         max_queue: int | None = None,
         pauses: bool = False,
         released: Callable[[int], None] | None = None,
+        step_rows: Callable[[int], int] = int,
     ) -> None:
         self.beginning: dict[int, Handle] = {}  # by slot; admitted, not yet placed
         self.running: dict[int, R] = {}  # by slot
         self._slots, self._group = slots, group
         self._concerns_all = concerns_all
         self._max_queue = max_queue
-        self._released = released
+        self._released, self._step_rows = released, step_rows
         self._intake = Intake()
         self._submitting = threading.Lock()
         self._waiting: deque[Handle] = deque()
@@ -216,11 +218,10 @@ class Scheduler(Generic[R]):
 
     @property
     def has_gaps(self) -> bool:
-        """Whether `compact_slots` would move a request."""
-        count = len(self.running)
-        if self._waiting or self._trials or self.beginning or count == 0:
+        """Whether steps would compute fewer slots after `compact_slots`."""
+        if self._waiting or self._trials or self.beginning or not self.running:
             return False
-        return max(self.running) >= count
+        return self._step_rows(max(self.running) + 1) > self._step_rows(len(self.running))
 
     def compact_slots(self) -> list[tuple[int, int]]:
         """Moves the last requests into free slots when none waits: steps then compute no gaps.

@@ -20,6 +20,7 @@ from torch import Tensor
 from sharegpt4v.dialogue import TokenLogprob, Turn, sampling_seed
 from sharegpt4v.engine.decoder import Decoder, prefill_bytes
 from sharegpt4v.engine.failures import concerns_all, is_out_of_memory
+from sharegpt4v.engine.graphs import rounded_rows
 from sharegpt4v.engine.handle import EngineError
 from sharegpt4v.engine.in_flight import InFlight
 from sharegpt4v.engine.llama import Llama
@@ -98,7 +99,14 @@ class TorchEngine(ScheduledEngine):
         self.context = context
         self._halved = False
         self._scheduler: Scheduler[RunningRequest] = Scheduler(
-            self.capacity, _group(self.capacity), concerns_all, max_queue, pauses=True, released=self._release
+            self.capacity,
+            _group(self.capacity),
+            concerns_all,
+            max_queue,
+            pauses=True,
+            released=self._release,
+            # A captured step computes a slot more or less in the same time, and a move waits for it.
+            step_rows=rounded_rows if adapter.device.type == "cuda" else int,
         )
         self._feed = PromptFeed(adapter, self._llama, self._scheduler, context, budget, prefixes)
         self._open_slots(self.capacity)

@@ -13,11 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_BLOCK_BYTES = 64
-"""Bytes of one column that a program reads per block: 32 positions in bfloat16, 64 in fp8."""
-
-_STAGES = tl.constexpr(3)
-"""Blocks in shared memory: two are copied into it while a third is computed with."""
+_LAUNCH = {1: (32, 4, 2), 2: (32, 3, 4), 4: (16, 3, 4)}
+"""By bytes of a number: positions that a program reads at once; such blocks in shared memory, all but one of
+them still being copied; warps of a program. Measured on an H200 (benchmarks/README.md)."""
 
 _LEAST = tl.constexpr(-1e30)
 """Replaces a score of minus infinity, whose difference from itself would be NaN."""
@@ -35,6 +33,7 @@ def attend_live(query: Tensor, keys: Tensor, values: Tensor, positions: Tensor) 
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
     # exp2 is one GPU instruction, exp is two.
     scale = math.log2(math.e) / math.sqrt(width)
+    block, stages, warps = _LAUNCH[keys.itemsize]
     _attend[(slots, heads)](
         query,
         keys,
@@ -47,7 +46,9 @@ def attend_live(query: Tensor, keys: Tensor, values: Tensor, positions: Tensor) 
         HEADS=heads,
         GROUP=heads // keys.shape[1],
         WIDTH=width,
-        BLOCK=min(64, _BLOCK_BYTES // keys.itemsize),
+        BLOCK=block,
+        STAGES=stages,
+        num_warps=warps,
         enable_fp_fusion=True,  # multiply and add in one, which Triton 3.10 leaves out unless asked
     )
     return out
@@ -67,6 +68,7 @@ def _attend(
     GROUP: tl.constexpr,  # heads that share one head of keys
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     """Computes one slot and head per program. Each of BLOCK lanes has its own softmax over every BLOCK-th
     position, so that the loop reduces over the head width only; lanes are combined once, after it."""
@@ -79,7 +81,7 @@ def _attend(
     best = tl.full([BLOCK], _LEAST, tl.float32)
     weights = tl.zeros([BLOCK], tl.float32)
     mixed = tl.zeros([BLOCK, WIDTH], tl.float32)
-    for first in tl.range(0, live, BLOCK, num_stages=_STAGES):
+    for first in tl.range(0, live, BLOCK, num_stages=STAGES):
         position = first + lane
         # Beyond its end a slot reads its last position again: loads without a mask can be prefetched.
         cells = tl.minimum(position, live - 1)[:, None] * WIDTH + across[None, :]

@@ -100,6 +100,8 @@ def _grouped(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scaling: float
 def _varlen(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scaling: float | None) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn  # no CPU build needs it
 
+    # PyTorch 2.11 does not know the word; models of ours have as many heads of keys as of queries.
+    grouped: dict[str, Any] = {"enable_gqa": True} if q.shape[1] != k.shape[1] else {}
     out = varlen_attn(
         q.contiguous(),
         k.contiguous(),
@@ -110,7 +112,7 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scaling: float 
         segments.longest,
         scale=scaling,
         window_size=(-1, 0),  # causal
-        enable_gqa=q.shape[1] != k.shape[1],
+        **grouped,
     )
     assert isinstance(out, Tensor)
     return out[None]
