@@ -9,11 +9,6 @@ on Ray. Each dialogue has an image of its own; answers have one token, so the ti
 import argparse
 import base64
 import io
-import re
-import signal
-import socket
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -26,6 +21,7 @@ from PIL import Image
 
 from benchmarks.llava_100m import save_llava_100m
 from benchmarks.machine import describe_machine
+from benchmarks.serve_client import served
 
 
 def picture(seed: int) -> str:
@@ -58,21 +54,9 @@ def rounds(address: str, dialogues: int) -> tuple[list[float], list[float]]:
 
 def measure(name: str, folder: Path, dialogues: int, *flags: str) -> None:
     """Serves the folder and prints the medians of both rounds."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
-    command = [sys.executable, "-m", "cluster.cli", "serve", "--chat", str(folder), "--chat-name", "llava"]
-    command += ["--captioner", "none", "--slots", "4", "--threads-per-replica", "2", "--dtype", "float32"]
-    with subprocess.Popen(
-        [*command, "--port", port, *flags], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as server:
-        try:
-            assert server.stdout is not None
-            found = re.match(r"ready: (\S+) ", server.stdout.readline())
-            assert found, "the server did not start"
-            first, second = map(median, rounds(found[1], dialogues))
-        finally:
-            server.send_signal(signal.SIGTERM)
-            server.wait(60)
+    model = ["--chat", str(folder), "--chat-name", "llava", "--captioner", "none", "--dtype", "float32"]
+    with served(*model, "--slots", "4", "--threads-per-replica", "2", *flags) as (address, _):
+        first, second = map(median, rounds(f"{address}/v1", dialogues))
     print(
         f"{name}: first round {first * 1e3:.0f} ms, second {second * 1e3:.0f} ms, ratio {second / first:.2f}",
         flush=True,
