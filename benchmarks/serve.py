@@ -35,7 +35,7 @@ from sharegpt4v.toy.scene import make_scene
 TOKENS, SLOTS = 128, 64
 _LOOP_TOKENS = 280  # of the fake engine's longest answer, which it paces
 
-_MODEL_SLOTS, _MODEL_THREADS, _MODEL_CONTEXT = 32, 2, 1024
+_MODEL_SLOTS, _MODEL_CONTEXT = 32, 1024
 
 
 def fake_flags(step: float, in_flight: int = 1000) -> list[str]:
@@ -68,16 +68,16 @@ def measure_fake(step: float, direct: bool) -> None:
             measure("Ray, direct ingress", over_http(address, chat))
 
 
-def measure_model(name: str, rounds: int) -> None:
-    """Prints a line for each side with a model."""
+def measure_model(name: str, threads: int, rounds: int) -> None:
+    """Prints a line for each side with a model whose engine computes with so many threads."""
     with tempfile.TemporaryDirectory() as temporary:
         model, contents = "toy", _toy_contents()
         if name == "100m":
             model, contents = str(save_llava_100m(Path(temporary) / "llava")), ["hello"]
-        print(f"{name}, {_MODEL_SLOTS} slots, {_MODEL_THREADS} threads, float32")
+        print(f"{name}, {_MODEL_SLOTS} slots, threads {threads}, float32")
         bodies = [chat_body("model", content, TOKENS) for content in contents]
         flags = ["--chat", model, "--chat-name", "model", "--captioner", "none", "--dtype", "float32"]
-        flags += ["--slots", str(_MODEL_SLOTS), "--threads-per-replica", str(_MODEL_THREADS)]
+        flags += ["--slots", str(_MODEL_SLOTS), "--threads-per-replica", str(threads)]
         flags += ["--max-context", str(_MODEL_CONTEXT)]
         with served(*flags, "--without-ray") as (address, _):
             measure("one process", over_http(address, bodies), rounds=rounds)
@@ -85,7 +85,7 @@ def measure_model(name: str, rounds: int) -> None:
             measure("Ray, answering itself", over_http(address, bodies), rounds=rounds)
         # The last, because this process keeps some of its memory.
         options = EngineOptions(
-            dtype="float32", slots=_MODEL_SLOTS, max_context=_MODEL_CONTEXT, threads=_MODEL_THREADS
+            dtype="float32", slots=_MODEL_SLOTS, max_context=_MODEL_CONTEXT, threads=threads
         )
         bare = load_model("chat", model, options, "model")
         measure("bare engine", in_process(bare, bodies), rounds=rounds)
@@ -145,6 +145,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--step", type=float, nargs="*", default=[0.005, 0.02], help="seconds a step")
     parser.add_argument("--models", nargs="*", default=["100m", "toy"], choices=["100m", "toy"])
+    parser.add_argument("--threads", type=int, nargs="*", default=[1, 2], help="of a model's engine")
     parser.add_argument("--rounds", type=int, default=3, help="questions of each of a model's 32 clients")
     parser.add_argument("--overload", type=float, default=60, help="seconds of overload; 0: none")
     parser.add_argument("--direct", action="store_true", help="try Ray's direct ingress as well")
@@ -153,7 +154,8 @@ def main() -> None:
     for step in arguments.step:
         measure_fake(step, arguments.direct)
     for name in arguments.models:
-        measure_model(name, arguments.rounds)
+        for threads in arguments.threads:
+            measure_model(name, threads, arguments.rounds)
     if arguments.overload:
         asked = [chat_body("fake-chat", "hello", TOKENS)]
         for name, flags in (("one process", ["--without-ray"]), ("Ray, answering itself", [])):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig
 
+from sharegpt4v.engine import cpu_attention
 from sharegpt4v.engine.gpu_kernels import AttendLive, load_attend_live, load_kernels
 from sharegpt4v.engine.graphs import Captured, CudaCapture, StepGraphs
 from sharegpt4v.engine.llama import Attend, Heads, Kernels, Llama, Places, TorchKernels
@@ -59,10 +60,12 @@ class Decoder:
         # Logits of the last step, (slots, V) float32: as the model gave them, and as tokens were chosen.
         self.raw_logits = self.logits = torch.zeros(0, device=device)
         self._graphs: StepGraphs | None = None
+        heads = llama.config.num_attention_heads
         if device.type == "cuda":
-            heads = llama.config.num_attention_heads
             self._attend_live = load_attend_live(self.cache, heads, dtype)
             self._kernels = load_kernels(self.cache, heads, dtype)
+        elif device.type == "cpu":
+            self._attend_live = cpu_attention.load_attend_live(self.cache, heads, dtype)
 
     def prepare(self) -> None:
         """Captures the steps on a GPU, before the first request; otherwise does nothing."""
