@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig
 
-from sharegpt4v.engine import cpu_attention
+from sharegpt4v.engine import cpu_kernels
 from sharegpt4v.engine.gpu_kernels import AttendLive, load_attend_live, load_kernels
 from sharegpt4v.engine.graphs import Captured, CudaCapture, StepGraphs
 from sharegpt4v.engine.llama import Attend, Heads, Kernels, Llama, Places, TorchKernels
@@ -65,7 +65,8 @@ class Decoder:
             self._attend_live = load_attend_live(self.cache, heads, dtype)
             self._kernels = load_kernels(self.cache, heads, dtype)
         elif device.type == "cpu":
-            self._attend_live = cpu_attention.load_attend_live(self.cache, heads, dtype)
+            self._attend_live = cpu_kernels.load_attend_live(self.cache, heads, dtype)
+            self._kernels = cpu_kernels.load_kernels(self.cache, heads, dtype)
 
     def prepare(self) -> None:
         """Captures the steps on a GPU, before the first request; otherwise does nothing."""

@@ -1,0 +1,196 @@
+"""The compiled kernels of a CPU against PyTorch's operations, and machines that cannot compile them."""
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from sharegpt4v.engine import cpu_kernels
+from sharegpt4v.engine.cpu_kernels import load_attend_live, load_kernels
+from sharegpt4v.engine.decoder import Decoder
+from sharegpt4v.engine.llama import Kernels, Llama, Places, TorchKernels
+from sharegpt4v.engine.sampling import TokenSampler
+from sharegpt4v.engine.slots import SlotCache
+from tests.commands import REPOSITORY, environment
+
+CPU = torch.device("cpu")
+needs_compiler = pytest.mark.skipif(
+    sys.platform != "linux" or not shutil.which("g++"), reason="there is no g++ here"
+)
+TIGHT = {torch.float32: 2e-6, torch.bfloat16: 2e-2}
+
+
+def _cache(
+    heads: int = 2, kept: int = 2, width: int = 32, dtype: torch.dtype = torch.float32, slots: int = 5
+) -> SlotCache:
+    config = LlamaConfig(
+        hidden_size=heads * width,
+        num_attention_heads=heads,
+        num_key_value_heads=kept,
+        num_hidden_layers=1,
+        vocab_size=8,
+    )
+    return SlotCache(config, slots, 48, dtype, CPU)
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Gives this test a folder of its own for compiled kernels."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cpu_kernels._library.cache_clear()
+    yield tmp_path / "sharegpt4v"
+    cpu_kernels._library.cache_clear()
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("heads", "kept", "width"), [(2, 2, 32), (4, 2, 16), (6, 1, 80), (3, 3, 10)])
+def test_each_slot_attends_to_its_own_positions(
+    heads: int, kept: int, width: int, dtype: torch.dtype
+) -> None:
+    cache = _cache(heads, kept, width, dtype)
+    attend_live = load_attend_live(cache, heads, dtype)
+    assert attend_live is not None
+    keys, values = cache.keys[0].normal_(), cache.values[0].normal_()
+    qkv = torch.randn(5, heads + 2 * kept, width).to(dtype)
+    query = qkv[:, :heads, None]  # a view beside keys and values, as the engine has it
+    positions = torch.tensor([0, 6, 7, 8, 47])
+    found = attend_live(query, keys, values, positions)
+    assert found.shape == query.shape and found.dtype == dtype
+    for slot, position in enumerate(positions.tolist()):
+        expected = scaled_dot_product_attention(
+            query[slot : slot + 1].float(),
+            keys[slot : slot + 1, :, : position + 1].float(),
+            values[slot : slot + 1, :, : position + 1].float(),
+            enable_gqa=heads != kept,
+        )
+        torch.testing.assert_close(found[slot : slot + 1].float(), expected, rtol=0, atol=TIGHT[dtype])
+
+
+@needs_compiler
+def test_what_is_no_number_spoils_its_own_slot_alone() -> None:
+    cache = _cache()
+    attend_live = load_attend_live(cache, 2, torch.float32)
+    assert attend_live is not None
+    keys, values = cache.keys[0].normal_(), cache.values[0].normal_()
+    keys[1, :, 3], values[2, :, 4], keys[3, :, 9] = torch.nan, torch.inf, torch.inf
+    found = attend_live(torch.randn(5, 2, 1, 32), keys, values, torch.tensor([8] * 5))
+    assert [bool(torch.isfinite(row).all()) for row in found] == [True, False, False, True, True]
+
+
+def _small_operations(kernels: Kernels, dtype: torch.dtype, cache: SlotCache) -> list[Tensor]:
+    draw = torch.Generator().manual_seed(3)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.empty(*shape).normal_(generator=draw).to(dtype)
+
+    steep = torch.tensor([0.0, -0.0, 1e-30, 88, -88, 104, -104, 3e4, -3e4, torch.inf, torch.nan, 1]).to(dtype)
+    hidden, norm = normal(7, 96), normal(96)
+    slots, cells = torch.tensor([0, 0, 1, 4, 4, 4, 2]), torch.tensor([0, 1, 5, 47, 46, 0, 7])
+    qkv, angles = normal(7, 8 * 32), normal(7, 32).float()
+    found = [*kernels.add_norm(hidden.clone(), None, norm, 1e-6)]
+    found += kernels.add_norm(hidden.clone(), normal(7, 96), norm, 1e-6)
+    found += [kernels.gate(normal(7, 24)), kernels.gate(torch.cat([steep, torch.ones(12).to(dtype)])[None])]
+    found += kernels.rotate_store(
+        qkv, angles.cos(), angles.sin(), Places(cells, slots, cells), cache.keys[0], cache.values[0]
+    )
+    return [*found, cache.keys[0], cache.values[0]]
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_small_operations_are_those_of_pytorch(dtype: torch.dtype) -> None:
+    ours, theirs = (_cache(4, 2, 32, dtype) for _ in range(2))
+    kernels = load_kernels(ours, 4, dtype)
+    assert not isinstance(kernels, TorchKernels)
+    pairs = zip(
+        _small_operations(kernels, dtype, ours), _small_operations(TorchKernels(), dtype, theirs), strict=True
+    )
+    for found, expected in pairs:
+        torch.testing.assert_close(found, expected, rtol=TIGHT[dtype], atol=2 * TIGHT[dtype], equal_nan=True)
+
+
+@needs_compiler
+def test_an_engine_computes_with_them() -> None:
+    config = LlamaConfig(
+        hidden_size=64, num_attention_heads=2, num_hidden_layers=1, intermediate_size=64, vocab_size=32
+    )
+    sampler = TokenSampler(2, 32, [1], CPU)
+    for stored, compiled in ((torch.float32, True), (torch.float8_e4m3fn, False)):
+        decoder = Decoder(Llama(LlamaForCausalLM(config).eval()), sampler, 2, 16, torch.float32, CPU, stored)
+        assert (decoder._attend_live is not None) is compiled
+        assert isinstance(decoder._kernels, TorchKernels) is not compiled
+
+
+@needs_compiler
+def test_they_are_compiled_once(own_cache: Path) -> None:
+    assert load_attend_live(_cache(), 2, torch.float32)
+    [compiled] = own_cache.iterdir()
+    before = compiled.stat().st_mtime_ns
+    cpu_kernels._library.cache_clear()
+    assert load_attend_live(_cache(), 2, torch.bfloat16) is None  # float32 in the slots
+    assert load_attend_live(_cache(dtype=torch.bfloat16), 2, torch.bfloat16)
+    assert compiled.stat().st_mtime_ns == before
+
+
+def _in_processes(count: int, cache_home: Path) -> list[int]:
+    code = "from sharegpt4v.engine import cpu_kernels; print(cpu_kernels._library(48).attend_float32)"
+    env = environment() | {"XDG_CACHE_HOME": str(cache_home)}
+    started = [
+        subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.DEVNULL, cwd=REPOSITORY)
+        for _ in range(count)
+    ]
+    return [process.wait(120) for process in started]
+
+
+@needs_compiler
+def test_processes_that_start_together_each_get_them(tmp_path: Path) -> None:
+    assert _in_processes(3, tmp_path / "Ünïcode") == [0, 0, 0]
+    [compiled] = (tmp_path / "Ünïcode" / "sharegpt4v").iterdir()
+    size = compiled.stat().st_size
+    compiled.write_bytes(b"not a library")
+    assert _in_processes(1, tmp_path / "Ünïcode") == [0]
+    assert compiled.stat().st_size == size
+
+
+@needs_compiler
+def test_a_folder_that_others_can_write_is_not_trusted(own_cache: Path) -> None:
+    own_cache.mkdir()
+    own_cache.chmod(0o777)
+    assert load_attend_live(_cache(), 2, torch.float32)  # from a temporary folder
+    assert not list(own_cache.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("compiler", "why"),
+    [
+        ("", "there is no C\\+\\+ compiler here"),
+        ("false", "false does not compile the kernels: no message"),
+        ("/nonexistent/g++", "does not compile the kernels"),
+    ],
+)
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems never compile")
+def test_without_a_compiler_pytorch_computes_and_the_log_says_why(
+    compiler: str,
+    why: str,
+    own_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("CXX", compiler)
+    monkeypatch.setenv("PATH", os.environ["PATH"] if compiler else "")
+    with caplog.at_level(logging.INFO):
+        assert load_attend_live(_cache(), 2, torch.float32) is None
+    assert isinstance(load_kernels(_cache(), 2, torch.float32), TorchKernels)
+    [first, *_] = caplog.messages
+    assert "PyTorch's own calls" in first
+    pytest.raises(cpu_kernels._NotHere, cpu_kernels._library, 32).match(why)
