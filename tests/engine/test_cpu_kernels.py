@@ -47,7 +47,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     """Gives this test a folder of its own for compiled kernels."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     cpu_kernels._library.cache_clear()
-    yield tmp_path / "sharegpt4v"
+    yield tmp_path / "sharegpt4v" / "kernels"
     cpu_kernels._library.cache_clear()
 
 
@@ -155,7 +155,7 @@ def _in_processes(count: int, cache_home: Path) -> list[int]:
 @needs_compiler
 def test_processes_that_start_together_each_get_them(tmp_path: Path) -> None:
     assert _in_processes(3, tmp_path / "Ünïcode") == [0, 0, 0]
-    [compiled] = (tmp_path / "Ünïcode" / "sharegpt4v").iterdir()
+    [compiled] = (tmp_path / "Ünïcode" / "sharegpt4v" / "kernels").iterdir()
     size = compiled.stat().st_size
     compiled.write_bytes(b"not a library")
     assert _in_processes(1, tmp_path / "Ünïcode") == [0]
@@ -164,7 +164,7 @@ def test_processes_that_start_together_each_get_them(tmp_path: Path) -> None:
 
 @needs_compiler
 def test_a_folder_that_others_can_write_is_not_trusted(own_cache: Path) -> None:
-    own_cache.mkdir()
+    own_cache.mkdir(parents=True)
     own_cache.chmod(0o777)
     assert load_attend_live(_cache(), 2, torch.float32)  # from a temporary folder
     assert not list(own_cache.iterdir())

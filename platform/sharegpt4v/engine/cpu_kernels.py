@@ -182,7 +182,7 @@ def _folder() -> Iterator[Path]:
 def _cache_folder() -> Path:
     """Returns a folder that this user alone can write: what is in it is executed. Raises OSError."""
     given = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    folder = (given if given.is_absolute() else Path.home() / ".cache") / "sharegpt4v"
+    folder = (given if given.is_absolute() else Path.home() / ".cache") / "sharegpt4v" / "kernels"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     state = folder.stat()
     if state.st_uid != os.getuid() or state.st_mode & 0o022 or not os.access(folder, os.W_OK):
