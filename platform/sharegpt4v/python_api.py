@@ -21,6 +21,7 @@ from sharegpt4v.dialogue import Request as EngineRequest
 from sharegpt4v.engine.build import EngineSpec, build_engine
 from sharegpt4v.engine.dtype import Dtype, resolve_dtype
 from sharegpt4v.engine.handle import Handle
+from sharegpt4v.engine.memory import use_huge_pages
 from sharegpt4v.engine.openmp import limit_spinning
 from sharegpt4v.errors import Rejected, UserError
 from sharegpt4v.images import ImageReader, prepare, prepare_image
@@ -67,6 +68,7 @@ class _Model:
         card = read_card(str(model), toy=cls._toy)
         threads = threads or len(os.sched_getaffinity(0))
         limit_spinning(threads)
+        use_huge_pages()
         import torch
 
         use_gpu = torch.cuda.is_available() if device == "auto" else device == "cuda"

@@ -1,12 +1,17 @@
-"""Free memory within control groups of both versions; files as the kernel has them."""
+"""Free memory within control groups of both versions, with files as the kernel has them, and huge pages."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from sharegpt4v.engine import memory
+from sharegpt4v.engine.memory import use_huge_pages
 from sharegpt4v.engine.slots import free_bytes
+from tests.commands import environment
 
 GB = 2**30
 
@@ -87,3 +92,25 @@ def test_a_group_over_its_limit_has_nothing_free(machine: Path) -> None:
 
 def test_this_machine_has_memory_free() -> None:
     assert 0 < free_bytes(torch.device("cpu")) < 2**50
+
+
+def test_huge_pages_are_asked_for_unless_the_user_has_decided(monkeypatch: pytest.MonkeyPatch) -> None:
+    for given, expected in (("0", "0"), (None, "1")):
+        monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", given or "")
+        if given is None:
+            monkeypatch.delenv("THP_MEM_ALLOC_ENABLE")
+        use_huge_pages()
+        assert os.environ["THP_MEM_ALLOC_ENABLE"] == expected
+
+
+def test_an_engine_asks_for_them_before_torch_is_there() -> None:
+    code = (
+        "import os, sys\n"
+        "from sharegpt4v.engine import build\n"
+        "assert 'torch' not in sys.modules and 'THP_MEM_ALLOC_ENABLE' not in os.environ\n"
+        "build.build_engine(build.EngineSpec('fake', 'fake@0')).close()\n"
+        "print(os.environ['THP_MEM_ALLOC_ENABLE'])"
+    )
+    env = {name: value for name, value in environment().items() if name != "THP_MEM_ALLOC_ENABLE"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.stdout.strip() == "1", done.stderr

@@ -13,6 +13,7 @@ from sharegpt4v.dialogue import EngineName, Turn
 from sharegpt4v.engine.dtype import Dtype
 from sharegpt4v.engine.fake import FakeEngine, FakeOptions
 from sharegpt4v.engine.handle import Engine
+from sharegpt4v.engine.memory import use_huge_pages
 from sharegpt4v.engine.openmp import limit_spinning
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ class EngineSpec:
 
 def build_engine(spec: EngineSpec) -> Engine:
     """Loads the weights and starts the engine's thread."""
-    limit_spinning(spec.threads)  # before a builder imports torch
+    limit_spinning(spec.threads)  # both before a builder imports torch
+    use_huge_pages()
     return ENGINES[spec.kind](spec)
 
 

@@ -42,6 +42,15 @@ float exponential(float x) {
 
 constexpr int BLOCK = 8;  // positions computed together: a query or a sum is read once for all of them
 
+// Asks for the memory that the block after the next ones reads: a slot's part is too short for the processor to
+// find out by itself. It may lie beyond the end, where asking has no effect.
+template <typename T>
+void ask_ahead(const T* from) {
+  constexpr int AHEAD = 1024, LINE = 64;
+  const char* const memory = reinterpret_cast<const char*>(from) + AHEAD;
+  for (size_t byte = 0; byte < BLOCK * WIDTH * sizeof(T); byte += LINE) __builtin_prefetch(memory + byte);
+}
+
 template <typename T, int COUNT>
 void score(const float* query, const T* keys, float* scores) {
   float sums[COUNT] = {};
@@ -66,8 +75,10 @@ void attend(const T* query, const T* keys, const T* values, int64_t live, T* out
   float asked[WIDTH], sums[WIDTH] = {};
   for (int i = 0; i < WIDTH; i++) asked[i] = widened(query[i]) * scale;
   int64_t position = 0;
-  for (; position + BLOCK <= live; position += BLOCK)
+  for (; position + BLOCK <= live; position += BLOCK) {
+    ask_ahead(keys + position * WIDTH);
     score<T, BLOCK>(asked, keys + position * WIDTH, scores + position);
+  }
   for (; position < live; position++) score<T, 1>(asked, keys + position * WIDTH, scores + position);
   float best = scores[0], total = 0.0f;
   for (int64_t i = 1; i < live; i++) best = scores[i] > best ? scores[i] : best;
@@ -75,8 +86,10 @@ void attend(const T* query, const T* keys, const T* values, int64_t live, T* out
     scores[i] = exponential(scores[i] - best);
     total += scores[i];
   }
-  for (position = 0; position + BLOCK <= live; position += BLOCK)
+  for (position = 0; position + BLOCK <= live; position += BLOCK) {
+    ask_ahead(values + position * WIDTH);
     mix<T, BLOCK>(scores + position, values + position * WIDTH, sums);
+  }
   for (; position < live; position++) mix<T, 1>(scores + position, values + position * WIDTH, sums);
   for (int i = 0; i < WIDTH; i++) store(sums[i] / total, out[i]);
 }
