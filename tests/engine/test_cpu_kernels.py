@@ -132,6 +132,21 @@ def test_an_engine_computes_with_them() -> None:
 
 
 @needs_compiler
+def test_kernels_that_compute_something_else_are_not_used(
+    own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    wrong = tmp_path / "cpu_kernels.cpp"
+    source = cpu_kernels._SOURCE.read_text()
+    assert source.count("scores[i] - best") == 1 and source.count("angle_cos[half + i] +") == 1
+    source = source.replace("scores[i] - best", "scores[i] - best - 1.0f * (i & 1)")
+    wrong.write_text(source.replace("other * angle_cos[half + i] +", "other * angle_cos[half + i] -"))
+    monkeypatch.setattr(cpu_kernels, "_SOURCE", wrong)
+    assert load_attend_live(_cache(), 2, torch.float32) is None
+    assert isinstance(load_kernels(_cache(), 2, torch.float32), TorchKernels)
+    assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
+
+
+@needs_compiler
 def test_they_are_compiled_once(own_cache: Path) -> None:
     assert load_attend_live(_cache(), 2, torch.float32)
     [compiled] = own_cache.iterdir()

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from sharegpt4v.atomic import publish
 from sharegpt4v.engine.gpu_kernels import AttendLive, check_against_mask, check_kernels
+from sharegpt4v.engine.handle import one_line
 from sharegpt4v.engine.llama import Heads, Kernels, Places, TorchKernels
 from sharegpt4v.engine.slots import SlotCache
 
@@ -52,8 +53,8 @@ class _NotHere(RuntimeError):
 def load_attend_live(cache: SlotCache, heads: int, dtype: torch.dtype) -> AttendLive | None:
     """Returns the attention of a decode step, None where there is none for this machine or dtype.
 
-    cache: on a CPU and empty; its first slot is used and cleared. heads: number of query heads. dtype: the
-    model's. Raises AssertionError if its result is not PyTorch's.
+    Nor where its result is not PyTorch's: the log then says so. cache: on a CPU and empty; its first slot is
+    used and cleared. heads: number of query heads. dtype: the model's.
     """
     library = _library_for(cache, dtype)
     if library is None:
@@ -71,22 +72,37 @@ def load_attend_live(cache: SlotCache, heads: int, dtype: torch.dtype) -> Attend
         _call(function, (query, keys, values, positions.contiguous(), out), sizes)
         return out
 
-    check_against_mask(attend_live, cache, heads, dtype)
+    try:
+        check_against_mask(attend_live, cache, heads, dtype)
+    except AssertionError as error:
+        _warn(error)
+        return None
     return attend_live
 
 
 def load_kernels(cache: SlotCache, heads: int, dtype: torch.dtype) -> Kernels:
     """Returns the small operations of this module, PyTorch's where there are none for this machine or dtype.
 
-    cache: on a CPU and empty; its first slot is used and cleared. heads: number of query heads. dtype: the
-    model's. Raises AssertionError if their results are not PyTorch's.
+    Also where their results are not PyTorch's: the log then says so. cache: on a CPU and empty; its first
+    slot is used and cleared. heads: number of query heads. dtype: the model's.
     """
     library = _library_for(cache, dtype)
     if library is None:
         return TorchKernels()
     kernels = _CompiledKernels(library, dtype)
-    check_kernels(kernels, cache, heads, dtype)
+    try:
+        check_kernels(kernels, cache, heads, dtype)
+    except AssertionError as error:
+        _warn(error)
+        return TorchKernels()
     return kernels
+
+
+def _warn(error: AssertionError) -> None:
+    log.warning(
+        "what the compiler here made of the kernels computes something else than PyTorch (%s): not used",
+        one_line(error)[:300],
+    )
 
 
 class _CompiledKernels:
