@@ -188,7 +188,7 @@ def check_memory(device: str) -> None:
         capture = CudaCapture(torch.device(device))
         for _ in range(4):
             kept.append(capture(work))
-        print("capture without memory: was not refused")
+        raise AssertionError("a capture without memory was not refused")
     except torch.OutOfMemoryError:
         print("capture without memory: OutOfMemoryError, as wanted")
     del held, capture

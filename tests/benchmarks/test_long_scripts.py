@@ -37,3 +37,11 @@ def test_the_first_step_is_timed_without_a_compiler() -> None:
         assert re.search(
             rf"^{side}: first step after [\d.]+ s \(rounds [\d.]+\), target \d+ s$", said, re.MULTILINE
         )
+
+
+def test_serving_is_measured_with_a_model() -> None:
+    flags = ("--step", "--overload", "0", "--models", "toy", "--threads", "1", "--rounds", "1")
+    said = printed("-m", "benchmarks.serve", *flags)
+    for side in ("one process", "Ray, answering itself", "bare engine"):
+        found = re.search(rf"^{side} .* (\d+) tokens/s, (\d+) an answer", said, re.MULTILINE)
+        assert found and int(found[1]) > 0 and 20 < int(found[2]) <= 128

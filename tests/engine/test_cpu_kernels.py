@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -206,6 +207,5 @@ def test_without_a_compiler_pytorch_computes_and_the_log_says_why(
     with caplog.at_level(logging.INFO):
         assert load_attend_live(_cache(), 2, torch.float32) is None
     assert isinstance(load_kernels(_cache(), 2, torch.float32), TorchKernels)
-    [first, *_] = caplog.messages
-    assert "PyTorch's own calls" in first
-    pytest.raises(cpu_kernels._NotHere, cpu_kernels._library, 32).match(why)
+    [message] = caplog.messages  # of one attempt
+    assert re.search(f"PyTorch's own calls, which takes longer: .*{why}", message)

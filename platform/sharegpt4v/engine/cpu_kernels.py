@@ -26,7 +26,7 @@ from torch import Tensor
 from sharegpt4v.atomic import publish
 from sharegpt4v.engine.gpu_kernels import AttendLive, check_against_mask, check_kernels
 from sharegpt4v.engine.handle import one_line
-from sharegpt4v.engine.llama import Heads, Kernels, Places, TorchKernels
+from sharegpt4v.engine.llama import Heads, Kernels, Places, TorchKernels, split_heads
 from sharegpt4v.engine.slots import SlotCache
 
 log = logging.getLogger(__name__)
@@ -120,7 +120,7 @@ class _CompiledKernels:
         """Adds in place."""
         hidden, delta = hidden.contiguous(), None if delta is None else delta.contiguous()
         normed = torch.empty_like(hidden)
-        _call(self._add_norm, (hidden, delta, norm, normed), hidden.shape, ctypes.c_float(eps))
+        _call(self._add_norm, (hidden, delta, norm.to(hidden), normed), hidden.shape, ctypes.c_float(eps))
         return hidden, normed
 
     def rotate_store(
@@ -128,11 +128,11 @@ class _CompiledKernels:
     ) -> Heads:
         """Rotates in place: the heads are views of qkv."""
         _, kept, context, width = keys.shape
-        heads = qkv.view(len(qkv), -1, width)
-        asking = heads.shape[1] - 2 * kept
+        heads = split_heads(qkv, kept, width)
+        asking = heads.query.shape[1]
         angles = (cos.contiguous(), sin.contiguous(), places.slots.contiguous(), places.cells.contiguous())
         _call(self._rotate_store, (qkv, *angles, keys, values), (len(qkv), asking, kept, width, context))
-        return Heads(heads[:, :asking], heads[:, asking:-kept], heads[:, -kept:])
+        return heads
 
     def gate(self, gate_up: Tensor) -> Tensor:
         rows, width = gate_up.shape[0], gate_up.shape[1] // 2
@@ -158,16 +158,21 @@ def _library_for(cache: SlotCache, dtype: torch.dtype) -> ctypes.CDLL | None:
     """Returns the kernels if they can be had and know this dtype, of the model and in the slots."""
     if not cache.keys or dtype not in _DTYPES or cache.keys[0].dtype != dtype:
         return None
+    return _library(cache.keys[0].shape[3])
+
+
+@cache
+def _library(width: int) -> ctypes.CDLL | None:
+    """Loads the kernels for a width of heads; None, and logs why, where they cannot be had."""
     try:
-        return _library(cache.keys[0].shape[3])
+        return _load(width)
     except _NotHere as error:
         log.info("a decode step goes through PyTorch's own calls, which takes longer: %s", error)
         return None
 
 
-@cache
-def _library(width: int) -> ctypes.CDLL:
-    """Loads the kernels for a width of heads, compiled before or now. Raises _NotHere."""
+def _load(width: int) -> ctypes.CDLL:
+    """Loads the kernels, compiled before or now. Raises _NotHere."""
     if sys.platform != "linux":
         raise _NotHere(f"the kernels are not built for {sys.platform}")
     _share_openmp()
@@ -221,7 +226,7 @@ def _fingerprint() -> str:
 
 def _share_openmp() -> None:
     """Gives the kernels the OpenMP library of PyTorch. A second one's threads would spin beside PyTorch's."""
-    for line in Path("/proc/self/maps").read_text().splitlines():
+    for line in Path("/proc/self/maps").read_text(errors="surrogateescape").splitlines():
         path = line.rpartition(" ")[2]
         if Path(path).name.startswith(("libgomp", "libiomp", "libomp")):
             ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
@@ -243,7 +248,11 @@ def _compile(target: Path, width: int) -> None:
         ):
             try:
                 done = subprocess.run(
-                    [*compiler.split(), *words], capture_output=True, text=True, timeout=_SECONDS
+                    [*compiler.split(), *words],
+                    capture_output=True,
+                    text=True,
+                    errors="replace",
+                    timeout=_SECONDS,
                 )
             except (OSError, subprocess.TimeoutExpired) as error:
                 raise _NotHere(f"{compiler} does not compile the kernels ({error})") from None

@@ -232,6 +232,20 @@ class Handle:
                 self._waiters.remove(waiter)
 
 
+class Running(Protocol):
+    """A request in its slot, as a scheduler needs it."""
+
+    handle: Handle
+    tokens: list[int]  # generated so far
+
+    @property
+    def position(self) -> int:
+        """The position of the last token in the slot."""
+
+    def take(self, token: int) -> Completion | None:
+        """Appends a token. Returns the answer once it is complete; raises when the request is at fault."""
+
+
 class Engine(Protocol):
     """The interface that pipelines and servers may rely on.
 

@@ -27,6 +27,12 @@ class Heads(NamedTuple):
     values: Tensor
 
 
+def split_heads(qkv: Tensor, kept: int, width: int) -> Heads:
+    """Returns views of qkv (N, heads x width), of which `kept` heads are keys and as many values."""
+    heads = qkv.view(len(qkv), -1, width)
+    return Heads(heads[:, : -2 * kept], heads[:, -2 * kept : -kept], heads[:, -kept:])
+
+
 class Places(NamedTuple):
     """Where N tokens go, (N,) int64 each: position in the dialogue, slot, and position in the slot."""
 

@@ -11,10 +11,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import replace
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from sharegpt4v.dialogue import Completion, Request
-from sharegpt4v.engine.handle import EngineBusy, EngineClosed, EngineError, Handle, as_engine_error
+from sharegpt4v.engine.handle import EngineBusy, EngineClosed, EngineError, Handle, Running, as_engine_error
 from sharegpt4v.engine.intake import Intake
 from sharegpt4v.engine.stats import EngineStats, Latencies, Seconds
 from sharegpt4v.engine.trials import Trials
@@ -28,20 +28,6 @@ _GROUP_SECONDS = 0.2
 """How long requests wait at most for others to begin with while slots are free."""
 
 _DRAIN_POLL_SECONDS = 0.01
-
-
-class Running(Protocol):
-    """A request in its slot."""
-
-    handle: Handle
-    tokens: list[int]  # generated so far
-
-    @property
-    def position(self) -> int:
-        """The position of the last token in the slot."""
-
-    def take(self, token: int) -> Completion | None:
-        """Appends a token. Returns the answer once it is complete; raises when the request is at fault."""
 
 
 R = TypeVar("R", bound=Running)
@@ -59,7 +45,7 @@ class Scheduler(Generic[R]):
     whether no single request is at fault for an error. max_queue: most requests that wait. pauses: whether
     steps compute only the requests in `live`, so that suspects are tried while the others pause; otherwise
     they are tried once nothing else runs. released: called with each slot that a request leaves. step_rows:
-    returns how many slots a step computes whose last live one is the n-th, n by default.
+    how many slots a step computes when the last live one is the n-th; n by default.
     """
 
     def __init__(

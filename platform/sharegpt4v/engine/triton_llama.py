@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sharegpt4v.engine.llama import Heads, Places
+from sharegpt4v.engine.llama import Heads, Places, split_heads
 
 _COLUMNS = 1024
 """Columns of the gate that a program computes."""
@@ -42,8 +42,8 @@ class TritonKernels:
     ) -> Heads:
         """Rotates in place: the heads are views of qkv."""
         _, kept, context, width = keys.shape
-        heads = qkv.view(len(qkv), -1, width)
-        asking = heads.shape[1] - 2 * kept
+        heads = split_heads(qkv, kept, width)
+        asking = heads.query.shape[1]
         _rotate_store[(len(qkv), 3)](
             qkv,
             cos,
@@ -60,7 +60,7 @@ class TritonKernels:
             HALF_BLOCK=triton.next_power_of_2(width // 2),
             num_warps=4,
         )
-        return Heads(heads[:, :asking], heads[:, asking:-kept], heads[:, -kept:])
+        return heads
 
     def gate(self, gate_up: Tensor) -> Tensor:
         rows, width = gate_up.shape[0], gate_up.shape[1] // 2
