@@ -146,10 +146,10 @@ def watch_sampling(monkeypatch: pytest.MonkeyPatch, look: Look) -> None:
             return super().greedy(logits, index, alive)
 
     class WatchedDecoder(Decoder):
-        def step(self, positions: Mapping[int, int]) -> torch.Tensor:
+        def _tell_alive(self, slots: Mapping[int, object]) -> None:
             assert isinstance(self._sampler, Watched)
-            self._sampler.live = set(positions)
-            return super().step(positions)
+            self._sampler.live = set(slots)
+            super()._tell_alive(slots)
 
     monkeypatch.setattr("sharegpt4v.engine.torch_engine.TokenSampler", Watched)
     monkeypatch.setattr("sharegpt4v.engine.torch_engine.Decoder", WatchedDecoder)

@@ -1,12 +1,5 @@
-"""The compiled kernels of a CPU against PyTorch's operations, and machines that cannot compile them."""
+"""The compiled kernels of a CPU against PyTorch's operations."""
 
-import logging
-import os
-import re
-import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,35 +14,10 @@ from sharegpt4v.engine.decoder import Decoder
 from sharegpt4v.engine.llama import Kernels, Llama, Places, TorchKernels
 from sharegpt4v.engine.sampling import TokenSampler
 from sharegpt4v.engine.slots import SlotCache
-from tests.commands import REPOSITORY, environment
+from tests.engine.compiling import needs_compiler, small_cache
 
 CPU = torch.device("cpu")
-needs_compiler = pytest.mark.skipif(
-    sys.platform != "linux" or not shutil.which("g++"), reason="there is no g++ here"
-)
 TIGHT = {torch.float32: 2e-6, torch.bfloat16: 2e-2}
-
-
-def _cache(
-    heads: int = 2, kept: int = 2, width: int = 32, dtype: torch.dtype = torch.float32, slots: int = 5
-) -> SlotCache:
-    config = LlamaConfig(
-        hidden_size=heads * width,
-        num_attention_heads=heads,
-        num_key_value_heads=kept,
-        num_hidden_layers=1,
-        vocab_size=8,
-    )
-    return SlotCache(config, slots, 48, dtype, CPU)
-
-
-@pytest.fixture
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Gives this test a folder of its own for compiled kernels."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    cpu_kernels._library.cache_clear()
-    yield tmp_path / "sharegpt4v" / "kernels"
-    cpu_kernels._library.cache_clear()
 
 
 @needs_compiler
@@ -58,7 +26,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 def test_each_slot_attends_to_its_own_positions(
     heads: int, kept: int, width: int, dtype: torch.dtype
 ) -> None:
-    cache = _cache(heads, kept, width, dtype)
+    cache = small_cache(heads, kept, width, dtype)
     attend_live = load_attend_live(cache, heads, dtype)
     assert attend_live is not None
     keys, values = cache.keys[0].normal_(), cache.values[0].normal_()
@@ -79,7 +47,7 @@ def test_each_slot_attends_to_its_own_positions(
 
 @needs_compiler
 def test_what_is_no_number_spoils_its_own_slot_alone() -> None:
-    cache = _cache()
+    cache = small_cache()
     attend_live = load_attend_live(cache, 2, torch.float32)
     assert attend_live is not None
     keys, values = cache.keys[0].normal_(), cache.values[0].normal_()
@@ -110,7 +78,7 @@ def _small_operations(kernels: Kernels, dtype: torch.dtype, cache: SlotCache) ->
 @needs_compiler
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_small_operations_are_those_of_pytorch(dtype: torch.dtype) -> None:
-    ours, theirs = (_cache(4, 2, 32, dtype) for _ in range(2))
+    ours, theirs = (small_cache(4, 2, 32, dtype) for _ in range(2))
     kernels = load_kernels(ours, 4, dtype)
     assert not isinstance(kernels, TorchKernels)
     pairs = zip(
@@ -142,70 +110,6 @@ def test_kernels_that_compute_something_else_are_not_used(
     source = source.replace("scores[i] - best", "scores[i] - best - 1.0f * (i & 1)")
     wrong.write_text(source.replace("other * angle_cos[half + i] +", "other * angle_cos[half + i] -"))
     monkeypatch.setattr(cpu_kernels, "_SOURCE", wrong)
-    assert load_attend_live(_cache(), 2, torch.float32) is None
-    assert isinstance(load_kernels(_cache(), 2, torch.float32), TorchKernels)
+    assert load_attend_live(small_cache(), 2, torch.float32) is None
+    assert isinstance(load_kernels(small_cache(), 2, torch.float32), TorchKernels)
     assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
-
-
-@needs_compiler
-def test_they_are_compiled_once(own_cache: Path) -> None:
-    assert load_attend_live(_cache(), 2, torch.float32)
-    [compiled] = own_cache.iterdir()
-    before = compiled.stat().st_mtime_ns
-    cpu_kernels._library.cache_clear()
-    assert load_attend_live(_cache(), 2, torch.bfloat16) is None  # float32 in the slots
-    assert load_attend_live(_cache(dtype=torch.bfloat16), 2, torch.bfloat16)
-    assert compiled.stat().st_mtime_ns == before
-
-
-def _in_processes(count: int, cache_home: Path) -> list[int]:
-    code = "from sharegpt4v.engine import cpu_kernels; print(cpu_kernels._library(48).attend_float32)"
-    env = environment() | {"XDG_CACHE_HOME": str(cache_home)}
-    started = [
-        subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.DEVNULL, cwd=REPOSITORY)
-        for _ in range(count)
-    ]
-    return [process.wait(120) for process in started]
-
-
-@needs_compiler
-def test_processes_that_start_together_each_get_them(tmp_path: Path) -> None:
-    assert _in_processes(3, tmp_path / "Ünïcode") == [0, 0, 0]
-    [compiled] = (tmp_path / "Ünïcode" / "sharegpt4v" / "kernels").iterdir()
-    size = compiled.stat().st_size
-    compiled.write_bytes(b"not a library")
-    assert _in_processes(1, tmp_path / "Ünïcode") == [0]
-    assert compiled.stat().st_size == size
-
-
-@needs_compiler
-def test_a_folder_that_others_can_write_is_not_trusted(own_cache: Path) -> None:
-    own_cache.mkdir(parents=True)
-    own_cache.chmod(0o777)
-    assert load_attend_live(_cache(), 2, torch.float32)  # from a temporary folder
-    assert not list(own_cache.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("compiler", "why"),
-    [
-        ("", "there is no C\\+\\+ compiler here"),
-        ("false", "false does not compile the kernels: no message"),
-        ("/nonexistent/g++", "does not compile the kernels"),
-    ],
-)
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems never compile")
-def test_without_a_compiler_pytorch_computes_and_the_log_says_why(
-    compiler: str,
-    why: str,
-    own_cache: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    monkeypatch.setenv("CXX", compiler)
-    monkeypatch.setenv("PATH", os.environ["PATH"] if compiler else "")
-    with caplog.at_level(logging.INFO):
-        assert load_attend_live(_cache(), 2, torch.float32) is None
-    assert isinstance(load_kernels(_cache(), 2, torch.float32), TorchKernels)
-    [message] = caplog.messages  # of one attempt
-    assert re.search(f"PyTorch's own calls, which takes longer: .*{why}", message)

@@ -95,6 +95,36 @@ def test_a_prompt_in_parts_has_the_logits_of_the_whole() -> None:
     torch.testing.assert_close(alike, expected[[2, 2]])
 
 
+@torch.inference_mode()
+def test_a_step_and_a_prefill_in_one_pass_are_both() -> None:
+    torch.manual_seed(0)
+    config = toy_lmm_config().text_config
+    model = LlamaForCausalLM(config).eval()
+    prompts = [torch.randn(length, config.hidden_size) for length in (70, 5, 33, 20)]
+    drawn = SamplingParams(temperature=1.0, repetition_penalty=1.3)
+    found = []
+    for apart in (False, True):
+        sampler = TokenSampler(6, config.vocab_size, [2], CPU)
+        sampler.admit(3, drawn, seed=1)
+        decoder = Decoder(Llama(model), sampler, 6, 128, torch.float32, CPU)
+        assert decoder.joins
+        decoder.prefill([(Span(1, 0, 70), prompts[0]), (Span(3, 0, 5), prompts[1])])
+        decoder.begin([1, 3], torch.tensor([[7, 8], [1, 1]]), [70, 5])
+        parts: list[torch.Tensor] = []
+        for step, spans in enumerate(([Span(0, 0, 33), Span(4, 0, 9)], [Span(4, 9, 20)], [])):
+            fresh = [(span, prompts[2 if span.slot == 0 else 3][span.start : span.end]) for span in spans]
+            positions = {1: 70 + step, 3: 5 + step}
+            if apart and fresh:
+                behind = decoder.prefill(fresh)
+                picks = decoder.step(positions)
+            else:
+                picks, behind = decoder.step_and_prefill(positions, fresh)
+            parts += [picks[:, [1, 3]].clone(), decoder.logits[[1, 3]].clone(), *([behind] if fresh else [])]
+        found.append(parts + [tensor[:, :, :70] for tensor in decoder.cache.keys])
+    for joined, alone in zip(*found, strict=True):
+        torch.testing.assert_close(joined, alone)
+
+
 def test_weights_of_joined_projections_are_held_once_and_stay_in_the_model() -> None:
     config = toy_lmm_config().text_config
     model = LlamaForCausalLM(config).eval()

@@ -82,19 +82,24 @@ class Decoder:
 
     def prefill(self, prompts: Sequence[tuple[Span, Tensor]]) -> Tensor:
         """Prefills embeddings (T, D) into their spans. Returns the logits after each span: (n, V)."""
-        spans = [span for span, _ in prompts]
-        ends = send([len(span) for span in spans], self._device).cumsum(0) - 1
-        return self._llama.logits(self._run(spans, torch.cat([part for _, part in prompts]), ends))
+        spans, hidden = [span for span, _ in prompts], torch.cat([part for _, part in prompts])
+        return self._llama.logits(self._run(hidden, *self._of_spans(spans), self._ends(spans)))
 
-    def _run(self, spans: Sequence[Span], hidden: Tensor, keep: Tensor | None) -> Tensor:
-        """Runs the layers over the packed embeddings of spans; keep: the rows that are wanted."""
+    def _run(self, hidden: Tensor, places: Places, attend: Attend, keep: Tensor | None = None) -> Tensor:
+        return self._llama.run(hidden, places, self.cache, attend, self._kernels, keep)
+
+    def _ends(self, spans: Sequence[Span]) -> Tensor:
+        """Returns the row of each span's last token in the packed ones."""
+        return send([len(span) for span in spans], self._device).cumsum(0) - 1
+
+    def _of_spans(self, spans: Sequence[Span]) -> tuple[Places, Attend]:
+        """Returns where the packed tokens of spans go, and their attention."""
         positions = [position for span in spans for position in range(span.start, span.end)]
         slots = [span.slot for span in spans for _ in range(len(span))]
         stored = [span.stored for span in spans for _ in range(len(span))]
         cells = [cell if kept else self._unused for cell, kept in zip(positions, stored, strict=True)]
         places = Places(*send([positions, slots, cells], self._device, torch.long))
-        attend = PrefillAttention(self.cache, spans, self._dtype, self._device)
-        return self._llama.run(hidden, places, self.cache, attend, self._kernels, keep)
+        return places, PrefillAttention(self.cache, spans, self._dtype, self._device)
 
     def score(self, slot: int, start: int, options: Sequence[Tensor]) -> list[Tensor]:
         """Computes logits (T, V) after each token of several continuations, embedded (T, D), of one slot.
@@ -102,7 +107,7 @@ class Decoder:
         The slot holds `start` tokens, which all share; nothing is stored.
         """
         spans = [Span(slot, start, start + len(option), stored=False) for option in options]
-        hidden = self._run(spans, torch.cat(list(options)), None)
+        hidden = self._run(torch.cat(list(options)), *self._of_spans(spans))
         lengths = [len(span) for span in spans]
         return list(torch.split(self._llama.logits(hidden), lengths))
 
@@ -125,29 +130,61 @@ class Decoder:
         were numbers. `logits` holds what they were chosen from.
         """
         rows = max(positions) + 1
-        if positions.keys() != self._told:
-            alive = torch.zeros(len(self._alive), dtype=torch.long)
-            alive[list(positions)] = 1
-            self._alive.copy_(send(alive, self._device))
-            self._told = set(positions)
-        if self._graphs is not None:
-            self._graphs.run(rows, max(positions.values()) + 1)
-        else:
-            lengths = [positions.get(slot, 0) + 1 for slot in range(rows)]
-            self._step(rows, max(lengths), lengths)
+        if self._graphs is None:
+            return self.step_and_prefill(positions, ())[0]
+        self._tell_alive(positions)
+        self._graphs.run(rows, max(positions.values()) + 1)
         self._sampler.draw(self.logits, self._picks[0], {slot: slot for slot in positions})
         return self._picks[:, :rows]
 
-    def _step(self, rows: int, live: int, lengths: Sequence[int] | None = None) -> None:
-        """Computes a step of the first `rows` slots from and into tensors that stay; may be captured."""
+    @property
+    def joins(self) -> bool:
+        """Whether a step and a prefill may be one pass over the weights: not where steps are captured."""
+        return self._device.type == "cpu" and self._graphs is None
+
+    def step_and_prefill(
+        self, positions: Mapping[int, int], prompts: Sequence[tuple[Span, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
+        """Computes what `step` and `prefill` do in one pass, and returns what both return."""
+        self._tell_alive(positions)
+        rows = max(positions) + 1
+        lengths = [positions.get(slot, 0) + 1 for slot in range(rows)]
+        behind = self._step(rows, max(lengths), lengths, prompts)
+        self._sampler.draw(self.logits, self._picks[0], {slot: slot for slot in positions})
+        return self._picks[:, :rows], behind
+
+    def _tell_alive(self, slots: Mapping[int, object]) -> None:
+        if slots.keys() != self._told:
+            alive = torch.zeros(len(self._alive), dtype=torch.long)
+            alive[list(slots)] = 1
+            self._alive.copy_(send(alive, self._device))
+            self._told = set(slots)
+
+    def _step(
+        self,
+        rows: int,
+        live: int,
+        lengths: Sequence[int] | None = None,
+        prompts: Sequence[tuple[Span, Tensor]] = (),
+    ) -> Tensor:
+        """Computes a step of the first `rows` slots from and into tensors that stay; may be captured.
+
+        Returns the logits behind the prompts that are prefilled with it.
+        """
         index, ids, alive = self._index[:rows], self._picks[0, :rows], self._alive[:rows]
         # A slot that is not alive is free, or its request pauses: it reads one cell and keeps its state.
         positions = self._positions[:rows] * alive
         self._sampler.mark(index, ids)
         places = Places(positions, index, torch.where(alive > 0, positions, self._unused))
         attend = self._attention(positions, live, lengths)
-        hidden = self._llama.run(self._llama.embed(ids), places, self.cache, attend, self._kernels)
-        logits = self._llama.logits(hidden)
+        hidden, keep = self._llama.embed(ids), None
+        if prompts:
+            spans = [span for span, _ in prompts]
+            theirs, prefill = self._of_spans(spans)
+            hidden = torch.cat([hidden, *(part for _, part in prompts)])
+            places = Places(*map(torch.cat, zip(places, theirs, strict=True)))
+            attend, keep = _joined(attend, rows, prefill), torch.cat([index, self._ends(spans) + rows])
+        logits, behind = self._llama.logits(self._run(hidden, places, attend, keep)).tensor_split([rows])
         if lengths is None:
             self.raw_logits[:rows].copy_(logits)
         else:
@@ -159,6 +196,7 @@ class Decoder:
             self.logits = logits
         self._picks[0, :rows], self._picks[1, :rows] = torch.where(alive > 0, tokens, ids), numeric
         self._positions[:rows].add_(alive)
+        return behind
 
     def _attention(self, positions: Tensor, live: int, lengths: Sequence[int] | None) -> Attend:
         cache = self.cache
@@ -177,3 +215,15 @@ def _over_slots(attend: Callable[[int, Tensor], Tensor]) -> Attend:
         return attend(layer, heads.query[:, :, None]).flatten(1)
 
     return attend_heads
+
+
+def _joined(attend: Attend, rows: int, attend_rest: Attend) -> Attend:
+    """Returns the attention of a step of `rows` slots with other tokens behind them."""
+
+    def attend_both(layer: int, heads: Heads, only_last: bool) -> Tensor:
+        first, rest = (
+            Heads(*parts) for parts in ((part[:rows] for part in heads), (part[rows:] for part in heads))
+        )
+        return torch.cat([attend(layer, first, only_last), attend_rest(layer, rest, only_last)])
+
+    return attend_both

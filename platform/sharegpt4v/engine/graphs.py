@@ -14,7 +14,7 @@ import torch
 _LEAST_ROWS, _LIVE_STEP = 8, 256
 """Slots are rounded up to powers of two from 8 on, live positions to multiples of 256, to keep graphs few."""
 
-Step = Callable[[int, int], None]
+Step = Callable[[int, int], object]
 """Number of slots, live positions; computes from and into tensors that stay."""
 
 

@@ -47,6 +47,15 @@ class InFlight:
         for request in requests.values():
             request.in_flight += 1
 
+    def share(self, step: "InFlight", part: float) -> None:
+        """Divides the seconds of a step, just fetched on a CPU, that was one pass with this prefill.
+
+        part: that of the prefill, 0 to 1.
+        """
+        mine = step.seconds * part
+        step.seconds -= mine
+        self._began = time.perf_counter() - (step._began - self._began) - mine
+
     def tokens(self) -> Iterator[tuple[int, RunningRequest, int, bool, TokenLogprob | None]]:
         """Waits for the copies.
 

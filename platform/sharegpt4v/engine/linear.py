@@ -1,18 +1,20 @@
-"""Linear layers of one or several projections of the same input; on CPUs as oneDNN computes them best.
+"""Linear layers of one or several projections of the same input; on CPUs in the order that is read fastest.
 
 torch.nn.functional.linear leaves float32 to MKL, which reads a matrix as it is stored: with the matrix packed
-oneDNN took 0.75 to 0.4 of the time for 64 to 8 tokens on an AMD CPU. In bfloat16 it took half of that, and
-torch.nn.functional.linear packs the matrix at every call.
+oneDNN took 0.75 to 0.4 of the time for 64 to 8 tokens on an AMD CPU, and cpu_linear.py less than that where
+it can be had. In bfloat16 oneDNN took half of that, and torch.nn.functional.linear packs the matrix at every
+call.
 """
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sharegpt4v.engine.cpu_linear import Panels, load_linear
 from sharegpt4v.engine.memory import free_memory
 from sharegpt4v.errors import UserError
 
@@ -22,18 +24,16 @@ LEAST_PACKED = 500_000
 
 @dataclass(slots=True)
 class Linear:
-    """Matrix (outputs, inputs) and bias; packed: a copy of the matrix in oneDNN's own order."""
+    """Matrix (outputs, inputs) and bias; packed: computes with copies of them in another order."""
 
     weight: Tensor
     bias: Tensor | None
-    packed: Tensor | None = None
+    packed: Callable[[Tensor], Tensor] | None = None
 
     def __call__(self, inputs: Tensor) -> Tensor:
+        """Computes (N, outputs) from (N, inputs)."""
         if self.packed is not None:
-            product: Tensor = torch.ops.mkldnn._linear_pointwise(
-                inputs, self.packed, self.bias, "none", [], ""
-            )
-            return product
+            return self.packed(inputs)
         return F.linear(inputs, self.weight, self.bias)
 
 
@@ -74,7 +74,19 @@ def pack(layers: Sequence[Linear]) -> None:
         return
     with torch.inference_mode():
         for layer in large:
-            layer.packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight)
+            layer.packed = _packed(layer.weight, layer.bias)
+
+
+def _packed(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+    if weight.dtype == torch.float32 and (function := load_linear()) is not None:
+        return Panels(function, weight, bias)
+    matrix = torch.ops.mkldnn._reorder_linear_weight(weight)
+
+    def product(inputs: Tensor) -> Tensor:
+        found: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, matrix, bias, "none", [], "")
+        return found
+
+    return product
 
 
 def _can_pack(weight: Tensor) -> bool:

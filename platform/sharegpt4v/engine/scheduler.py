@@ -169,6 +169,11 @@ class Scheduler(Generic[R]):
         self.running[slot] = running
 
     @property
+    def has_suspects(self) -> bool:
+        """Whether requests are tried that shared work which failed."""
+        return bool(self._trials)
+
+    @property
     def live(self) -> dict[int, R]:
         """The requests that the next step computes, by slot: those on trial, otherwise all that run."""
         if not self._trials:

@@ -1,10 +1,12 @@
 """The torch engine: continuous batching over slots of a static key-value cache.
 
 Requests wait in a queue. As slots become free, prompts are prefilled into them, a bounded number of tokens at
-a time; after each such part one decode step gives every live slot its next token. A slot whose answer ends is
+a time; with each such part one decode step gives every live slot its next token. A slot whose answer ends is
 refilled while the others continue, so that a short caption never waits for a long one.
 
-On a GPU the host is one step behind: it starts a step, and takes the tokens of the one before meanwhile.
+On a CPU such a part and a step are one pass over the weights, which a small step spends its time on. On a GPU
+steps are captured without prompts, and the host is one step behind: it starts a step, and takes the tokens of
+the one before meanwhile.
 """
 
 import gc
@@ -17,7 +19,7 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from sharegpt4v.dialogue import TokenLogprob, Turn, sampling_seed
+from sharegpt4v.dialogue import Request, TokenLogprob, Turn, sampling_seed
 from sharegpt4v.engine.decoder import Decoder, prefill_bytes
 from sharegpt4v.engine.failures import concerns_all, is_out_of_memory
 from sharegpt4v.engine.graphs import rounded_rows
@@ -25,6 +27,7 @@ from sharegpt4v.engine.handle import EngineError
 from sharegpt4v.engine.in_flight import InFlight
 from sharegpt4v.engine.llama import Llama
 from sharegpt4v.engine.options import choose_option, option_ids, score_options
+from sharegpt4v.engine.prefill_attention import Span
 from sharegpt4v.engine.prefilling import Prompt
 from sharegpt4v.engine.prompt_feed import PromptFeed
 from sharegpt4v.engine.running_request import RunningRequest, answer_limit
@@ -35,6 +38,7 @@ from sharegpt4v.engine.slots import bytes_per_slot, free_bytes, padded_context, 
 from sharegpt4v.engine.token_bytes import TokenBytes
 from sharegpt4v.engine.worker import run_until_closed, start_thread
 from sharegpt4v.models.adapter import Adapter
+from sharegpt4v.models.send import send
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +98,8 @@ class TorchEngine(ScheduledEngine):
         self.adapter = adapter
         self._budget = budget
         self._in_flight: deque[InFlight] = deque()
+        self._joined: dict[int, RunningRequest] = {}  # of the step that is one pass with a prefill
+        self._apart = False  # whether the next round computes the two alone
         self._late = 1 if adapter.device.type == "cuda" else 0
         self.image_size = adapter.image_size
         self.context = context
@@ -138,18 +144,21 @@ class TorchEngine(ScheduledEngine):
             run_until_closed(self._scheduler, self._step)
 
     def _step(self) -> None:
-        """Prefills a part of the requests that may begin, then decodes one token for every live slot."""
+        """Prefills a part of the requests that may begin, and decodes one token for every live slot."""
         self._at_fault: Collection[int] = ()
         try:
             self._decoder.prepare()
             self._scheduler.receive()
-            self._prefill_some()
-            if self._scheduler.has_gaps:
-                self._take_tokens(0)
-                for source, target in self._scheduler.compact_slots():
-                    self._decoder.move(source, target, self._scheduler.running[target].position)
-                    self._sampler.move(source, target)
-            self._decode_step()
+            began = InFlight("prefill", self.adapter.device)
+            chunk = self._next_chunk()
+            live = self._live() if chunk and self._may_join else {}
+            if live:
+                self._step_and_prefill(live, began, chunk)
+            else:
+                self._prefill(began, chunk)
+                self._close_gaps()
+                self._decode_step()
+            self._apart = False
             return
         except Exception as error:
             if not is_out_of_memory(error):
@@ -166,6 +175,11 @@ class TorchEngine(ScheduledEngine):
         if concerns_all(error):
             raise error
         self._take_tokens(0)
+        if self._joined:
+            log.warning("a step with a prefill failed: each is computed alone", exc_info=error)
+            self._set_back(self._joined)
+            self._joined, self._apart = {}, True
+            return
         shared = [
             slot
             for slot in self._at_fault
@@ -177,21 +191,58 @@ class TorchEngine(ScheduledEngine):
             return
         self._scheduler.suspect(error, shared)
 
-    def _prefill_some(self) -> None:
-        """Gives slots to waiting requests, and prefills the next tokens of those that begin."""
+    # A part of the prompts
+
+    def _next_chunk(self) -> list[tuple[Span, Tensor]]:
+        """Gives slots to waiting requests, and embeds the next tokens of those that begin."""
         if not self._feed.admit(self._decoder.cache):
-            return
-        began = InFlight("prefill", self.adapter.device)
+            return []
         chunk = self._feed.next_chunk()
-        if chunk:
-            self._at_fault = [span.slot for span, _ in chunk]
-            logits = self._decoder.prefill(chunk)
-            whole = self._feed.finish(chunk)
-            rows = [row for row, (span, _) in enumerate(chunk) if span.slot in whole]
-            logits = logits if len(rows) == len(chunk) else logits[rows]
-            self._begin(*self._answer_options(whole, logits), began)
         # Counted after each part, so that a watchdog sees progress.
         self._scheduler.count(prompt_tokens=sum(len(span) for span, _ in chunk))
+        return chunk
+
+    def _prefill(self, began: InFlight, chunk: Sequence[tuple[Span, Tensor]]) -> None:
+        if chunk:
+            self._at_fault = [span.slot for span, _ in chunk]
+            self._finish_chunk(began, chunk, self._decoder.prefill(chunk))
+
+    @property
+    def _may_join(self) -> bool:
+        """Whether a step and a prefill may be one pass: not where a failure has to name one of them."""
+        return self._decoder.joins and not self._apart and not self._scheduler.has_suspects
+
+    def _step_and_prefill(
+        self, live: dict[int, RunningRequest], began: InFlight, chunk: Sequence[tuple[Span, Tensor]]
+    ) -> None:
+        """Computes a step and a prefill as one pass, and takes the tokens of both."""
+        self._joined = live
+        step = InFlight("step", self.adapter.device)
+        picks, logits = self._decoder.step_and_prefill(_positions(live), chunk)
+        self._joined = {}
+        self._at_fault = list(live)
+        self._fetch_step(step, live, picks)
+        tokens = sum(len(span) for span, _ in chunk)
+        began.share(step, tokens / (tokens + len(live)))
+        self._take_tokens(0)
+        self._at_fault = [span.slot for span, _ in chunk]
+        self._finish_chunk(began, chunk, logits)
+
+    def _set_back(self, live: Mapping[int, RunningRequest]) -> None:
+        """Sets the device's state of requests to the tokens that they have taken."""
+        for slot, request in live.items():
+            self._set_sampling(slot, request.handle.request, request.tokens)
+        picks = send(
+            [[request.tokens[-1] for request in live.values()], [1] * len(live)], self.adapter.device
+        )
+        self._decoder.begin(list(live), picks, list(_positions(live).values()))
+
+    def _finish_chunk(self, began: InFlight, chunk: Sequence[tuple[Span, Tensor]], logits: Tensor) -> None:
+        """Begins the answers of prompts that are wholly in their slots now. logits: (n, V) behind spans."""
+        whole = self._feed.finish(chunk)
+        rows = [row for row, (span, _) in enumerate(chunk) if span.slot in whole]
+        logits = logits if len(rows) == len(chunk) else logits[rows]
+        self._begin(*self._answer_options(whole, logits), began)
 
     def _answer_options(self, prompts: dict[int, Prompt], logits: Tensor) -> tuple[dict[int, Prompt], Tensor]:
         """Finishes the requests that choose among options; returns the others and their logits."""
@@ -230,9 +281,8 @@ class TorchEngine(ScheduledEngine):
         self._take_tokens(self._late)
 
     def _place(self, slot: int, prompt: Prompt) -> RunningRequest:
-        adapter, request, sampling = self.adapter, prompt.handle.request, prompt.handle.request.sampling
-        seed = sampling_seed(request.id, 0) if sampling.seed is None else sampling.seed
-        self._sampler.admit(slot, sampling, seed, prompt.generated)
+        adapter, request = self.adapter, prompt.handle.request
+        self._set_sampling(slot, request, prompt.generated)
         running = self._scheduler.interrupted(prompt.handle)
         if running is None:
             limit = answer_limit(request, prompt.done, self.context)
@@ -248,18 +298,41 @@ class TorchEngine(ScheduledEngine):
         self._scheduler.place(slot, running)
         return running
 
+    def _set_sampling(self, slot: int, request: Request, tokens: Sequence[int]) -> None:
+        """Sets how a slot's tokens are chosen. tokens: those that the answer has."""
+        sampling = request.sampling
+        seed = sampling_seed(request.id, 0) if sampling.seed is None else sampling.seed
+        self._sampler.admit(slot, sampling, seed, tokens)
+
+    # A step
+
+    def _close_gaps(self) -> None:
+        """Moves requests into lower slots, where a step computes fewer slots then."""
+        if self._scheduler.has_gaps:
+            self._take_tokens(0)
+            for source, target in self._scheduler.compact_slots():
+                self._decoder.move(source, target, self._scheduler.running[target].position)
+                self._sampler.move(source, target)
+
+    def _live(self) -> dict[int, RunningRequest]:
+        """Returns the requests that the next step computes, by slot."""
+        return {slot: request for slot, request in self._scheduler.live.items() if request.goes_on}
+
     def _decode_step(self) -> None:
         """Starts a step of all live slots, and takes the tokens of what came before it."""
-        live = {slot: request for slot, request in self._scheduler.live.items() if request.goes_on}
+        live = self._live()
         if live:
             self._at_fault = list(live)
             step = InFlight("step", self.adapter.device)
-            picks = self._decoder.step({slot: request.position for slot, request in live.items()})
-            rows = {slot: slot for slot in live}
-            logprobs = self._sampler.logprobs(self._decoder.raw_logits, picks[0], rows)
-            step.fetch(picks, live, rows, logprobs)
-            self._in_flight.append(step)
+            self._fetch_step(step, live, self._decoder.step(_positions(live)))
         self._take_tokens(self._late if live else 0)
+
+    def _fetch_step(self, step: InFlight, live: Mapping[int, RunningRequest], picks: Tensor) -> None:
+        """Fetches the tokens that a step chose."""
+        rows = {slot: slot for slot in live}
+        logprobs = self._sampler.logprobs(self._decoder.raw_logits, picks[0], rows)
+        step.fetch(picks, live, rows, logprobs)
+        self._in_flight.append(step)
 
     def _take_tokens(self, late: int) -> None:
         """Gives requests the tokens of all prefills and steps but the last `late` ones."""
@@ -309,6 +382,7 @@ class TorchEngine(ScheduledEngine):
             )
         log.warning("out of memory with %d slots: goes on with %d", self.capacity, slots)
         self._halved = True
+        self._joined = {}
         self._in_flight.clear()
         self._feed.clear()
         self._scheduler.restart(slots, _group(slots))
@@ -318,6 +392,10 @@ class TorchEngine(ScheduledEngine):
             torch.cuda.empty_cache()
         self._open_slots(slots)
         self.capacity = slots
+
+
+def _positions(live: Mapping[int, RunningRequest]) -> dict[int, int]:
+    return {slot: request.position for slot, request in live.items()}
 
 
 def _group(slots: int) -> int:
