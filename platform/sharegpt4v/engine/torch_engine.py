@@ -35,6 +35,7 @@ from sharegpt4v.engine.sampling import TokenSampler
 from sharegpt4v.engine.scheduled import ScheduledEngine
 from sharegpt4v.engine.scheduler import Scheduler
 from sharegpt4v.engine.slots import bytes_per_slot, free_bytes, padded_context, slots_that_fit
+from sharegpt4v.engine.thread_count import ThreadCount
 from sharegpt4v.engine.token_bytes import TokenBytes
 from sharegpt4v.engine.worker import run_until_closed, start_thread
 from sharegpt4v.models.adapter import Adapter
@@ -55,7 +56,8 @@ class TorchEngine(ScheduledEngine):
     max_context: tokens of prompt and answer together that a slot holds; the model's own by default.
     threads: CPU threads to compute with, torch's own number by default. No other thread may compute with
     several: OpenMP would count more threads than cores and stop spinning, and a decode step on two cores
-    would take nearly twice as long. So load the model with torch.set_num_threads(1).
+    would take nearly twice as long. So load the model with torch.set_num_threads(1). While other processes
+    keep cores busy it computes with fewer, if that is faster.
     prefill_tokens: most prompt tokens between two decode steps, PREFILL_TOKENS by default. stored: dtype of
     keys and values in the slots, the model's by default; torch.float8_e4m3fn halves what a step reads, and
     changes answers. max_queue: most requests that wait for a slot, without limit by default.
@@ -78,9 +80,10 @@ class TorchEngine(ScheduledEngine):
         prefixes: int = 0,
     ) -> None:
         self.model = model
-        self._threads = torch.get_num_threads() if threads is None else threads
-        if self._threads < 1:
+        threads = torch.get_num_threads() if threads is None else threads
+        if threads < 1:
             raise ValueError(f"threads is {threads}: an engine computes with one at least")
+        self._threads = ThreadCount(threads)
         if min(capacity, 1 if max_context is None else max_context) < 1:
             raise ValueError(f"capacity is {capacity}, max_context {max_context}: both begin at 1")
         if prefill_tokens is not None and prefill_tokens < 1:
@@ -139,7 +142,7 @@ class TorchEngine(ScheduledEngine):
         self._sampler.release(slot)
 
     def _work(self) -> None:
-        torch.set_num_threads(self._threads)
+        torch.set_num_threads(self._threads.now)
         with torch.inference_mode():
             run_until_closed(self._scheduler, self._step)
 
@@ -149,6 +152,7 @@ class TorchEngine(ScheduledEngine):
         try:
             self._decoder.prepare()
             self._scheduler.receive()
+            start = time.perf_counter()
             began = InFlight("prefill", self.adapter.device)
             chunk = self._next_chunk()
             live = self._live() if chunk and self._may_join else {}
@@ -157,8 +161,9 @@ class TorchEngine(ScheduledEngine):
             else:
                 self._prefill(began, chunk)
                 self._close_gaps()
-                self._decode_step()
+                live = self._decode_step()
             self._apart = False
+            self._choose_threads(len(live) + _tokens(chunk), time.perf_counter() - start)
             return
         except Exception as error:
             if not is_out_of_memory(error):
@@ -166,6 +171,12 @@ class TorchEngine(ScheduledEngine):
                 return
         # Only here: inside the except block the traceback still refers to the memory to be freed.
         self._halve()
+
+    def _choose_threads(self, tokens: int, seconds: float) -> None:
+        """Sets the threads of the next pass. tokens: that this one computed on a CPU."""
+        before = self._threads.now
+        if self.adapter.device.type == "cpu" and self._threads.computed(tokens, seconds) != before:
+            torch.set_num_threads(self._threads.now)
 
     def _recover(self, error: Exception) -> None:
         """Has the requests that shared the failed work tried again in halves; the others go on.
@@ -199,7 +210,7 @@ class TorchEngine(ScheduledEngine):
             return []
         chunk = self._feed.next_chunk()
         # Counted after each part, so that a watchdog sees progress.
-        self._scheduler.count(prompt_tokens=sum(len(span) for span, _ in chunk))
+        self._scheduler.count(prompt_tokens=_tokens(chunk))
         return chunk
 
     def _prefill(self, began: InFlight, chunk: Sequence[tuple[Span, Tensor]]) -> None:
@@ -222,7 +233,7 @@ class TorchEngine(ScheduledEngine):
         self._joined = {}
         self._at_fault = list(live)
         self._fetch_step(step, live, picks)
-        tokens = sum(len(span) for span, _ in chunk)
+        tokens = _tokens(chunk)
         began.share(step, tokens / (tokens + len(live)))
         self._take_tokens(0)
         self._at_fault = [span.slot for span, _ in chunk]
@@ -318,14 +329,15 @@ class TorchEngine(ScheduledEngine):
         """Returns the requests that the next step computes, by slot."""
         return {slot: request for slot, request in self._scheduler.live.items() if request.goes_on}
 
-    def _decode_step(self) -> None:
-        """Starts a step of all live slots, and takes the tokens of what came before it."""
+    def _decode_step(self) -> dict[int, RunningRequest]:
+        """Starts a step of all live slots, which it returns, and takes the tokens of what came before it."""
         live = self._live()
         if live:
             self._at_fault = list(live)
             step = InFlight("step", self.adapter.device)
             self._fetch_step(step, live, self._decoder.step(_positions(live)))
         self._take_tokens(self._late if live else 0)
+        return live
 
     def _fetch_step(self, step: InFlight, live: Mapping[int, RunningRequest], picks: Tensor) -> None:
         """Fetches the tokens that a step chose."""
@@ -396,6 +408,10 @@ class TorchEngine(ScheduledEngine):
 
 def _positions(live: Mapping[int, RunningRequest]) -> dict[int, int]:
     return {slot: request.position for slot, request in live.items()}
+
+
+def _tokens(chunk: Sequence[tuple[Span, Tensor]]) -> int:
+    return sum(len(span) for span, _ in chunk)
 
 
 def _group(slots: int) -> int:
