@@ -75,3 +75,14 @@ def test_checks_of_a_gpu_run_on_a_cpu() -> None:
     said = printed("benchmarks/gpu_first_light.py", "--toy")
     assert said.count("relative error of logits") == 2
     assert re.search(r"^storm: 40 requests in .* 0 failed", said, re.MULTILINE)
+
+
+def test_shared_cores_and_matrices_are_measured() -> None:
+    flags = ("--requests", "6", "--slots", "4", "--busy", "0", "1", "--rounds", "1")
+    said = printed("-m", "benchmarks.shared_cores", *flags)
+    assert re.findall(r"^toy, (\d) busy processes: 2 threads [\d,]+ tokens/s", said, re.MULTILINE) == [
+        "0",
+        "1",
+    ]
+    said = printed("-m", "benchmarks.cpu_matrices", "--rows", "1", "20", "--layers", "1", "--rounds", "1")
+    assert len(re.findall(r"^\d+ rows: oneDNN [\d.]+ ms \(\d+ GFLOP/s\)", said, re.MULTILINE)) == 2

@@ -80,6 +80,11 @@ def pack(layers: Sequence[Linear]) -> None:
 def _packed(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
     if weight.dtype == torch.float32 and (function := load_linear()) is not None:
         return Panels(function, weight, bias)
+    return one_dnn(weight, bias)
+
+
+def one_dnn(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """Returns the product with a copy of the matrix in oneDNN's order."""
     matrix = torch.ops.mkldnn._reorder_linear_weight(weight)
 
     def product(inputs: Tensor) -> Tensor:
