@@ -25,7 +25,7 @@ _PANEL = 32
 """Outputs that are computed together; PANEL in cpu_linear.cpp."""
 
 
-class _Room(threading.local):
+class _Scratch(threading.local):
     """Memory that a thread uses for all its products: pages of fresh memory take long to get."""
 
     held = torch.empty(0)
@@ -36,14 +36,14 @@ class _Room(threading.local):
         return self.held
 
 
-_room = _Room()
+_scratch = _Scratch()
 
 
 class Panels:
     """A copy of a matrix (outputs, inputs), in panels of 32 outputs, and its bias."""
 
     def __init__(self, function: Callable[..., None], weight: Tensor, bias: Tensor | None) -> None:
-        """function: `load_linear`'s."""
+        """Copies the matrix. function: what `load_linear` returns."""
         self._function = function
         self._outputs, inputs = weight.shape
         beyond = -self._outputs % _PANEL
@@ -55,7 +55,7 @@ class Panels:
         """Computes (N, outputs) from (N, inputs), float32 both."""
         rows, width = inputs.shape
         out = inputs.new_empty(rows, self._outputs)
-        tensors = (inputs.contiguous(), self._panels, self._bias, _room(inputs.numel()), out)
+        tensors = (inputs.contiguous(), self._panels, self._bias, _scratch(inputs.numel()), out)
         call(self._function, tensors, (rows, width, self._outputs))
         return out
 

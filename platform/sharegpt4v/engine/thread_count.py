@@ -40,7 +40,7 @@ class ThreadCount:
     """
 
     def __init__(self, most: int, waited: Callable[[], float] = seconds_without_core) -> None:
-        """waited: returns the seconds that all threads have waited for a core so far."""
+        """Begins with `most`. waited: returns the seconds that all threads have waited for a core so far."""
         self.now = most
         self._most, self._waited = most, waited
         self._before: tuple[int, float] | None = None  # threads and rate that a trial is compared with
