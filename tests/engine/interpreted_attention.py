@@ -5,7 +5,7 @@ A program of its own, since Triton decides at its import whether it interprets.
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from sharegpt4v.engine.gpu_kernels import check_against_mask, check_kernels
 from sharegpt4v.engine.llama import Kernels, Llama
@@ -15,6 +15,7 @@ from sharegpt4v.engine.slots import SlotCache
 from sharegpt4v.engine.triton_attention import attend_live
 from sharegpt4v.engine.triton_llama import TritonKernels
 from sharegpt4v.models.toy import toy_lmm_config
+from tests.engine.compiling import small_cache
 from tests.engine.requests import SteppingDecoder
 
 CPU = torch.device("cpu")
@@ -92,15 +93,8 @@ def main() -> None:
     kernels = TritonKernels()
     check_step(kernels)
     for heads, kept, width in ((4, 4, 32), (6, 2, 16), (3, 3, 24)):
-        config = LlamaConfig(
-            hidden_size=heads * width,
-            num_attention_heads=heads,
-            num_key_value_heads=kept,
-            num_hidden_layers=1,
-            vocab_size=8,
-        )
         for dtype in (torch.float32, torch.bfloat16):
-            check_kernels(kernels, SlotCache(config, 3, 40, dtype, CPU), heads, dtype)
+            check_kernels(kernels, small_cache(heads, kept, width, dtype), heads, dtype)
     config = toy_lmm_config().text_config
     for stored in (torch.bfloat16, torch.float8_e4m3fn):
         cache = SlotCache(config, 2, 128, stored, CPU)

@@ -82,7 +82,7 @@ class ThreadCount:
         self._before, self._until_trial = None, self._pause
 
     def _other_number(self) -> int:
-        share = (self._waited() - self._waited_before) / max(self._seconds, 1e-9)
+        share = (self._waited() - self._waited_before) / self._seconds
         if share > _CONTENDED and self.now > 1:
             return self.now // 2
         return min(self._most, 2 * self.now)

@@ -4,7 +4,7 @@ Requests wait in a queue. As slots become free, prompts are prefilled into them,
 a time; with each such part one decode step gives every live slot its next token. A slot whose answer ends is
 refilled while the others continue, so that a short caption never waits for a long one.
 
-On a CPU such a part and a step are one pass over the weights, which a small step spends its time on. On a GPU
+On a CPU such a part and a step are one pass over the weights, since reading them is much of a step. On a GPU
 steps are captured without prompts, and the host is one step behind: it starts a step, and takes the tokens of
 the one before meanwhile.
 """
